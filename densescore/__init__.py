@@ -1,0 +1,1 @@
+"""Dense patch scoring."""

@@ -1,0 +1,1 @@
+"""Power mean and response maps: one operation, three ways."""
