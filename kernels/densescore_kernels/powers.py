@@ -1,0 +1,48 @@
+"""How y^k is taken, so that small scores keep their digits (no torch, no triton in it).
+
+A score of 1e-8 is an ordinary probability among 21,841 classes, and its fifth power, 1e-40, is below 2^-126 where
+float32 loses digits. So each score is first multiplied by 2^lift, which is exact; the mean of the lifted powers is
+multiplied by 2^(-lift·k) once, at the end. With lift = floor(60 / k) a term keeps all its digits down to y^k = 2^-186,
+so a mean that is itself a normal float32 number (at least 2^-126) has lost nothing to underflow: what is dropped is
+below 2^-60 of it. A mean below 2^-126 is rounded to the nearest subnormal number, and below 2^-149 it is 0, as in any
+float32. The price is at the other end: the sum of y^k over an image must stay below 2^68, which probabilities do.
+
+Whole k up to 16 is a repeated multiplication: relative error below k·2^-24, and 0^k = 0, 0^0 = 1. Any other k is
+exp2(k·log2 y): log2 0 = -inf and exp2(-inf) = 0, so y = 0 needs no case of its own.
+"""
+
+from __future__ import annotations
+
+import math
+
+from densescore_kernels.errors import DensescoreError
+
+HEADROOM = 60  # bits by which a power is lifted
+LARGEST_WHOLE = 16  # exponents up to here are repeated multiplications
+
+
+def check_exponent(k: float) -> float:
+    """Return ``k`` as a float, or raise when it is not a finite number of at least 1."""
+    if isinstance(k, bool) or not isinstance(k, int | float) or not math.isfinite(k) or k < 1:
+        raise DensescoreError(f"k: got {k!r}, expected a finite number of at least 1")
+    return float(k)
+
+
+def is_whole(exponent: float) -> bool:
+    """Whether ``exponent`` is taken by repeated multiplication.
+
+    Example:
+        >>> is_whole(5.0), is_whole(2.5), is_whole(40.0)
+        (True, False, False)
+    """
+    return exponent == int(exponent) and exponent <= LARGEST_WHOLE
+
+
+def lift(exponent: float) -> int:
+    """Bits by which a score is lifted before it is raised to ``exponent``.
+
+    Example:
+        >>> lift(5.0), lift(1.0), lift(0.0), lift(100.0)
+        (12, 60, 0, 0)
+    """
+    return int(HEADROOM / exponent) if exponent > 0 else 0
