@@ -119,9 +119,9 @@ def _power_mean(scores: torch.Tensor, offsets: torch.Tensor | None, k: float, ba
     bounds = image_bounds(offsets, scores.shape[0])
     if choose(backend, scores) == "torch":
         return power_mean_torch.power_mean(scores, bounds, k)
-    from densescore_kernels import power_mean_triton
+    import densescore_kernels.power_mean_triton as kernels
 
-    return power_mean_triton.power_mean(scores, bounds, k)
+    return kernels.power_mean(scores, bounds, k)
 
 
 @_power_mean.register_fake
@@ -136,9 +136,9 @@ def _power_mean_backward(
     bounds = image_bounds(offsets, scores.shape[0])
     if choose(backend, scores) == "torch":
         return power_mean_torch.power_mean_backward(grad, scores, bounds, k)
-    from densescore_kernels import power_mean_triton
+    import densescore_kernels.power_mean_triton as kernels
 
-    return power_mean_triton.power_mean_backward(grad, scores, bounds, k)
+    return kernels.power_mean_backward(grad, scores, bounds, k)
 
 
 @_power_mean_backward.register_fake
@@ -166,9 +166,9 @@ def _softmax_power_mean(
     bounds = image_bounds(offsets, logits.shape[0])
     if choose(backend, logits) == "torch":
         return power_mean_torch.softmax_power_mean(logits, bounds, k, return_probabilities)
-    from densescore_kernels import power_mean_triton
+    import densescore_kernels.power_mean_triton as kernels
 
-    return power_mean_triton.softmax_power_mean(logits, bounds, k, return_probabilities)
+    return kernels.softmax_power_mean(logits, bounds, k, return_probabilities)
 
 
 @_softmax_power_mean.register_fake
@@ -193,9 +193,9 @@ def _softmax_power_mean_backward(
     bounds = image_bounds(offsets, logits.shape[0])
     if choose(backend, logits) == "torch":
         return power_mean_torch.softmax_power_mean_backward(grad, grad_probabilities, logits, bounds, k)
-    from densescore_kernels import power_mean_triton
+    import densescore_kernels.power_mean_triton as kernels
 
-    return power_mean_triton.softmax_power_mean_backward(grad, grad_probabilities, logits, bounds, k)
+    return kernels.softmax_power_mean_backward(grad, grad_probabilities, logits, bounds, k)
 
 
 @_softmax_power_mean_backward.register_fake

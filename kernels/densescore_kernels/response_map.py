@@ -131,9 +131,9 @@ def _response_map(
     chosen = None if classes is None else classes.to(scores.device)
     out = scores.new_empty(K * sum(one.height * one.width for one in grids), dtype=dtype)
     if choose(backend, scores) == "triton":
-        from densescore_kernels import response_map_triton
+        import densescore_kernels.response_map_triton as kernels
 
-        response_map_triton.response_maps(scores, grids, chosen, out)
+        kernels.response_maps(scores, grids, chosen, out)
         return out
     cell = start = 0
     for one in grids:
