@@ -48,9 +48,10 @@ def power_sums(
     first = tl.load(chunks + 4 * chunk)
     count = tl.load(chunks + 4 * chunk + 1).to(tl.int32)
     total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    at = rows[:, None] * C + cols[None, :]  # 32-bit, within a tile; the tile's own start is 64-bit and scalar
     for i in range(0, count, BLOCK_M):
         inside = (i + rows < count)[:, None] & (cols < C)[None, :]
-        y = tl.load(scores + (first + i) * C + rows[:, None] * C + cols[None, :], inside, other=0.0)
+        y = tl.load(scores + (first + i) * C + at, inside, other=0.0)
         total += power(y.to(tl.float32) * raised, exponent, times)
     tl.store(partials + chunk * C + cols, tl.sum(total, 0), cols < C)
 
@@ -81,12 +82,13 @@ def power_grads(
     image = tl.load(chunks + 4 * chunk + 2)
     share = k / tl.load(chunks + 4 * chunk + 3).to(tl.float32)
     grad = tl.load(grads + image * C + cols, cols < C, other=0.0) * share  # [BLOCK_C]
+    at = rows[:, None] * C + cols[None, :]  # 32-bit, within a tile; the tile's own start is 64-bit and scalar
     for i in range(0, count, BLOCK_M):
         inside = (i + rows < count)[:, None] & (cols < C)[None, :]
-        at = (first + i) * C + rows[:, None] * C + cols[None, :]
-        y = tl.load(scores + at, inside, other=0.0).to(tl.float32) * raised
+        start = (first + i) * C
+        y = tl.load(scores + start + at, inside, other=0.0).to(tl.float32) * raised
         slope = power(y, exponent, times) * grad[None, :] * lowered
-        tl.store(out + at, slope.to(out.dtype.element_ty), inside)
+        tl.store(out + start + at, slope.to(out.dtype.element_ty), inside)
 
 
 @triton.jit(do_not_specialize=["lowered", "units"])
@@ -109,9 +111,10 @@ def add_chunks(
     count = tl.load(images + 3 * image + 1).to(tl.int32)
     weight = lowered / tl.load(images + 3 * image + 2).to(tl.float32)
     total = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
+    at = rows[:, None] * C + cols[None, :]
     for i in range(0, count, BLOCK_N):
         inside = (i + rows < count)[:, None] & (cols < C)[None, :]
-        total += tl.load(partials + (first + i) * C + rows[:, None] * C + cols[None, :], inside, other=0.0)
+        total += tl.load(partials + (first + i) * C + at, inside, other=0.0)
     tl.store(means + image * C + cols, tl.sum(total, 0) * weight, cols < C)
 
 
@@ -144,12 +147,13 @@ def softmax_sums(
     first = tl.load(chunks + 4 * chunk)
     count = tl.load(chunks + 4 * chunk + 1).to(tl.int32)
     total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    at = rows[:, None] * C + cols[None, :]  # 32-bit, within a tile; the tile's own start is 64-bit and scalar
     for i in range(0, count, BLOCK_M):
         held = (i + rows < count)[:, None]
         inside = held & (cols < C)[None, :]
-        at = (first + i) * C + rows[:, None] * C + cols[None, :]
-        x = log2_softmax(tl.load(logits + at, inside, other=0.0), cols, C)
-        tl.store(probabilities + at, tl.exp2(x), inside & (wanted != 0))
+        start = (first + i) * C
+        x = log2_softmax(tl.load(logits + start + at, inside, other=0.0), cols, C)
+        tl.store(probabilities + start + at, tl.exp2(x), inside & (wanted != 0))
         total += tl.where(held, tl.exp2(k * x + HEADROOM), 0.0)
     tl.store(partials + chunk * C + cols, tl.sum(total, 0), cols < C)
 
@@ -179,12 +183,13 @@ def softmax_grads(
     image = tl.load(chunks + 4 * chunk + 2)
     share = k / tl.load(chunks + 4 * chunk + 3).to(tl.float32)
     grad = tl.load(grads + image * C + cols, cols < C, other=0.0) * share  # [BLOCK_C]
+    at = rows[:, None] * C + cols[None, :]  # 32-bit, within a tile; the tile's own start is 64-bit and scalar
     for i in range(0, count, BLOCK_M):
         inside = (i + rows < count)[:, None] & (cols < C)[None, :]
-        at = (first + i) * C + rows[:, None] * C + cols[None, :]
-        x = log2_softmax(tl.load(logits + at, inside, other=0.0), cols, C)
-        grad_y = tl.load(grads_y + at, inside & (given != 0), other=0.0)
+        start = (first + i) * C
+        x = log2_softmax(tl.load(logits + start + at, inside, other=0.0), cols, C)
+        grad_y = tl.load(grads_y + start + at, inside & (given != 0), other=0.0)
         y = tl.exp2(x)
         t = grad[None, :] * tl.exp2(k * x + HEADROOM) + grad_y * (y / lowered)
         slope = (t - y * tl.sum(t, 1)[:, None]) * lowered
-        tl.store(out + at, slope.to(out.dtype.element_ty), inside)
+        tl.store(out + start + at, slope.to(out.dtype.element_ty), inside)

@@ -1,9 +1,9 @@
 """The softmax kernels for rows that are longer than a tile: a loop over the classes, for a few rows at a time.
 
 The first loop finds the maximum and the sum of each row together (a running sum that is rescaled when the maximum
-grows), and brings the rows from memory; the loops after it find them in L2, since all programs that run at a time hold
-``programs · BLOCK_M · C`` logits between them: 23 MB of float32 for two programs on each of 132 multiprocessors
-and C = 21,841, or half of an H100's L2. So each logit crosses the memory bus once.
+grows), and brings the row from memory. The loops after it find the row in cache: 264 programs hold one row each, which
+is 23 MB of float32 at C = 21,841, and their running sums as much again; an H100 has 50 MB of L2. So each logit crosses
+the memory bus once, and what is touched again is touched in cache.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def long_softmax_sums(
         for j in range(0, C, BLOCK_C):
             cols = j + tl.arange(0, BLOCK_C)
             inside = held[:, None] & (cols < C)[None, :]
-            at = start + rows[:, None] * C + cols[None, :]
-            z = tl.load(logits + at, inside, other=0.0).to(tl.float32)
+            at = rows[:, None] * C + cols[None, :]
+            z = tl.load(logits + start + at, inside, other=0.0).to(tl.float32)
             x = (z - top[:, None]) * LOG2_E - log_sum[:, None]
-            tl.store(probabilities + at, tl.exp2(x), inside & (wanted != 0))
+            tl.store(probabilities + start + at, tl.exp2(x), inside & (wanted != 0))
             added = tl.sum(tl.where(inside, tl.exp2(k * x + HEADROOM), 0.0), 0)
             sums = partials + chunk * C + cols
             tl.store(sums, tl.load(sums, (cols < C) & (i > 0), other=0.0) + added, cols < C)
@@ -99,15 +99,15 @@ def long_softmax_grads(
             for j in range(0, C, BLOCK_C):
                 cols = j + tl.arange(0, BLOCK_C)
                 inside = held[:, None] & (cols < C)[None, :]
-                at = start + rows[:, None] * C + cols[None, :]
-                z = tl.load(logits + at, inside, other=float("-inf")).to(tl.float32)
+                at = rows[:, None] * C + cols[None, :]
+                z = tl.load(logits + start + at, inside, other=float("-inf")).to(tl.float32)
                 x = (z - top[:, None]) * LOG2_E - log_sum[:, None]
                 y = tl.exp2(x)
                 grad = tl.load(grads + image * C + cols, cols < C, other=0.0) * share
-                grad_y = tl.load(grads_y + at, inside & (given != 0), other=0.0)
+                grad_y = tl.load(grads_y + start + at, inside & (given != 0), other=0.0)
                 t = grad[None, :] * tl.exp2(k * x + HEADROOM) + grad_y * (y / lowered)
                 if again == 0:
                     total += tl.sum(tl.where(inside, t, 0.0), 1)
                 else:
                     slope = (t - y * total[:, None]) * lowered
-                    tl.store(out + at, slope.to(out.dtype.element_ty), inside)
+                    tl.store(out + start + at, slope.to(out.dtype.element_ty), inside)

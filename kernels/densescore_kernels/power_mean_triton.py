@@ -22,6 +22,7 @@ from densescore_kernels.power_mean_long_kernels import long_softmax_grads, long_
 from densescore_kernels.powers import HEADROOM, is_whole, lift
 
 PROGRAMS = 512  # programs of stage one that a large call aims at: about four on each multiprocessor of an H100
+LONG_PROGRAMS = 264  # for looped rows: two on each, so that the rows in hand stay in cache between the loops
 
 
 class Tile(NamedTuple):
@@ -32,13 +33,14 @@ class Tile(NamedTuple):
     warps: int
 
 
+# Every tile gives a thread 8 elements: two 128-bit loads of float32 or one of a 16-bit type. That leaves registers for
+# many threads: 1,000 of them on a multiprocessor keep 32 KB in flight, twice what 3 TB/s over 132 of them asks for.
 # Classes are independent in the power mean, so wide rows are cut into blocks of 128 classes (512 bytes of float32).
-# 2,048 elements over 128 threads: 16 each, which keeps 64 bytes a thread in flight and registers low.
-COLUMN_TILES = (Tile(64, 32, 4), Tile(16, 128, 4))
-# A softmax needs its row whole. 4,096 elements over 256 threads: 16 each.
-ROW_TILES = (Tile(128, 32, 8), Tile(16, 256, 8), Tile(4, 1024, 8), Tile(1, 4096, 8))
-LONG_TILE = Tile(4, 1024, 8)  # rows of more than 4,096 classes are looped over
-CHUNK_TILE = Tile(16, 128, 4)  # stage two
+COLUMN_TILES = (Tile(32, 32, 4), Tile(8, 128, 4))
+# A softmax needs its row whole.
+ROW_TILES = (Tile(64, 32, 8), Tile(8, 256, 8), Tile(2, 1024, 8), Tile(1, 2048, 8))
+LONG_TILE = Tile(1, 2048, 8)  # rows of more than 2,048 classes are looped over
+CHUNK_TILE = Tile(8, 128, 4)  # stage two
 
 
 def column_tile(C: int) -> Tile:
@@ -106,8 +108,9 @@ def softmax_power_mean(
     logits, (M, C) = aligned(logits), logits.shape
     tile, VEC = row_tile(C), vector(logits.dtype, C)
     kernel = softmax_sums if tile else long_softmax_sums
+    programs = PROGRAMS if tile else LONG_PROGRAMS
     tile = tile or LONG_TILE
-    at = chunks(bounds, tile.rows, PROGRAMS, logits.device)
+    at = chunks(bounds, tile.rows, programs, logits.device)
     partials = logits.new_empty(len(at.rows), C, dtype=torch.float32)
     probabilities = logits.new_empty(M if return_probabilities else 0, C, dtype=torch.float32)
     FORMS.launch(
@@ -129,8 +132,9 @@ def softmax_power_mean_backward(
     logits, grad, C = aligned(logits), aligned(grad.float()), logits.shape[1]
     tile, VEC = row_tile(C), vector(logits.dtype, C)
     kernel = softmax_grads if tile else long_softmax_grads
+    programs = PROGRAMS if tile else LONG_PROGRAMS
     tile = tile or LONG_TILE
-    at = chunks(bounds, tile.rows, PROGRAMS, logits.device)
+    at = chunks(bounds, tile.rows, programs, logits.device)
     grad_y = grad if grad_probabilities is None else aligned(grad_probabilities.float())
     out = torch.empty_like(logits)
     FORMS.launch(

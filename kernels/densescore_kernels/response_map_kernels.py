@@ -23,7 +23,7 @@ COUNT_MASK = tl.constexpr((1 << 10) - 1)
 def window_sums(
     scores: tl.tensor,  # [M, C]
     classes: tl.tensor,  # [K] int64, read when CHOSEN
-    places: tl.tensor,  # [4, V] int64: first cell, rows of cells, columns of cells, cells between two rows
+    places: tl.tensor,  # [4, V] int32: first cell, rows of cells, columns of cells, cells between two rows
     windows: tl.tensor,  # [V, width], width at least K
     V: tl.int32,
     units: tl.int32,  # C / VEC
@@ -54,7 +54,7 @@ def window_sums(
     for i in range(tall):
         for j in range(wide):
             inside = ((i < rows) & (j < cols))[:, None] & wanted[None, :]
-            at = (first + i * step + j)[:, None] * C + channel[None, :]
+            at = (first + i * step + j).to(tl.int64)[:, None] * C + channel[None, :]
             total += tl.load(scores + at, inside, other=0.0).to(tl.float32)
     at = v.to(tl.int64)[:, None] * width + k[None, :]
     tl.store(windows + at, total, (v < V)[:, None] & (k < width)[None, :])

@@ -15,7 +15,7 @@ from densescore_kernels.grid import Grid, Ints, run_starts
 from densescore_kernels.launching import NAMES, Form, Forms, aligned, vector, vectors
 from densescore_kernels.response_map_kernels import COUNT_BITS, spread, window_sums
 
-WINDOW_TILE = (16, 32)  # windows, classes: 128 bytes of float32 for each window, 4 elements a thread
+WINDOW_CLASSES = 32
 SPREAD_COLUMNS = 256
 SPREAD_CLASSES = (4, 8)  # 8 for more than 4 classes: whole 32-byte sectors of L2
 WARPS = 4
@@ -26,12 +26,17 @@ BITS = int(COUNT_BITS.value)
 class Plan(NamedTuple):
     """The tables of one call: a few hundred KB, kept on the device for the next call on images of the same sizes."""
 
-    places: torch.Tensor  # [4, V] int64: of each window
+    places: torch.Tensor  # [4, V] int32: of each window, its first cell, rows, columns, cells between two rows
     tasks: torch.Tensor  # [N, 9] int64: pixels before, H·W, W, y, rows, x, levels, first row code, first column code
     row_codes: torch.Tensor  # int64: for each run and level, its first window and the cells along y
     col_codes: torch.Tensor  # int32: for each image, level and pixel column, segment << BITS | cells along x
     tall: int  # most rows of cells in a window
     wide: int
+
+
+def window_rows(VEC: int) -> int:
+    """Windows that one program sums: so many that a thread has one 128-bit load (or 4 single ones) a cell."""
+    return WARPS * 32 * max(VEC, 4) // WINDOW_CLASSES
 
 
 def spread_classes(K: int) -> int:
@@ -52,10 +57,10 @@ def response_maps(
     V, VEC = at.places.shape[1], vector(scores.dtype, C) if classes is None else 1
     windows = scores.new_empty(V, width, dtype=torch.float32)
     FORMS.launch(
-        window_sums, (-(-V // WINDOW_TILE[0]), -(-width // WINDOW_TILE[1])),
-        scores, at.places if classes is None else aligned(classes), at.places, windows,
+        window_sums, (-(-V // window_rows(VEC)), -(-width // WINDOW_CLASSES)),
+        scores, at.tasks if classes is None else aligned(classes), at.places, windows,
         V, C // VEC, K, width, at.tall, at.wide,
-        VEC=VEC, CHOSEN=int(classes is not None), BLOCK_V=WINDOW_TILE[0], BLOCK_K=WINDOW_TILE[1],
+        VEC=VEC, CHOSEN=int(classes is not None), BLOCK_V=window_rows(VEC), BLOCK_K=WINDOW_CLASSES,
     )  # fmt: skip
     FORMS.launch(
         spread, (len(at.tasks), blocks), windows, at.tasks, at.row_codes, at.col_codes, out, K, blocks,
@@ -104,7 +109,7 @@ def plan(grids: tuple[Grid, ...], device: torch.device) -> Plan:
         rows_seen += codes.size
         cols_seen += len(levels) * grid.width
     return Plan(
-        places=torch.from_numpy(np.concatenate(places, 1)).to(device),
+        places=torch.from_numpy(np.concatenate(places, 1).astype(np.int32)).to(device),
         tasks=torch.from_numpy(np.array(tasks, dtype=np.int64)).to(device),
         row_codes=torch.from_numpy(np.concatenate(row_codes)).to(device),
         col_codes=torch.from_numpy(np.concatenate(col_codes)).to(device),
@@ -123,11 +128,10 @@ def _column_codes(segment: Ints, cells: Ints) -> np.ndarray[tuple[int], np.dtype
 
 
 def _forms() -> Iterator[Form]:
-    block_v, block_k = WINDOW_TILE
     for dtype in TRITON_DTYPES:
-        arguments = ("*" + NAMES[dtype], "*i64", "*i64", "*fp32", *["i32"] * 6)
+        arguments = ("*" + NAMES[dtype], "*i64", "*i32", "*fp32", *["i32"] * 6)
         for VEC, chosen in ((1, 0), (vectors(dtype)[1], 0), (1, 1)):
-            tile = (("VEC", VEC), ("CHOSEN", chosen), ("BLOCK_V", block_v), ("BLOCK_K", block_k))
+            tile = (("VEC", VEC), ("CHOSEN", chosen), ("BLOCK_V", window_rows(VEC)), ("BLOCK_K", WINDOW_CLASSES))
             yield Form(window_sums, arguments, tile, WARPS)
     for dtype in (torch.float32, torch.float16):
         arguments = ("*fp32", "*i64", "*i64", "*i32", "*" + NAMES[dtype], "i32", "i32")
