@@ -1,1 +1,35 @@
-"""Dense patch scoring."""
+"""Score every patch of an image at every scale in one fully convolutional pass.
+
+An implementation of Oquab, Bottou, Laptev, Sivic, "Learning and Transferring Mid-Level Image Representations using
+Convolutional Neural Networks" (CVPR 2014).
+
+Example:
+    >>> import densescore, skimage
+    >>> densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)).top(1)[0].label
+    'Egyptian cat'
+"""
+
+from importlib.metadata import version
+
+from densescore_kernels.errors import DensescoreError
+
+from densescore.engine import DenseScorer, classify
+from densescore.geometry import PAPER_SCALES, Level, Pyramid
+from densescore.image import read_image
+from densescore.scores import DenseScores, Ranked, Region
+
+__version__ = version("densescore")
+
+__all__ = [
+    "PAPER_SCALES",
+    "DenseScorer",
+    "DenseScores",
+    "DensescoreError",
+    "Level",
+    "Pyramid",
+    "Ranked",
+    "Region",
+    "__version__",
+    "classify",
+    "read_image",
+]

@@ -1,0 +1,202 @@
+"""The command line: ``densescore classify``, ``densescore heatmap``, ``densescore models``."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from densescore_kernels.errors import DensescoreError
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+from rich.table import Table
+
+import densescore
+from densescore.engine import DenseScorer
+from densescore.export import describe, export_heatmaps, list_images
+from densescore.image import read_image
+from densescore.models import MODELS
+from densescore.scores import find_label
+
+app = typer.Typer(
+    help="Score every patch of an image at every scale in one fully convolutional pass.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_out, _err = Console(), Console(stderr=True)
+
+Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)]
+Model = Annotated[str, typer.Option(help="A name that `densescore models` lists, or a trained head (.safetensors).")]
+Weights = Annotated[str, typer.Option(help="A weights file for the model, 'default', or 'random'.")]
+Scales = Annotated[str, typer.Option(help="Short side of the image over side of a patch, with commas: 1,2,4.")]
+PatchSizes = Annotated[str, typer.Option(help="Sides of the patches in image pixels, instead of --scales.")]
+K = Annotated[float, typer.Option("--k", help="Exponent of the image score, eq. (1).")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Context = Annotated[str, typer.Option(help="image: one dense pass. patch: the paper's crops (slow).")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of tables.")]
+
+
+@contextmanager
+def _readable_errors() -> Iterator[None]:
+    try:
+        yield
+    except DensescoreError as error:
+        _err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise DensescoreError(f"{option}: expected numbers with commas between, got {text!r}") from error
+
+
+def _scorer(model: str, weights: str, scales: str, patch_sizes: str, k: float, device: str, dtype: str) -> DenseScorer:
+    options: dict[str, Any] = {}
+    if scales:
+        options["scales"] = _numbers(scales, "--scales")
+    if patch_sizes:
+        options["patch_sizes"] = _numbers(patch_sizes, "--patch-sizes")
+    return DenseScorer(
+        model, weights=None if weights == "random" else weights, k=k, device=device, dtype=dtype, **options
+    )
+
+
+def _each(paths: list[Path], as_json: bool, work: Callable[[Path], None]) -> None:
+    """Do `work` on every image; one that fails is reported, and the rest go on. Exits with 1 if any failed."""
+    failed = 0
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=_err, transient=True, disable=len(paths) == 1) as progress:
+        for path in progress.track(paths, description="images"):
+            try:
+                work(path)
+            except DensescoreError as error:
+                failed += 1
+                if as_json:
+                    print(json.dumps({"image": str(path), "error": str(error)}), flush=True)
+                _err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+    if failed:
+        _err.print(f"{failed} of {len(paths)} images failed", highlight=False)
+        raise typer.Exit(1)
+
+
+@app.command()
+def classify(
+    images: Images,
+    model: Model = "lite0",
+    weights: Weights = "default",
+    top: Annotated[int, typer.Option(help="Classes to name per image.", min=1)] = 5,
+    scales: Scales = "",
+    patch_sizes: PatchSizes = "",
+    k: K = 5.0,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    context: Context = "image",
+    as_json: Json = False,
+) -> None:
+    """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
+    with _readable_errors():
+        paths = list_images(images)
+        scorer = _scorer(model, weights, scales, patch_sizes, k, device, dtype)
+
+        def work(path: Path) -> None:
+            scores = scorer.score(path, context=context)  # type: ignore[arg-type]
+            if as_json:
+                record = describe(scores, str(path))
+                record["top"] = [ranked._asdict() for ranked in scores.top(top)]
+                print(json.dumps(record), flush=True)
+                return
+            table = Table(title=str(path), title_justify="left", title_style="bold")
+            table.add_column("class")
+            table.add_column("score", justify="right")
+            table.add_column("best patch", justify="right")
+            for label, score in scores.top(top):
+                best = scores.patch_scores[:, scores.index(label)].max().item()
+                table.add_row(label, f"{score:.4f}", f"{best:.3f}")
+            _out.print(table)
+
+        _each(paths, as_json, work)
+
+
+@app.command()
+def heatmap(
+    images: Images,
+    out: Annotated[Path, typer.Option(help="Folder to write to: one folder inside per image.")] = Path("heatmaps"),
+    classes: Annotated[str, typer.Option(help="Classes to map, with commas between.")] = "",
+    top: Annotated[int, typer.Option(help="Without --classes: as many of the best.", min=1)] = 1,
+    model: Model = "lite0",
+    weights: Weights = "default",
+    scales: Scales = "",
+    patch_sizes: PatchSizes = "",
+    k: K = 5.0,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    context: Context = "image",
+    rescale: Annotated[
+        bool, typer.Option("--rescale", help="Colours from each map's own minimum to its maximum, not from 0 to 1.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write response maps: per class an overlay PNG and the raw map (npz), per image one manifest.json."""
+    with _readable_errors():
+        paths = list_images(images)
+        scorer = _scorer(model, weights, scales, patch_sizes, k, device, dtype)
+        chosen = [label.strip() for label in classes.split(",")] if classes else []
+        for label in chosen:
+            find_label(label, scorer.labels)
+        taken: dict[str, Path] = {}
+
+        def work(path: Path) -> None:
+            first = taken.setdefault(path.stem, path)
+            if first != path:
+                raise DensescoreError(f"{path}: its maps would take the place of {first}'s, {out / path.stem}")
+            folder = out / path.stem
+            if folder.exists() and not overwrite:  # before the work, not after
+                raise DensescoreError(f"{folder}: exists already; choose another --out, or --overwrite")
+            pixels = read_image(path)
+            scores = scorer.score(pixels, context=context)  # type: ignore[arg-type]
+            labels = chosen or [best.label for best in scores.top(top)]
+            value_range = None if rescale else (0.0, 1.0)
+            manifest = export_heatmaps(
+                scores, pixels, labels, folder, source=str(path), value_range=value_range, overwrite=overwrite
+            )
+            if as_json:
+                print(json.dumps({"folder": str(folder), **manifest}), flush=True)
+                return
+            for entry in manifest["classes"]:
+                peak = entry["map_maximum"]
+                _out.print(f"{folder / entry['overlay']}  {entry['label']}: map peak {peak:.3f}", soft_wrap=True)
+
+        _each(paths, as_json, work)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the named networks, with the licence and origin of their weights."""
+    if as_json:
+        for name, entry in MODELS.items():
+            fields = ("description", "licence", "origin", "mean", "std", "patch_size")
+            print(json.dumps({"name": name, **{key: getattr(entry, key) for key in fields}}))
+        return
+    table = Table("name", "network", "P", "licence of the weights", "origin")
+    for name, entry in MODELS.items():
+        table.add_row(name, entry.description, str(entry.patch_size), entry.licence, entry.origin)
+    _out.print(table)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"densescore {densescore.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Score every patch of an image at every scale in one fully convolutional pass."""

@@ -1,0 +1,270 @@
+"""The dense engine: the trunk once over each level, the head once over the cells of all levels."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from densescore_kernels.errors import DensescoreError
+from torch import Tensor, nn
+
+from densescore.convolutional import to_dense
+from densescore.geometry import DEFAULT_MAX_CELLS, PAPER_SCALES, Level, Pyramid
+from densescore.image import ImageLike, Pixels, level_pixels, read_image
+from densescore.models import load_classifier
+from densescore.models.registry import Weights
+from densescore.scores import DenseScores
+from densescore.sliding_window import crop_batches
+
+Context = Literal["image", "patch"]
+
+HEAD_BYTES = 384 * 2**20
+"""Memory that the windows and the head's outputs of one product may take; the cells per product follow from it."""
+
+CROP_BATCH = 64
+"""Crops per forward pass in ``context="patch"``."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class DenseScorer:
+    """Scores every patch of an image with one network.
+
+    Args:
+        model: a name (see ``densescore models``), the file of a trained adaptation head (``.safetensors``), or any
+            classifier module that ends in flatten → linear or global average pooling → linear; a module is copied.
+        weights: of a named model: ``"default"``, the path of a file, or None for random ones.
+        labels: C class names, instead of the model's own.
+        mean: three numbers, subtracted from pixels in [0, 1], instead of the model's own.
+        std: three numbers, divided by, instead of the model's own.
+        patch_size: P, side of the network's input in pixels, instead of the model's own.
+        scales: λ per level: the short side of the image over the side of a patch.
+        patch_sizes: sides of the patches in image pixels, instead of `scales`.
+        k: exponent of the image score, at least 1.
+        device: ``"auto"`` (a CUDA device if there is one), ``"cpu"``, ``"cuda:1"``, …
+        dtype: ``"auto"`` (the module's own; float32 for named models), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+            Probabilities are float32 whatever the dtype.
+        max_cells: most patches that one image may have. It bounds memory, which grows with the largest level.
+
+    Raises:
+        DensescoreError: an argument that does not fit, or a module that cannot slide.
+
+    Example:
+        >>> scorer = DenseScorer("lite0", scales=(1, 2))
+        >>> scores = scorer.score(torch.zeros(3, 240, 320))
+        >>> tuple(scores.patch_scores.shape), tuple(scores.boxes.shape)
+        ((92, 1000), (92, 4))
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | nn.Module = "lite0",
+        *,
+        weights: Weights = "default",
+        labels: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        patch_size: int | None = None,
+        scales: Sequence[float] = PAPER_SCALES,
+        patch_sizes: Sequence[float] | None = None,
+        k: float = 5.0,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        max_cells: int = DEFAULT_MAX_CELLS,
+    ) -> None:
+        if not (math.isfinite(k) and k >= 1):
+            raise DensescoreError(f"k must be a finite number of at least 1, got {k}")
+        classifier = load_classifier(model, weights=weights, labels=labels, mean=mean, std=std, patch_size=patch_size)
+        network = to_dense(classifier.module, classifier.patch_size)
+        if classifier.head is not None:
+            head = classifier.head
+            network.replace_classifier(head, head.fca.in_features, head.fcb.out_features)
+        self.name = classifier.name
+        self.labels = _fit_labels(classifier.labels, network.classes, given=labels is not None)
+        self.scales, self.patch_sizes = tuple(scales), None if patch_sizes is None else tuple(patch_sizes)
+        self.k, self.max_cells = float(k), max_cells
+        self.device = _find_device(device)
+        self.dtype = _find_dtype(dtype, network, self.device)
+        self.network = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        self._mean = torch.tensor(classifier.mean, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(classifier.std, device=self.device).view(1, 3, 1, 1)
+        self.pyramid(224, 224)  # scales are checked now, not at the first image
+
+    def pyramid(self, height: int, width: int) -> Pyramid:
+        """The patches that an image of this size has; rows of `score` and `features` come in its order."""
+        return Pyramid.of(
+            height,
+            width,
+            scales=self.scales,
+            patch_sizes=self.patch_sizes,
+            patch=self.network.patch,
+            stride=self.network.stride,
+            max_cells=self.max_cells,
+        )
+
+    def score(self, image: ImageLike, *, context: Context = "image") -> DenseScores:
+        """Score every patch of an image.
+
+        Args:
+            image: a path, encoded bytes, a file object, a PIL image, an array or a tensor; see `read_image`.
+            context: what a patch sees past its own border. ``"image"``: the real image (one dense pass).
+                ``"patch"``: zeros, as in the paper's crops; each patch is cut out and run on its own, in batches.
+
+        Raises:
+            DensescoreError: the image cannot be read, has too many patches, or the scores are not finite.
+        """
+        timings: dict[str, float] = {}
+        pyramid, outputs = self._run(image, context, self.network.classifier, timings)
+        probabilities = torch.softmax(outputs.float(), dim=1)  # [M, C]
+        if not torch.isfinite(probabilities).all():
+            raise DensescoreError(f"{self.name} in {self.dtype} gave scores that are not finite; try another dtype")
+        return DenseScores(probabilities, self.labels, pyramid, self.k, self.name, context, timings)
+
+    def features(self, image: ImageLike, *, context: Context = "image") -> Tensor:
+        """FC7's output, or the pooled map, of every patch: the transferable mid-level representation.
+
+        Args:
+            image: as for `score`.
+            context: as for `score`.
+
+        Returns:
+            ``[M, D]`` in the scorer's dtype, in the order of `score`'s rows.
+        """
+        return self._run(image, context, torch.nn.Identity(), {})[1].flatten(1)
+
+    def _run(
+        self, image: ImageLike, context: Context, classifier: nn.Module, timings: dict[str, float]
+    ) -> tuple[Pyramid, Tensor]:
+        """Everything but the softmax: `classifier`'s output for each patch, ``[M, …]``, as an ordinary tensor."""
+        if context not in ("image", "patch"):
+            raise DensescoreError(f"context must be 'image' or 'patch', got {context!r}")
+        clock = _Clock(self.device, timings)
+        pixels = read_image(image)
+        pyramid = self.pyramid(*pixels.shape[:2])
+        clock.lap("decode")
+        with torch.inference_mode():
+            levels = [self._tensor(pixels, pyramid, level) for level in pyramid.levels]
+            clock.lap("pyramid")
+            if context == "patch":
+                embedded = (self.network.embed_crops(crops) for crops in crop_batches(levels, pyramid, CROP_BATCH))
+                parts = [classifier(features) for features in embedded]
+                clock.lap("crops")
+            else:
+                maps = [self.network.trunk(level) for level in levels]
+                clock.lap("trunk")
+                parts = [classifier(self.network.embed(windows)) for windows in self._windows(maps, pyramid)]
+                clock.lap("head")
+        return pyramid, torch.cat(parts)  # outside inference mode: a tensor that a user may train on
+
+    def _tensor(self, pixels: Pixels, pyramid: Pyramid, level: Level) -> Tensor:
+        """A level, normalised: ``[1, 3, h, w]``, channels last."""
+        resized = torch.from_numpy(level_pixels(pixels, pyramid, level)).to(self.device)
+        tensor = resized.permute(2, 0, 1)[None].float()
+        if resized.dtype == torch.uint8:
+            tensor /= 255
+        return tensor.sub_(self._mean).div_(self._std).to(self.dtype)
+
+    def _windows(self, maps: list[Tensor], pyramid: Pyramid) -> Iterator[Tensor]:
+        """The windows of all cells of all levels in order, in as few pieces as `HEAD_BYTES` allows."""
+        network = self.network
+        # A window is held twice while pieces are joined; features, a hidden layer as wide, and logits follow.
+        numbers = 2 * math.prod(network.embed_shape) + 2 * network.feature_width + network.classes
+        most = max(1, HEAD_BYTES // (numbers * self.dtype.itemsize))
+        pieces: list[Tensor] = []
+        count = 0
+        for feature_map, level in zip(maps, pyramid.levels, strict=True):
+            for rows, cols in _blocks(level.rows, level.cols, most):
+                if count + len(rows) * len(cols) > most:
+                    yield torch.cat(pieces)
+                    pieces, count = [], 0
+                pieces.append(network.windows(feature_map, rows, cols))
+                count += len(rows) * len(cols)
+        yield torch.cat(pieces)
+
+
+class _Clock:
+    """Seconds per stage; waits for the device, whose work is queued."""
+
+    def __init__(self, device: torch.device, timings: dict[str, float]) -> None:
+        self._synchronize: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        self._timings = timings
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        self._synchronize()
+        now = time.perf_counter()
+        self._timings[stage] = now - self._last
+        self._last = now
+
+
+def classify(image: ImageLike, model: str | os.PathLike[str] = "lite0", **options: Any) -> DenseScores:
+    """Score every patch of an image with a named model; the model is loaded once per process and choice of options.
+
+    Args:
+        image: a path, encoded bytes, a file object, a PIL image, an array or a tensor.
+        model: a name, or the file of a trained adaptation head.
+        **options: those of `DenseScorer`.
+
+    Returns:
+        The scores; ``.top(5)`` ranks the classes.
+
+    Raises:
+        DensescoreError: see `DenseScorer` and `DenseScorer.score`.
+
+    Example:
+        >>> import skimage
+        >>> classify(skimage.data.chelsea(), scales=(1, 1.3)).top(1)[0].label
+        'Egyptian cat'
+    """
+    frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return _shared_scorer(os.fspath(model), **frozen).score(image)
+
+
+@lru_cache(maxsize=4)
+def _shared_scorer(model: str, **options: Any) -> DenseScorer:
+    return DenseScorer(model, **options)
+
+
+def _blocks(rows: int, cols: int, most: int) -> Iterator[tuple[range, range]]:
+    """Cut a grid, in the order of its cells, into blocks of at most `most` cells: whole rows, or parts of one row."""
+    if cols > most:
+        for row in range(rows):
+            for col in range(0, cols, most):
+                yield range(row, row + 1), range(col, min(col + most, cols))
+        return
+    step = most // cols
+    for row in range(0, rows, step):
+        yield range(row, min(row + step, rows)), range(cols)
+
+
+def _fit_labels(labels: tuple[str, ...], classes: int, given: bool) -> tuple[str, ...]:
+    if len(labels) == classes:
+        return labels
+    if given:
+        raise DensescoreError(f"labels: got {len(labels)} names for a network of {classes} classes")
+    return tuple(f"class {index}" for index in range(classes))
+
+
+def _find_device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise DensescoreError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return found
+
+
+def _find_dtype(dtype: str | torch.dtype, network: nn.Module, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return next(network.parameters()).dtype
+    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None or found not in _DTYPES.values():
+        raise DensescoreError(f"dtype must be 'auto', {', '.join(map(repr, _DTYPES))}, got {dtype!r}")
+    if found == torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise DensescoreError(f"dtype 'bfloat16' is not supported by {torch.cuda.get_device_name(device)}")
+    return found

@@ -1,0 +1,99 @@
+"""The adaptation layer of the paper, FCa and FCb, and the file that carries it to its network."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from densescore_kernels.errors import DensescoreError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from densescore.files import written_whole
+from densescore.models.weights import fill, read_metadata, read_weights
+
+BACKGROUND = "background"
+"""Label of the class of patches that show none of the others."""
+
+_FORMAT = "densescore-adaptation-1"
+
+
+class AdaptationHead(nn.Module):
+    """FCa (ReLU, dropout) and FCb: ``[N, D]`` features → ``[N, classes]`` logits; Section 3.1 of the paper.
+
+    Args:
+        features: D, width of the transferred features.
+        classes: outputs of FCb, background included.
+        width: outputs of FCa; 2048 in the paper.
+    """
+
+    def __init__(self, features: int, classes: int, width: int = 2048) -> None:
+        super().__init__()
+        self.fca = nn.Linear(features, width)
+        self.relu = nn.ReLU()
+        self.dropout = nn.Dropout(0.5)
+        self.fcb = nn.Linear(width, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[N, D]`` → ``[N, classes]``; a pooled ``[N, D, 1, 1]`` is flattened first."""
+        return self.fcb(self.dropout(self.relu(self.fca(features.flatten(1)))))
+
+
+@dataclass(frozen=True)
+class HeadFile:
+    """What a head's file carries: the layer, its labels, and the network and preprocessing it was trained on.
+
+    Attributes:
+        head: FCa and FCb.
+        labels: one per output of FCb; `BACKGROUND` among them where the head has that class.
+        backbone: name of the network whose features it takes (see ``densescore models``).
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+        patch_size: P of the backbone.
+    """
+
+    head: AdaptationHead
+    labels: tuple[str, ...]
+    backbone: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    patch_size: int
+
+
+def save_head(path: str | os.PathLike[str], file: HeadFile, *, overwrite: bool = False) -> None:
+    """Write a head to a safetensors file, whole or not at all.
+
+    Raises:
+        DensescoreError: the file exists and `overwrite` is off.
+    """
+    if len(file.labels) != file.head.fcb.out_features:
+        raise DensescoreError(f"labels: got {len(file.labels)} for {file.head.fcb.out_features} outputs of FCb")
+    description = {key: getattr(file, key) for key in ("labels", "backbone", "mean", "std", "patch_size")}
+    metadata = {"format": _FORMAT, "densescore": json.dumps(description)}
+    with written_whole(path, overwrite=overwrite) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in file.head.state_dict().items()}, temporary, metadata)
+
+
+def load_head(path: str | os.PathLike[str]) -> HeadFile:
+    """Read what `save_head` wrote.
+
+    Raises:
+        DensescoreError: not such a file, or its parts contradict each other.
+    """
+    metadata = read_metadata(path) if Path(path).is_file() else {}
+    weights = read_weights(path)
+    if metadata.get("format") != _FORMAT:
+        raise DensescoreError(f"{path}: not an adaptation head (format {metadata.get('format')!r}, not {_FORMAT!r})")
+    try:
+        description = json.loads(metadata["densescore"])
+        labels = tuple(map(str, description["labels"]))
+        width, features = weights["fca.weight"].shape
+        with torch.device("meta"):
+            head = AdaptationHead(features, len(labels), width)
+        head = head.to_empty(device="cpu")
+        fill(head, weights, str(path))
+        mean, std = (tuple(map(float, description[key])) for key in ("mean", "std"))
+        return HeadFile(head.eval(), labels, str(description["backbone"]), mean, std, int(description["patch_size"]))  # type: ignore[arg-type]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise DensescoreError(f"{path}: adaptation head without a valid {error}") from error

@@ -1,0 +1,64 @@
+"""The paper's own network: Krizhevsky, Sutskever, Hinton (NIPS 2012), on one GPU."""
+
+from torch import Tensor, nn
+
+from densescore.models.weights import fill
+
+
+class Krizhevsky(nn.Module):
+    """C1..C5 (96-256-384-384-256), FC6, FC7, FC8, as Oquab et al. (CVPR 2014) pre-trained it.
+
+    C2, C4 and C5 work in two groups; local response normalisation follows C1 and C2; pools overlap (3×3, stride 2).
+
+    Args:
+        classes: outputs of FC8.
+        width: outputs of FC6 and of FC7: 4096, or 6144 in the paper's 1,512-class network.
+        padding: of C1: 2 for 224×224 pixels, 0 for Caffe's 227×227; both give C1's 55×55 map.
+        lrn_alpha: α of ``a / (k + α Σ a²)^β``, the sum over 5 channels.
+        lrn_k: k of the same.
+
+    Shape:
+        ``[N, 3, P, P]`` normalised pixels → ``[N, classes]`` logits.
+    """
+
+    def __init__(
+        self, classes: int = 1000, width: int = 4096, padding: int = 2, lrn_alpha: float = 1e-4, lrn_k: float = 2.0
+    ) -> None:
+        super().__init__()
+
+        def lrn() -> nn.Module:
+            # torch divides alpha by the window's size, which Krizhevsky's formula does not.
+            return nn.LocalResponseNorm(5, alpha=5 * lrn_alpha, beta=0.75, k=lrn_k)
+
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 96, 11, stride=4, padding=padding), nn.ReLU(inplace=True), lrn(), nn.MaxPool2d(3, 2),  # C1
+            nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(inplace=True), lrn(), nn.MaxPool2d(3, 2),  # C2
+            nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(inplace=True),  # C3
+            nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU(inplace=True),  # C4
+            nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2),  # C5
+        )  # fmt: skip
+        self.classifier = nn.Sequential(
+            nn.Linear(256 * 6 * 6, width), nn.ReLU(inplace=True), nn.Dropout(0.5),  # FC6
+            nn.Linear(width, width), nn.ReLU(inplace=True), nn.Dropout(0.5),  # FC7
+            nn.Linear(width, classes),  # FC8
+        )  # fmt: skip
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """``[N, 3, P, P]`` → ``[N, classes]``."""
+        return self.classifier(self.features(pixels).flatten(1))
+
+
+def build(weights: dict[str, Tensor] | None, *, width: int = 4096, caffe: bool = False) -> nn.Module:
+    """The network with `weights`, whose FC8 says the number of classes, or random ones.
+
+    Args:
+        weights: by this module's names (``features.0.weight`` … ``classifier.6.bias``), or None.
+        width: of FC6 and FC7.
+        caffe: Caffe's reference variant: no padding in C1, and α divided by the window's 5, k = 1, in the LRN.
+    """
+    classes = 1000 if weights is None else len(weights.get("classifier.6.bias", range(1000)))
+    variant = {"padding": 0, "lrn_alpha": 1e-4 / 5, "lrn_k": 1.0} if caffe else {}
+    network = Krizhevsky(classes, width, **variant)  # type: ignore[arg-type]
+    if weights is not None:
+        fill(network, weights, "weights for krizhevsky")
+    return network

@@ -1,0 +1,60 @@
+"""Read weights from files, without running anything that they hold."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from densescore_kernels.errors import DensescoreError
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Tensors by name from a ``.safetensors`` file, or from a PyTorch file read with ``weights_only=True``.
+
+    Raises:
+        DensescoreError: the file is missing, broken, or holds more than tensors by name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DensescoreError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors, pickle and zip each raise their own
+        raise DensescoreError(f"{path}: cannot be read as weights: {str(error).splitlines()[0]}") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise DensescoreError(f"{path}: expected tensors by name (a state_dict), got {type(weights).__name__}")
+    return weights
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The text that a ``.safetensors`` file carries beside its tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except Exception as error:
+        raise DensescoreError(f"{path}: cannot be read as safetensors: {str(error).splitlines()[0]}") from error
+
+
+def fill(module: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
+    """Load `weights` into `module`: every tensor of one has its place, and its shape, in the other.
+
+    Raises:
+        DensescoreError: names what is missing, left over, or of another shape.
+    """
+    own = module.state_dict()
+    problems = [f"missing {name}" for name in own if name not in weights]
+    problems += [f"unexpected {name}" for name in weights if name not in own]
+    problems += [
+        f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise DensescoreError(f"{origin} does not fit {type(module).__name__}: {'; '.join(problems[:5])}{more}")
+    module.load_state_dict(weights)

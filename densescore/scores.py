@@ -1,0 +1,199 @@
+"""The result: a probability per patch and class, where the patches are, and what follows from both."""
+
+import difflib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from densescore_kernels import Grid, power_mean, response_map
+from densescore_kernels import Level as GridLevel
+from densescore_kernels.errors import DensescoreError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from densescore.files import written_whole
+from densescore.geometry import Level, Pyramid
+from densescore.models import BACKGROUND
+from densescore.models.weights import read_metadata, read_weights
+
+_FORMAT = "densescore-scores-1"
+
+
+class Ranked(NamedTuple):
+    """A class and its image score."""
+
+    label: str
+    score: float
+
+
+class Region(NamedTuple):
+    """A connected region of a response map: its box in image pixels (``x0 y0 x1 y1``) and the map's peak in it."""
+
+    box: tuple[int, int, int, int]
+    peak: float
+
+
+def find_label(label: str, labels: Sequence[str]) -> int:
+    """Index of a class among `labels`.
+
+    Raises:
+        DensescoreError: no such class; the message lists the nearest names.
+    """
+    if label not in labels:
+        near = [name for name in labels if label.lower() in name.lower()]
+        near += difflib.get_close_matches(label, labels, n=3, cutoff=0.5)
+        hint = (
+            f"did you mean {', '.join(dict.fromkeys(near[:5]))}?" if near else f"the network has {len(labels)} others"
+        )
+        raise DensescoreError(f"no class {label!r}: {hint}")
+    return labels.index(label)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseScores:
+    """Scores of every patch of one image, at every scale.
+
+    Attributes:
+        patch_scores: float32 ``[M, C]`` in [0, 1], a probability per patch and class; levels one after another, cells
+            of a level row by row.
+        labels: C class names.
+        pyramid: the geometry: image size, levels, patch and stride.
+        k: the exponent of the image score.
+        model: name of the network.
+        context: ``"image"`` (dense) or ``"patch"`` (crops).
+        timings: seconds per stage: decode, pyramid, trunk, head.
+
+    Example:
+        >>> pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
+        >>> scores = DenseScores(torch.tensor([[0.9, 0.1], [0.5, 0.5]]), ("cat", "dog"), pyramid)
+        >>> scores.top(1)[0].label
+        'cat'
+        >>> scores.response_map(["cat"])[0, 0, [0, 128, 255]]  # left patch, both, right patch
+        tensor([0.9000, 0.7000, 0.5000])
+    """
+
+    patch_scores: Tensor
+    labels: tuple[str, ...]
+    pyramid: Pyramid
+    k: float = 5.0
+    model: str = ""
+    context: str = "image"
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        expected = (len(self.pyramid), len(self.labels))
+        if tuple(self.patch_scores.shape) != expected:
+            raise DensescoreError(f"patch_scores: expected [M, C] = {expected}, got {tuple(self.patch_scores.shape)}")
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Per level: its scale, grid of cells, and ``cells``, the slice of `patch_scores` that is its own."""
+        return self.pyramid.levels
+
+    @cached_property
+    def boxes(self) -> Tensor:
+        """Every patch in image pixels, ``x0 y0 x1 y1``, not clipped to the image: float32 ``[M, 4]``."""
+        return torch.from_numpy(self.pyramid.boxes())
+
+    def image_scores(self, k: float | None = None) -> Tensor:
+        """The paper's eq. (1), ``score(c) = (1/M) Σ_i y(c | P_i)^k``: float32 ``[C]`` in [0, 1].
+
+        Args:
+            k: at least 1; the scorer's own by default. 1 is the mean; large k tends to order classes by their best
+                patch.
+        """
+        return power_mean(self.patch_scores, k=self.k if k is None else k)[0]
+
+    def top(self, n: int = 5) -> list[Ranked]:
+        """The `n` classes of the highest image scores, best first; an adapted network's background is left out."""
+        scores = self.image_scores()
+        order = torch.argsort(scores, descending=True, stable=True).tolist()
+        ranked = [Ranked(self.labels[c], scores[c].item()) for c in order if self.labels[c] != BACKGROUND]
+        return ranked[:n]
+
+    def index(self, label: str) -> int:
+        """Column of a class in `patch_scores`.
+
+        Raises:
+            DensescoreError: no such class; the message lists the nearest names.
+        """
+        return find_label(label, self.labels)
+
+    def response_map(self, labels: str | Sequence[str] | None = None) -> Tensor:
+        """At each pixel, the mean score of all patches of all scales that hold the pixel's centre.
+
+        Args:
+            labels: class names; all classes by default.
+
+        Returns:
+            float32 ``[len(labels), H, W]`` in [0, 1]: raw averages, never rescaled, so images compare.
+
+        Raises:
+            DensescoreError: no such class.
+        """
+        names = self.labels if labels is None else [labels] if isinstance(labels, str) else labels
+        pyramid = self.pyramid
+        levels = tuple(GridLevel(level.height, level.width, level.rows, level.cols) for level in pyramid.levels)
+        grid = Grid(pyramid.height, pyramid.width, pyramid.patch, pyramid.stride, levels)
+        return response_map(self.patch_scores, grid, classes=[self.index(name) for name in names])
+
+    def boxes_from_map(self, label: str, share: float = 0.5) -> list[Region]:
+        """Boxes of the connected regions where a class's response map reaches a share of its peak.
+
+        Args:
+            label: a class name.
+            share: of the map's maximum, in (0, 1].
+
+        Returns:
+            Regions, highest peak first; boxes hold whole pixels, ``x1`` and ``y1`` exclusive.
+        """
+        if not 0 < share <= 1:
+            raise DensescoreError(f"share must lie in (0, 1], got {share}")
+        values = self.response_map([label])[0].cpu().numpy()  # [H, W]
+        mask = (values >= share * values.max()).astype(np.uint8)
+        count, regions, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        found = []
+        for region in range(1, count):
+            x, y, width, height = map(int, stats[region, :4])
+            inside = values[y : y + height, x : x + width][regions[y : y + height, x : x + width] == region]
+            found.append(Region((x, y, x + width, y + height), float(inside.max())))
+        return sorted(found, key=lambda region: (-region.peak, region.box))
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write to a safetensors file, whole or not at all; `load` reads it back.
+
+        Raises:
+            DensescoreError: the file exists and `overwrite` is off.
+        """
+        description = {
+            "labels": self.labels,
+            "pyramid": asdict(self.pyramid),
+            **{name: getattr(self, name) for name in ("k", "model", "context", "timings")},
+        }
+        metadata = {"format": _FORMAT, "densescore": json.dumps(description)}
+        with written_whole(path, overwrite=overwrite) as temporary:
+            save_file({"patch_scores": self.patch_scores.cpu().contiguous()}, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "DenseScores":
+        """Read what `save` wrote.
+
+        Raises:
+            DensescoreError: not such a file.
+        """
+        tensors = read_weights(path)
+        metadata = read_metadata(path) if Path(path).suffix == ".safetensors" else {}
+        if metadata.get("format") != _FORMAT:
+            raise DensescoreError(f"{path}: not saved scores (format {metadata.get('format')!r}, not {_FORMAT!r})")
+        description = json.loads(metadata["densescore"])
+        pyramid = description.pop("pyramid")
+        levels = tuple(Level(**level) for level in pyramid.pop("levels"))
+        labels = tuple(description.pop("labels"))
+        return cls(tensors["patch_scores"], labels, Pyramid(**pyramid, levels=levels), **description)

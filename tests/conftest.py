@@ -1,0 +1,68 @@
+"""Photographs, networks and data that several tests share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from hypothesis import settings
+from numpy.typing import NDArray
+
+from densescore import DenseScorer
+
+settings.register_profile("densescore", deadline=None, max_examples=50)  # machines are shared: no time limits in tests
+settings.load_profile("densescore")
+
+DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def cat() -> NDArray[np.uint8]:
+    """A photograph of a cat's face, 300×451."""
+    return skimage.data.chelsea()
+
+
+@pytest.fixture(scope="session")
+def coffee() -> NDArray[np.uint8]:
+    """A photograph of a cup of espresso, 400×600."""
+    return skimage.data.coffee()
+
+
+@pytest.fixture(scope="session")
+def lite0() -> DenseScorer:
+    """The default model with its real weights, at the paper's scales."""
+    return DenseScorer("lite0")
+
+
+@pytest.fixture(scope="session")
+def imagenet_samples() -> Path:
+    folder = DATA / "imagenet-samples"
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder}, which the repository does not ship")
+    return folder
+
+
+class Toy(torch.nn.Module):
+    """A small network without padding: stride 4, 3×3 map on 20 pixels, so a crop gives its cell exactly."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.features = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 4, stride=2), torch.nn.ReLU(), torch.nn.Conv2d(8, 6, 5, stride=2), torch.nn.ReLU()
+        )
+        self.classifier = torch.nn.Sequential(
+            torch.nn.Linear(6 * 9, 10), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(10, classes)
+        )
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(pixels).flatten(1))
+
+
+@pytest.fixture
+def toy_scorer() -> DenseScorer:
+    return DenseScorer(Toy(), labels=("a", "b", "c"), patch_size=20, scales=(1, 1.5, 2.3))
