@@ -29,7 +29,7 @@ def softmax() -> None:
 
 
 def long_softmax() -> None:
-    check_softmax_power_mean(3, 4100, images=1, backend="triton")
+    check_softmax_power_mean(2, 2051, images=1, backend="triton")
 
 
 def maps() -> None:
@@ -57,7 +57,7 @@ MUTATIONS: list[tuple[str, Check, str, str]] = [
     ("long_softmax_sums", long_softmax, "rows[:, None] * C", "rows[:, None] * (C + 1) + 1"),
     ("long_softmax_grads", long_softmax, "(cols < C)[None, :]", "(cols < C - 1)[None, :]"),
     ("long_softmax_grads", long_softmax, "image * C + cols", "image * C + cols + 1"),
-    ("row_statistics", long_softmax, "total * tl.exp2((top - higher) * LOG2_E)", "total"),
+    ("row_statistics", long_softmax, "j + tl.arange", "j + 1 + tl.arange"),
     ("window_sums", maps, "(j < cols)", "(j <= cols)"),  # off-by-one window
     ("window_sums", maps, "(i < rows)", "(i + 1 < rows)"),
     ("window_sums", maps, "i * step", "i * (step + 1)"),
