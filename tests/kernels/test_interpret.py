@@ -31,7 +31,7 @@ pytestmark = [
 ]
 drawn = settings(max_examples=10, deadline=None, derandomize=True)
 dtypes = st.sampled_from(DTYPES)
-exponents = st.sampled_from([1.0, 2.0, 2.5, 5.0, 7.25])
+exponents = st.sampled_from([1.0, 1.03125, 2.0, 2.5, 5.0, 7.25])
 SMALL = Grid(19, 31, patch=7, stride=3, levels=(Level(17, 25, 5, 7), Level(20, 40, 6, 12)))
 
 
