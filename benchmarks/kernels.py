@@ -140,7 +140,7 @@ def gpu_cases() -> list[Case]:
         ):
             size = 4 * M * C
             inputs = itertools.cycle([torch.rand(M, C, device="cuda") for _ in range(2 + L2 // size)])
-            fused = torch.compile(plain)
+            fused: Callable[[torch.Tensor], torch.Tensor] = torch.compile(plain)
             contenders: dict[str, Call] = {
                 "triton": lambda run=operation, at=inputs: run(next(at), backend="triton"),  # type: ignore[misc]
                 "torch": lambda run=operation, at=inputs: run(next(at), backend="torch"),  # type: ignore[misc]
@@ -281,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("check", "cpu", "gpu", "floors"))
     parser.add_argument("--rounds", type=int, default=51, help="timed turns of each version")
+    parser.add_argument("--only", default="", help="time the cases whose name holds this text")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, on a CPU")
     parser.add_argument("--out", type=Path, help="where the numbers go, instead of benchmarks/results")
     chosen = parser.parse_args(arguments)
@@ -291,11 +292,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.part == "cpu":
         torch.set_num_threads(chosen.threads)
         machine = f"{platform.machine()} {_processor()}, {torch.get_num_threads()} threads"
-        return measure(cpu_cases(), chosen.rounds, chosen.out or RESULTS / "kernels-cpu.csv", machine)
+        return measure(
+            [case for case in cpu_cases() if chosen.only in case.name],
+            chosen.rounds,
+            chosen.out or RESULTS / "kernels-cpu.csv",
+            machine,
+        )
     if not torch.cuda.is_available():
         print("no CUDA device: unrun", file=sys.stderr)
         return 2
-    return measure(gpu_cases(), chosen.rounds, chosen.out or RESULTS / "kernels-gpu.csv", torch.cuda.get_device_name())
+    cases = [case for case in gpu_cases() if chosen.only in case.name]
+    return measure(cases, chosen.rounds, chosen.out or RESULTS / "kernels-gpu.csv", torch.cuda.get_device_name())
 
 
 def _processor() -> str:
