@@ -57,7 +57,8 @@ MUTATIONS: list[tuple[str, Check, str, str]] = [
     ("long_softmax_sums", long_softmax, "rows[:, None] * C", "rows[:, None] * (C + 1) + 1"),
     ("long_softmax_grads", long_softmax, "(cols < C)[None, :]", "(cols < C - 1)[None, :]"),
     ("long_softmax_grads", long_softmax, "image * C + cols", "image * C + cols + 1"),
-    ("row_statistics", long_softmax, "j + tl.arange", "j + 1 + tl.arange"),
+    ("row_statistics", long_softmax, "(cols < C)[None, :]", "(cols < C // 2)[None, :]"),
+    ("row_statistics", long_softmax, "(top - higher)", "(higher - top)"),
     ("window_sums", maps, "(j < cols)", "(j <= cols)"),  # off-by-one window
     ("window_sums", maps, "(i < rows)", "(i + 1 < rows)"),
     ("window_sums", maps, "i * step", "i * (step + 1)"),
