@@ -139,24 +139,22 @@ def gpu_cases() -> list[Case]:
             ("softmax_power_mean", softmax_power_mean, lambda z: z.float().softmax(1).pow(5).mean(0, keepdim=True)),
         ):
             size = 4 * M * C
-            inputs = itertools.cycle([torch.rand(M, C, device="cuda") for _ in range(2 + L2 // size)])
+            pool = [torch.rand(M, C, device="cuda") for _ in range(2 + L2 // size)]
             fused: Callable[[torch.Tensor], torch.Tensor] = torch.compile(plain)
             contenders: dict[str, Call] = {
-                "triton": lambda run=operation, at=inputs: run(next(at), backend="triton"),  # type: ignore[misc]
-                "torch": lambda run=operation, at=inputs: run(next(at), backend="torch"),  # type: ignore[misc]
-                "torch.compile": lambda run=fused, at=inputs: run(next(at)),  # type: ignore[misc]
+                "triton": lambda run=operation, at=itertools.cycle(pool): run(next(at), backend="triton"),  # type: ignore[misc]
+                "torch": lambda run=operation, at=itertools.cycle(pool): run(next(at), backend="torch"),  # type: ignore[misc]
+                "torch.compile": lambda run=fused, at=itertools.cycle(pool): run(next(at)),  # type: ignore[misc]
             }
             cases.append(Case(f"{name} M={M} C={C}", size, contenders))
     for height, width, C in ((375, 500, 21), (375, 500, 1000), (4000, 4000, 21)):
         grid = paper_grid(height, width)
-        inputs = itertools.cycle(
-            [torch.rand(grid.cells, C, device="cuda") for _ in range(2 + L2 // (4 * grid.cells * C))]
-        )
+        pool = [torch.rand(grid.cells, C, device="cuda") for _ in range(2 + L2 // (4 * grid.cells * C))]
         fused = torch.compile(banded_on_gpu(grid))
         contenders = {
-            "triton": lambda at=inputs, grid=grid: response_map(next(at), grid, backend="triton"),  # type: ignore[misc]
-            "torch": lambda at=inputs, grid=grid: response_map(next(at), grid, backend="torch"),  # type: ignore[misc]
-            "torch.compile": lambda at=inputs, run=fused: run(next(at)),  # type: ignore[misc]
+            "triton": lambda at=itertools.cycle(pool), grid=grid: response_map(next(at), grid, backend="triton"),  # type: ignore[misc]
+            "torch": lambda at=itertools.cycle(pool), grid=grid: response_map(next(at), grid, backend="torch"),  # type: ignore[misc]
+            "torch.compile": lambda at=itertools.cycle(pool), run=fused: run(next(at)),  # type: ignore[misc]
         }
         cases.append(Case(f"response_map {width}×{height} C={C}", 4 * C * (height * width + grid.cells), contenders))
     return cases
@@ -169,7 +167,7 @@ def banded_on_gpu(grid: Grid) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def equal(case: Case) -> bool:
-    """Whether all contenders agree; each is asked once, on the same input where inputs rotate."""
+    """Whether all contenders agree; each is asked once, and each starts its rotation at the same input."""
     answers = {name: run().double().cpu() for name, run in case.contenders.items()}
     want = next(iter(answers.values()))
     for name, got in answers.items():
