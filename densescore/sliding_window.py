@@ -4,7 +4,7 @@ The references take the *unmodified* parts of a network and loop; they share not
 but the geometry, and are meant to be read, not to be fast.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from densescore.geometry import Level, Pyramid
 Network = Callable[[Tensor], Tensor]
 
 
-def crop_batches(levels: list[Tensor], pyramid: Pyramid, batch: int) -> Iterator[Tensor]:
+def crop_batches(levels: Iterable[Tensor], pyramid: Pyramid, batch: int) -> Iterator[Tensor]:
     """Cut every patch out of the levels, in the order of the cells.
 
     Resizing the whole image and cutting equals cutting and resizing, but for the pixels that interpolation mixes
