@@ -130,6 +130,12 @@ def cpu_cases() -> list[Case]:
     return cases
 
 
+def rotating(run: Callable[..., torch.Tensor], pool: Sequence[torch.Tensor], **options: object) -> Call:
+    """A call that takes the next input of the pool each time, beginning with the first."""
+    inputs = itertools.cycle(pool)
+    return lambda: run(next(inputs), **options)
+
+
 def gpu_cases() -> list[Case]:
     """What a GPU is timed on: Triton against the torch version, and against torch.compile of plain torch."""
     cases = []
@@ -142,9 +148,9 @@ def gpu_cases() -> list[Case]:
             pool = [torch.rand(M, C, device="cuda") for _ in range(2 + L2 // size)]
             fused: Callable[[torch.Tensor], torch.Tensor] = torch.compile(plain)
             contenders: dict[str, Call] = {
-                "triton": lambda run=operation, at=itertools.cycle(pool): run(next(at), backend="triton"),  # type: ignore[misc]
-                "torch": lambda run=operation, at=itertools.cycle(pool): run(next(at), backend="torch"),  # type: ignore[misc]
-                "torch.compile": lambda run=fused, at=itertools.cycle(pool): run(next(at)),  # type: ignore[misc]
+                "triton": rotating(operation, pool, backend="triton"),
+                "torch": rotating(operation, pool, backend="torch"),
+                "torch.compile": rotating(fused, pool),
             }
             cases.append(Case(f"{name} M={M} C={C}", size, contenders))
     for height, width, C in ((375, 500, 21), (375, 500, 1000), (4000, 4000, 21)):
@@ -152,9 +158,9 @@ def gpu_cases() -> list[Case]:
         pool = [torch.rand(grid.cells, C, device="cuda") for _ in range(2 + L2 // (4 * grid.cells * C))]
         fused = torch.compile(banded_on_gpu(grid))
         contenders = {
-            "triton": lambda at=itertools.cycle(pool), grid=grid: response_map(next(at), grid, backend="triton"),  # type: ignore[misc]
-            "torch": lambda at=itertools.cycle(pool), grid=grid: response_map(next(at), grid, backend="torch"),  # type: ignore[misc]
-            "torch.compile": lambda at=itertools.cycle(pool), run=fused: run(next(at)),  # type: ignore[misc]
+            "triton": rotating(response_map, pool, grid=grid, backend="triton"),
+            "torch": rotating(response_map, pool, grid=grid, backend="torch"),
+            "torch.compile": rotating(fused, pool),
         }
         cases.append(Case(f"response_map {width}×{height} C={C}", 4 * C * (height * width + grid.cells), contenders))
     return cases
