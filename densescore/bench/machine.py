@@ -40,3 +40,12 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def peak_memory() -> int | None:
+    """Largest resident memory of this process so far, in MB (10⁶ bytes); None where Linux's /proc is not there."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024 // 10**6
