@@ -3,7 +3,7 @@
 import copy
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from densescore.convolutional import DenseNetwork
 from densescore.convolutional_form import convolutional_form
 from densescore.geometry import Pyramid
-from densescore.sliding_window import crop_batches
 
 Levels = list[Tensor]
 Run = Callable[[Tensor], Tensor]
@@ -41,10 +40,15 @@ class Subject:
     pyramid: Pyramid
     cells: Tensor
 
-    def crops(self, batch: int) -> list[Tensor]:
+    def crops(self, batch: int) -> Iterator[Tensor]:
         """The sampled patches, cut out, in batches."""
-        everything = torch.cat(list(crop_batches(self.levels, self.pyramid, 256)))
-        return list(everything[self.cells].contiguous(memory_format=torch.channels_last).split(batch))
+        views = []
+        for index in self.cells.tolist():
+            level, row, col = self.pyramid.locate(index)
+            x0, y0, x1, y1 = self.pyramid.window(level, row, col)
+            views.append(self.levels[self.pyramid.levels.index(level)][0, :, y0:y1, x0:x1])
+        for start in range(0, len(views), batch):
+            yield torch.stack(views[start : start + batch]).contiguous(memory_format=torch.channels_last)
 
     @property
     def dtype(self) -> torch.dtype:
