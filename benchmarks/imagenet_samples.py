@@ -72,6 +72,7 @@ def main(
     result = {
         "command": f"python benchmarks/imagenet_samples.py --data {data} --model {model} --crop-every {crop_every}",
         "model": model,
+        "runtime": scorer.runtime,
         "summary": summarise(rows),
         "machine": describe_machine(),
         "images": rows,
