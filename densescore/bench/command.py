@@ -111,7 +111,8 @@ def run(
     scorer = _scorer(module, classifier, scales, dtype, device, runtime)
     subject = _subject(module, classifier, scorer, pixels, crop_cells)
     outcome: dict[str, Any] = {
-        "command": " ".join(["densescore-bench", f"--model {model}", f"--dtype {dtype}", f"--classes {classes}"]),
+        "command": f"densescore-bench --model {model} --weights {weights} --classes {classes} --dtype {dtype} "
+        f"--runtime {runtime} --rounds {rounds} --crop-cells {crop_cells} --contenders {','.join(wanted)}",
         "image": [*pixels.shape[:2]],
         "patches": len(subject.pyramid),
         "cropped_patches": len(subject.cells),
