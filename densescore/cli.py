@@ -32,7 +32,7 @@ Model = Annotated[str, typer.Option(help="A name that `densescore models` lists,
 Weights = Annotated[str, typer.Option(help="A weights file for the model, 'default', or 'random'.")]
 Scales = Annotated[str, typer.Option(help="Short side of the image over side of a patch, with commas: 1,2,4.")]
 PatchSizes = Annotated[str, typer.Option(help="Sides of the patches in image pixels, instead of --scales.")]
-K = Annotated[float, typer.Option("--k", help="Exponent of the image score, eq. (1).")]
+K = Annotated[float | None, typer.Option("--k", help="Exponent of the image score, eq. (1); 5 by default.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Context = Annotated[str, typer.Option(help="image: one dense pass. patch: the paper's crops (slow).")]
@@ -55,7 +55,7 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
         raise DensescoreError(f"{option}: expected numbers with commas between, got {text!r}") from error
 
 
-def _scorer(model: str, weights: str, scales: str, patch_sizes: str, k: float, device: str, dtype: str) -> DenseScorer:
+def _scorer(model: str, weights: str, scales: str, patch_sizes: str, k: float | None, device: str, dtype: str) -> DenseScorer:
     options: dict[str, Any] = {}
     if scales:
         options["scales"] = _numbers(scales, "--scales")
@@ -92,7 +92,7 @@ def classify(
     top: Annotated[int, typer.Option(help="Classes to name per image.", min=1)] = 5,
     scales: Scales = "",
     patch_sizes: PatchSizes = "",
-    k: K = 5.0,
+    k: K = None,
     device: Device = "auto",
     dtype: DType = "auto",
     context: Context = "image",
@@ -132,7 +132,7 @@ def heatmap(
     weights: Weights = "default",
     scales: Scales = "",
     patch_sizes: PatchSizes = "",
-    k: K = 5.0,
+    k: K = None,
     device: Device = "auto",
     dtype: DType = "auto",
     context: Context = "image",

@@ -12,7 +12,7 @@ from densescore_kernels.errors import DensescoreError
 from torch import Tensor, nn
 
 from densescore.convolutional import to_dense
-from densescore.geometry import DEFAULT_MAX_CELLS, PAPER_SCALES, Level, Pyramid
+from densescore.geometry import DEFAULT_MAX_CELLS, Level, Pyramid
 from densescore.image import ImageLike, Pixels, level_pixels, read_image
 from densescore.models import load_classifier
 from densescore.models.registry import Weights
@@ -41,9 +41,10 @@ class DenseScorer:
         mean: three numbers, subtracted from pixels in [0, 1], instead of the model's own.
         std: three numbers, divided by, instead of the model's own.
         patch_size: P, side of the network's input in pixels, instead of the model's own.
-        scales: λ per level: the short side of the image over the side of a patch.
+        scales: λ per level: the short side of the image over the side of a patch. By default the paper's
+            (`PAPER_SCALES`), or those that a trained head was made for.
         patch_sizes: sides of the patches in image pixels, instead of `scales`.
-        k: exponent of the image score, at least 1.
+        k: exponent of the image score, at least 1. By default 5, or what a trained head is best with.
         device: ``"auto"`` (a CUDA device if there is one), ``"cpu"``, ``"cuda:1"``, …
         dtype: ``"auto"`` (the module's own; float32 for named models), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
             Probabilities are float32 whatever the dtype.
@@ -68,15 +69,13 @@ class DenseScorer:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         patch_size: int | None = None,
-        scales: Sequence[float] = PAPER_SCALES,
+        scales: Sequence[float] | None = None,
         patch_sizes: Sequence[float] | None = None,
-        k: float = 5.0,
+        k: float | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         max_cells: int = DEFAULT_MAX_CELLS,
     ) -> None:
-        if not (math.isfinite(k) and k >= 1):
-            raise DensescoreError(f"k must be a finite number of at least 1, got {k}")
         classifier = load_classifier(model, weights=weights, labels=labels, mean=mean, std=std, patch_size=patch_size)
         network = to_dense(classifier.module, classifier.patch_size)
         if classifier.head is not None:
@@ -84,7 +83,12 @@ class DenseScorer:
             network.replace_classifier(head, head.fca.in_features, head.fcb.out_features)
         self.name = classifier.name
         self.labels = _fit_labels(classifier.labels, network.classes, given=labels is not None)
-        self.scales, self.patch_sizes = tuple(scales), None if patch_sizes is None else tuple(patch_sizes)
+        k = classifier.k if k is None else k
+        if not (math.isfinite(k) and k >= 1):
+            raise DensescoreError(f"k must be a finite number of at least 1, got {k}")
+        self.activation = classifier.activation
+        self.scales = classifier.scales if scales is None else tuple(scales)
+        self.patch_sizes = None if patch_sizes is None else tuple(patch_sizes)
         self.k, self.max_cells = float(k), max_cells
         self.device = _find_device(device)
         self.dtype = _find_dtype(dtype, network, self.device)
@@ -118,7 +122,7 @@ class DenseScorer:
         """
         timings: dict[str, float] = {}
         pyramid, outputs = self._run(image, context, self.network.classifier, timings)
-        probabilities = torch.softmax(outputs.float(), dim=1)  # [M, C]
+        probabilities = outputs.float().sigmoid() if self.activation == "sigmoid" else outputs.float().softmax(1)
         if not torch.isfinite(probabilities).all():
             raise DensescoreError(f"{self.name} in {self.dtype} gave scores that are not finite; try another dtype")
         return DenseScores(probabilities, self.labels, pyramid, self.k, self.name, context, timings)
