@@ -1,8 +1,7 @@
 """The command line: ``densescore classify``, ``densescore heatmap``, ``densescore models``."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +12,13 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 import densescore
+from densescore.cli_common import err
 from densescore.engine import DenseScorer
 from densescore.export import describe, export_heatmaps, list_images
 from densescore.image import read_image
 from densescore.models import MODELS
 from densescore.scores import find_label
+from densescore.transfer_cli import app as transfer_app
 
 app = typer.Typer(
     help="Score every patch of an image at every scale in one fully convolutional pass.",
@@ -25,7 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_out, _err = Console(), Console(stderr=True)
+app.add_typer(transfer_app)
+_out = Console()
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)]
 Model = Annotated[str, typer.Option(help="A name that `densescore models` lists, or a trained head (.safetensors).")]
@@ -39,15 +41,6 @@ Context = Annotated[str, typer.Option(help="image: one dense pass. patch: the pa
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of tables.")]
 
 
-@contextmanager
-def _readable_errors() -> Iterator[None]:
-    try:
-        yield
-    except DensescoreError as error:
-        _err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
-
-
 def _numbers(text: str, option: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
@@ -55,7 +48,9 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
         raise DensescoreError(f"{option}: expected numbers with commas between, got {text!r}") from error
 
 
-def _scorer(model: str, weights: str, scales: str, patch_sizes: str, k: float | None, device: str, dtype: str) -> DenseScorer:
+def _scorer(
+    model: str, weights: str, scales: str, patch_sizes: str, k: float | None, device: str, dtype: str
+) -> DenseScorer:
     options: dict[str, Any] = {}
     if scales:
         options["scales"] = _numbers(scales, "--scales")
@@ -70,7 +65,7 @@ def _each(paths: list[Path], as_json: bool, work: Callable[[Path], None]) -> Non
     """Do `work` on every image; one that fails is reported, and the rest go on. Exits with 1 if any failed."""
     failed = 0
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=_err, transient=True, disable=len(paths) == 1) as progress:
+    with Progress(*columns, console=err, transient=True, disable=len(paths) == 1) as progress:
         for path in progress.track(paths, description="images"):
             try:
                 work(path)
@@ -78,9 +73,9 @@ def _each(paths: list[Path], as_json: bool, work: Callable[[Path], None]) -> Non
                 failed += 1
                 if as_json:
                     print(json.dumps({"image": str(path), "error": str(error)}), flush=True)
-                _err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+                err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
     if failed:
-        _err.print(f"{failed} of {len(paths)} images failed", highlight=False)
+        err.print(f"{failed} of {len(paths)} images failed", highlight=False)
         raise typer.Exit(1)
 
 
@@ -99,7 +94,7 @@ def classify(
     as_json: Json = False,
 ) -> None:
     """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
-    with _readable_errors():
+    with readable_errors():
         paths = list_images(images)
         scorer = _scorer(model, weights, scales, patch_sizes, k, device, dtype)
 
@@ -143,7 +138,7 @@ def heatmap(
     as_json: Json = False,
 ) -> None:
     """Write response maps: per class an overlay PNG and the raw map (npz), per image one manifest.json."""
-    with _readable_errors():
+    with readable_errors():
         paths = list_images(images)
         scorer = _scorer(model, weights, scales, patch_sizes, k, device, dtype)
         chosen = [label.strip() for label in classes.split(",")] if classes else []

@@ -122,6 +122,22 @@ class DenseScorer:
         """
         timings: dict[str, float] = {}
         pyramid, outputs = self._run(image, context, self.network.classifier, timings)
+        return self._scores(outputs, pyramid, context, timings)
+
+    def score_features(self, features: Tensor, height: int, width: int, *, context: Context = "image") -> DenseScores:
+        """Score patches whose features are known: what is left of `score` after `features`.
+
+        Args:
+            features: ``[M, D]``, of any float dtype, as `features` gave them for an image of this size.
+            height: of the image in pixels.
+            width: of the image in pixels.
+            context: with which the features were made.
+        """
+        with torch.inference_mode():
+            outputs = self.network.classifier(features.to(self.device, self.dtype))
+        return self._scores(outputs, self.pyramid(height, width), context, {})
+
+    def _scores(self, outputs: Tensor, pyramid: Pyramid, context: Context, timings: dict[str, float]) -> DenseScores:
         probabilities = outputs.float().sigmoid() if self.activation == "sigmoid" else outputs.float().softmax(1)
         if not torch.isfinite(probabilities).all():
             raise DensescoreError(f"{self.name} in {self.dtype} gave scores that are not finite; try another dtype")

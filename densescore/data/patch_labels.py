@@ -91,18 +91,15 @@ def label_patches(
     shared, positive = _positives(patches, boxes, rule)
     usable = positive if difficult is None else positive & ~difficult
     conflict = {"touch": shared > 0, "part": _parts(patches, boxes, shared, rule)}.get(rule.overlap, positive)
-    # The object itself is among those that conflict, so what is asked is whether there are others.
-    conflict = conflict | positive  # [M, B]
+    conflict = conflict | positive  # [M, B]; a box that meets the rule overlaps by any reading
     labels = np.full(len(patches), AMBIGUOUS, np.int64)
     labels[~(shared > 0).any(1)] = count
     if len(boxes) == 0:
         return labels
-    owner = classes[np.argmax(np.where(usable, shared, -1.0), axis=1)]  # [M], of the usable box with the largest share
-    if rule.overlap == "class":
-        alone = ~(conflict & (classes != owner[:, None])).any(1)
-    else:
-        alone = conflict.sum(1) == 1
-    chosen = usable.any(1) & alone
+    chooser = np.argmax(np.where(usable, shared, -1.0), axis=1)  # [M], the usable box that shares the largest area
+    owner = classes[chooser]
+    rivals = classes != owner[:, None] if rule.overlap == "class" else np.arange(len(boxes)) != chooser[:, None]
+    chosen = usable.any(1) & ~(conflict & rivals).any(1)  # [M]
     labels[chosen] = owner[chosen]
     return labels
 

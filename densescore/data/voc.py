@@ -1,6 +1,6 @@
 """PASCAL VOC's layout: ``JPEGImages``, ``Annotations/*.xml``, ``ImageSets/Main/<set>.txt`` and ``<class>_<set>.txt``.
 
-torchvision's ``VOCDetection`` stops at the first problem and knows no ``<class>_<set>.txt``, so the files are read here.
+torchvision's ``VOCDetection`` stops at the first problem and knows no ``<class>_<set>.txt``, so files are read here.
 """
 
 from pathlib import Path
@@ -191,7 +191,7 @@ def _official_truth(
 ) -> NDArray[np.int8]:
     truth = np.array([official[label].get(name, NEGATIVE) for label in classes], np.int8)
     for label, said, seen in zip(classes, truth, boxed, strict=True):
-        # A box without a listing, or difficult on one side only, occurs in real sets; a listing without any box is wrong.
+        # A box without a listing occurs in real sets (difficult, or truncated); a listing without any box is wrong.
         if said == POSITIVE and seen == NEGATIVE:
             problems.add(f"image {name}", f"class {label}: listed as positive, but no box in its annotation")
     return truth

@@ -103,7 +103,7 @@ def gather(
             parts.append(values[kept])
             labels.append(kept_labels)
             images.append(np.full(len(kept), index))
-    gathered = TrainingPatches(np.concatenate(parts), np.concatenate(labels), np.concatenate(images))
+    gathered = TrainingPatches(np.concatenate(parts), np.concatenate(labels), np.concatenate(images))  # type: ignore[arg-type]
     empty = [name for name, n in zip(boxed.classes, gathered.counts(len(boxed.classes)), strict=False) if n == 0]
     if empty:
         raise DensescoreError(

@@ -21,7 +21,7 @@ class Recipe:
         rule: which patches are positive.
         background: share of each image's background patches that is drawn, in (0, 1].
         balance: 0: every drawn patch counts the same (as in the paper, whose only balancing is `background`).
-            1: patches are drawn so that each class comes up equally often; between, in proportion to ``count^-balance``.
+            1: each class is drawn equally often; between, in proportion to ``count^-balance``.
         flips: also train on each image's mirror image.
         standardise: shift and scale each feature to mean 0 and variance 1 over the training patches. The trained layer
             takes raw features all the same: the shift and scale are folded into FCa.

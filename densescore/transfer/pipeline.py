@@ -1,0 +1,100 @@
+"""A set of boxed images in, the file of a trained head out; and scores from cached features."""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from densescore_kernels.errors import DensescoreError
+from numpy.typing import NDArray
+
+from densescore.data.boxed import BoxedImage, BoxedSet
+from densescore.engine import DenseScorer
+from densescore.models import BACKGROUND
+from densescore.models.adaptation import HeadFile
+from densescore.scores import DenseScores
+from densescore.transfer.cache import FeatureCache, weights_digest
+from densescore.transfer.patches import Features, gather
+from densescore.transfer.recipe import Recipe
+from densescore.transfer.training import Report, train_head
+
+
+def cached_features(scorer: DenseScorer, cache: FeatureCache) -> Features:
+    """Boxes and features of an image's patches, as `gather` takes them."""
+
+    def features(image: BoxedImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        values = cache.features(image.path, flip=flip)
+        patches = scorer.pyramid(image.height, image.width).boxes()
+        if len(patches) != len(values):
+            raise DensescoreError(
+                f"{image.path}: the picture is not {image.width}×{image.height} pixels (width × height) as its "
+                f"annotation says: {len(values)} patches, expected {len(patches)}"
+            )
+        return patches, values
+
+    return features
+
+
+def cached_scores(scorer: DenseScorer, cache: FeatureCache) -> Callable[[BoxedImage], DenseScores]:
+    """Scores of an image from cached features: what a head changes costs a matrix product, not a pass."""
+
+    def score(image: BoxedImage) -> DenseScores:
+        features = torch.from_numpy(cache.features(image.path))
+        return scorer.score_features(features, image.height, image.width, context=cache.context)
+
+    return score
+
+
+def train_model(
+    boxed: BoxedSet,
+    scorer: DenseScorer,
+    cache: FeatureCache,
+    recipe: Recipe,
+    seed: int = 0,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+    report: Report = lambda *_: None,
+) -> HeadFile:
+    """Draw patches, gather their features and train a head for the set's classes.
+
+    Args:
+        boxed: the training set.
+        scorer: a named model, at the scales of training.
+        cache: of this scorer's features.
+        recipe: see `Recipe`.
+        seed: of the draws, the first weights, the order and dropout; recorded in the file.
+        checkpoint: see `train_head`.
+        track: wraps the iteration over images, for a progress bar.
+        report: told of each round.
+
+    Raises:
+        DensescoreError: a class is called like the background, or see `gather` and `train_head`.
+    """
+    if BACKGROUND in boxed.classes:
+        raise DensescoreError(
+            f"set {boxed.name!r}: no class may be called {BACKGROUND!r}; that label is the head's own"
+        )
+    patches = gather(boxed, cached_features(scorer, cache), recipe, seed, track)
+    head = train_head(patches, len(boxed.classes), recipe, seed, checkpoint=checkpoint, report=report)
+    softmax = recipe.objective == "softmax"
+    labels = (*boxed.classes, BACKGROUND) if softmax else boxed.classes
+    training: dict[str, Any] = {
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "set": boxed.name,
+        "images": len(boxed.images),
+        "patches": dict(zip((*boxed.classes, BACKGROUND), patches.counts(len(boxed.classes)), strict=True)),
+        "context": cache.context,
+        "scales": scorer.scales,
+        "backbone_digest": weights_digest(scorer),
+        "versions": {name: version(name) for name in ("densescore", "torch", "timm")},
+    }
+    mean, std = (tuple(values.flatten().tolist()) for values in (scorer._mean, scorer._std))
+    return HeadFile(
+        head, labels, scorer.name, mean, std, scorer.network.patch, "softmax" if softmax else "sigmoid",
+        training=training,
+    )  # fmt: skip
