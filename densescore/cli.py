@@ -12,7 +12,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 import densescore
-from densescore.cli_common import err
+from densescore.cli_common import err, readable_errors
 from densescore.engine import DenseScorer
 from densescore.export import describe, export_heatmaps, list_images
 from densescore.image import read_image

@@ -96,7 +96,12 @@ def class_curve(result: SetScores, column: int, k: float) -> Curve | None:
 
 
 def located(result: SetScores, tolerance: float = TOLERANCE) -> NDArray[np.bool_]:
-    """Whether each map's maximum lies at most `tolerance` px outside a box of its class, difficult or not: ``[N, C]``."""
+    """Whether each map's maximum lies in a box of its class, or near: ``[N, C]``.
+
+    Args:
+        result: of `score_set`, with maps.
+        tolerance: pixels past the box that still count. Difficult boxes count as well.
+    """
     inside = np.zeros(result.heights.shape, bool)
     for index, image in enumerate(result.boxed.images):
         for box, column in zip(image.boxes, image.classes, strict=True):

@@ -90,9 +90,6 @@ def gather(
         recipe: see `label_and_draw`; with ``flips``, each image comes twice.
         seed: of the draws; each image has its own, so one image's patches do not hang on the others.
         track: wraps the iteration over images, for a progress bar.
-
-    Raises:
-        DensescoreError: a class has no positive patch: its boxes are too small, too large or too crowded for the rule.
     """
     parts, labels, images = [], [], []
     for index in track(range(len(boxed.images))):
@@ -103,12 +100,19 @@ def gather(
             parts.append(values[kept])
             labels.append(kept_labels)
             images.append(np.full(len(kept), index))
-    gathered = TrainingPatches(np.concatenate(parts), np.concatenate(labels), np.concatenate(images))  # type: ignore[arg-type]
-    empty = [name for name, n in zip(boxed.classes, gathered.counts(len(boxed.classes)), strict=False) if n == 0]
+    return TrainingPatches(np.concatenate(parts), np.concatenate(labels), np.concatenate(images))  # type: ignore[arg-type]
+
+
+def check_every_class(patches: TrainingPatches, classes: tuple[str, ...], recipe: Recipe) -> None:
+    """Refuse to train a class that no patch shows.
+
+    Raises:
+        DensescoreError: names the classes; their boxes are too small, too large or too crowded for the rule.
+    """
+    empty = [name for name, count in zip(classes, patches.counts(len(classes)), strict=False) if count == 0]
     if empty:
         raise DensescoreError(
-            f"set {boxed.name!r}: no patch is positive for {', '.join(empty)}: no box meets the rule "
-            f"(patch_share={recipe.rule.patch_share}, object_share={recipe.rule.object_share}, "
-            f"overlap={recipe.rule.overlap!r}) at these scales"
+            f"no patch is positive for {', '.join(empty)}: no box meets the rule (patch_share="
+            f"{recipe.rule.patch_share}, object_share={recipe.rule.object_share}, overlap={recipe.rule.overlap!r}) "
+            "at these scales; more scales, or more images of the class, may help"
         )
-    return gathered

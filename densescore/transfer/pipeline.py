@@ -17,7 +17,7 @@ from densescore.models import BACKGROUND
 from densescore.models.adaptation import HeadFile
 from densescore.scores import DenseScores
 from densescore.transfer.cache import FeatureCache, weights_digest
-from densescore.transfer.patches import Features, gather
+from densescore.transfer.patches import Features, check_every_class, gather
 from densescore.transfer.recipe import Recipe
 from densescore.transfer.training import Report, train_head
 
@@ -72,13 +72,14 @@ def train_model(
         report: told of each round.
 
     Raises:
-        DensescoreError: a class is called like the background, or see `gather` and `train_head`.
+        DensescoreError: a class is called like the background, or see `check_every_class` and `train_head`.
     """
     if BACKGROUND in boxed.classes:
         raise DensescoreError(
             f"set {boxed.name!r}: no class may be called {BACKGROUND!r}; that label is the head's own"
         )
     patches = gather(boxed, cached_features(scorer, cache), recipe, seed, track)
+    check_every_class(patches, boxed.classes, recipe)
     head = train_head(patches, len(boxed.classes), recipe, seed, checkpoint=checkpoint, report=report)
     softmax = recipe.objective == "softmax"
     labels = (*boxed.classes, BACKGROUND) if softmax else boxed.classes
