@@ -119,6 +119,6 @@ def test_the_readings_of_overlap_on_paper() -> None:
 @pytest.mark.parametrize("field", ["patch_share", "object_share", "part"])
 def test_thresholds_are_shares(field: str) -> None:
     with pytest.raises(DensescoreError, match=f"{field} must lie in"):
-        LabelRule(**{field: 1.5})
+        LabelRule(**{field: 1.5})  # type: ignore[arg-type]
     with pytest.raises(DensescoreError, match="overlap must be one of touch"):
         LabelRule(overlap="near")  # type: ignore[arg-type]

@@ -231,7 +231,7 @@ def test_standardisation_folds_into_the_layer() -> None:
 @pytest.mark.parametrize(("field", "value"), [("objective", "hinge"), ("background", 0), ("batch", 0)])
 def test_recipes_are_checked(field: str, value: object) -> None:
     with pytest.raises(DensescoreError, match=field):
-        Recipe(**{field: value})
+        Recipe(**{field: value})  # type: ignore[arg-type]
     assert RECIPES["paper"].rule == LabelRule(overlap="touch")
 
 
