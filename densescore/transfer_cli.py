@@ -1,6 +1,7 @@
 """The commands for a user's own classes: ``densescore labels | train | evaluate | tune-k``."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,7 +29,6 @@ from densescore.pictures import draw_patch_labels
 from densescore.transfer.cache import DEFAULT_BYTES, DEFAULT_CACHE, FeatureCache
 from densescore.transfer.pipeline import cached_scores, train_model
 from densescore.transfer.recipe import RECIPES
-from densescore.transfer.training import STAGES
 
 app = typer.Typer()
 _out = Console()
@@ -155,7 +155,7 @@ def train(
 
             def report(stage: int, number: int, loss: float) -> None:
                 losses.append(loss)
-                progress.console.print(f"stage {stage + 1} of {STAGES}, round {number + 1}: loss {loss:.4f}")
+                progress.console.print(f"stage {stage + 1}, round {number + 1}: loss {loss:.4f}")
 
             file = train_model(
                 boxed,
@@ -168,7 +168,7 @@ def train(
                 report=report,
             )
         save_head(out, file, overwrite=overwrite)
-        checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(checkpoint, ignore_errors=True)
         counts = file.training["patches"]
         if as_json:
             last = losses[-1] if losses else None

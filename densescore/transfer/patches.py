@@ -1,7 +1,7 @@
 """The patches that a head is trained on: labelled, drawn, and their features gathered from the cache."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from densescore_kernels.errors import DensescoreError
@@ -24,11 +24,15 @@ class TrainingPatches:
         labels: of ``"softmax"``: int64 ``[N]``, C is background. Of ``"multilabel"``: int8 ``[N, C]``, 1, -1, or 0 for
             what is left out.
         images: int64 ``[N]``, index of each patch's image in its set; mirror images share their original's.
+        bags: float16 ``[I, n, D]``: n patches drawn from all of each image; n = 0 if not asked for.
+        truth: int8 ``[I, C]``, truth of the bags' images.
     """
 
     features: NDArray[np.float16]
     labels: NDArray[np.int64] | NDArray[np.int8]
     images: NDArray[np.int64]
+    bags: NDArray[np.float16] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float16))
+    truth: NDArray[np.int8] = field(default_factory=lambda: np.zeros((0, 0), np.int8))
 
     def counts(self, classes: int) -> list[int]:
         """Positive patches per class, then background ones."""
@@ -91,7 +95,7 @@ def gather(
         seed: of the draws; each image has its own, so one image's patches do not hang on the others.
         track: wraps the iteration over images, for a progress bar.
     """
-    parts, labels, images = [], [], []
+    parts, labels, images, bags, truth = [], [], [], [], []
     for index in track(range(len(boxed.images))):
         for flip in (False, True) if recipe.flips else (False,):
             patches, values = features(boxed.images[index], flip)
@@ -100,7 +104,11 @@ def gather(
             parts.append(values[kept])
             labels.append(kept_labels)
             images.append(np.full(len(kept), index))
-    return TrainingPatches(np.concatenate(parts), np.concatenate(labels), np.concatenate(images))  # type: ignore[arg-type]
+            if recipe.image_rounds:
+                bags.append(values[draw.choice(len(values), recipe.image_bag, replace=recipe.image_bag > len(values))])
+                truth.append(boxed.images[index].truth)
+    drawn = TrainingPatches(np.concatenate(parts), np.concatenate(labels), np.concatenate(images))  # type: ignore[arg-type]
+    return replace(drawn, bags=np.stack(bags), truth=np.stack(truth)) if bags else drawn
 
 
 def check_every_class(patches: TrainingPatches, classes: tuple[str, ...], recipe: Recipe) -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from densescore.data.boxed import BoxedImage, BoxedSet
 from densescore.engine import DenseScorer
 from densescore.models import BACKGROUND
-from densescore.models.adaptation import HeadFile
+from densescore.models.adaptation import AdaptationHead, HeadFile
 from densescore.scores import DenseScores
 from densescore.transfer.cache import FeatureCache, weights_digest
-from densescore.transfer.patches import Features, check_every_class, gather
+from densescore.transfer.image_training import tune_on_images
+from densescore.transfer.patches import Features, TrainingPatches, check_every_class, gather
 from densescore.transfer.recipe import Recipe
 from densescore.transfer.training import Report, train_head
 
@@ -67,7 +69,7 @@ def train_model(
         cache: of this scorer's features.
         recipe: see `Recipe`.
         seed: of the draws, the first weights, the order and dropout; recorded in the file.
-        checkpoint: see `train_head`.
+        checkpoint: see `train_both`.
         track: wraps the iteration over images, for a progress bar.
         report: told of each round.
 
@@ -80,7 +82,37 @@ def train_model(
         )
     patches = gather(boxed, cached_features(scorer, cache), recipe, seed, track)
     check_every_class(patches, boxed.classes, recipe)
-    head = train_head(patches, len(boxed.classes), recipe, seed, checkpoint=checkpoint, report=report)
+    head = train_both(patches, len(boxed.classes), recipe, seed, checkpoint=checkpoint, report=report)
+    return head_file(boxed, scorer, cache, patches, head, recipe, seed)
+
+
+def train_both(
+    patches: TrainingPatches,
+    classes: int,
+    recipe: Recipe,
+    seed: int,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    report: Report = lambda *_: None,
+) -> AdaptationHead:
+    """`train_head`, then `tune_on_images` where the recipe asks for it; `checkpoint` is a folder for both's files."""
+    files = [None if checkpoint is None else Path(checkpoint) / name for name in ("patches.pt", "images.pt")]
+    head = train_head(patches, classes, recipe, seed, checkpoint=files[0], report=report)
+    if recipe.image_rounds:
+        tune_on_images(head, patches, recipe, seed, checkpoint=files[1], report=report)
+    return head
+
+
+def head_file(
+    boxed: BoxedSet,
+    scorer: DenseScorer,
+    cache: FeatureCache,
+    patches: TrainingPatches,
+    head: AdaptationHead,
+    recipe: Recipe,
+    seed: int,
+) -> HeadFile:
+    """A trained head with all that its file says: what `train_model` gives."""
     softmax = recipe.objective == "softmax"
     labels = (*boxed.classes, BACKGROUND) if softmax else boxed.classes
     training: dict[str, Any] = {
@@ -97,5 +129,6 @@ def train_model(
     mean, std = (tuple(values.flatten().tolist()) for values in (scorer._mean, scorer._std))
     return HeadFile(
         head, labels, scorer.name, mean, std, scorer.network.patch, "softmax" if softmax else "sigmoid",
+        scales=scorer.scales,
         training=training,
     )  # fmt: skip

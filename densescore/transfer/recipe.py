@@ -35,7 +35,11 @@ class Recipe:
         settled: a stage ends when a round's loss is less than this share below the best before.
         patience: rounds in a row that must bring so little.
         most_rounds: of one stage, settled or not.
-        image_rounds: rounds of fine-tuning at the end, on image labels through the image score; 0 leaves it out.
+        image_rounds: passes over the images at the end, on image labels through the image score; 0 leaves it out.
+        image_bag: patches of each image that are kept for that, drawn from all of its patches.
+        image_patches: of these, patches per image and step.
+        image_batch: images per step.
+        image_k: exponent of the image score in that.
     """
 
     objective: Objective = "softmax"
@@ -55,6 +59,10 @@ class Recipe:
     patience: int = 1
     most_rounds: int = 12
     image_rounds: int = 0
+    image_bag: int = 256
+    image_patches: int = 96
+    image_batch: int = 8
+    image_k: float = 5.0
 
     def __post_init__(self) -> None:
         if self.objective not in get_args(Objective):

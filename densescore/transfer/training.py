@@ -1,22 +1,17 @@
 """Train FCa and FCb on the features of drawn patches: SGD with momentum, three stages, resumable."""
 
-import hashlib
-import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from densescore_kernels.errors import DensescoreError
-from torch import Tensor, nn
+from torch import Tensor
 
-from densescore.files import written_whole
 from densescore.models.adaptation import AdaptationHead
 from densescore.transfer.patches import TrainingPatches
+from densescore.transfer.progress import Progress, fingerprint
 from densescore.transfer.recipe import Objective, Recipe
 
 STAGES = 3
@@ -66,7 +61,7 @@ def train_head(
     optimiser = torch.optim.SGD(
         head.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
-    progress = _Progress(checkpoint, _fingerprint(patches, recipe, seed), head, optimiser)
+    progress = Progress(checkpoint, fingerprint(patches, recipe, seed), head, optimiser)
     progress.resume()
     head.train()
     while progress.stage < STAGES:
@@ -79,7 +74,7 @@ def train_head(
                 f"the training loss became {loss} in stage {progress.stage + 1}, round {progress.round + 1}; "
                 f"use a learning rate below {recipe.learning_rate}, or standardised features"
             )
-        progress.advance(loss, recipe)
+        progress.advance(loss, recipe.settled, recipe.patience, recipe.most_rounds)
     fold_standardisation(head, shift, scale)
     return head.eval()
 
@@ -162,55 +157,3 @@ def _run_round(
             optimiser.step()
             total += loss.item() * len(batch)
     return total / count
-
-
-class _Progress:
-    """Where a training stands, in memory and on disk."""
-
-    def __init__(
-        self, path: str | os.PathLike[str] | None, fingerprint: str, head: nn.Module, optimiser: torch.optim.Optimizer
-    ) -> None:
-        self._path = None if path is None else Path(path)
-        self._fingerprint, self._head, self._optimiser = fingerprint, head, optimiser
-        self.stage, self.round, self.total = 0, 0, 0
-        self._best, self._stale = float("inf"), 0
-
-    def advance(self, loss: float, recipe: Recipe) -> None:
-        """Note a round's loss, go on to the next stage if this one has settled, and write the checkpoint."""
-        self._stale = self._stale + 1 if loss > self._best * (1 - recipe.settled) else 0
-        self._best = min(self._best, loss)
-        self.round, self.total = self.round + 1, self.total + 1
-        if self._stale >= recipe.patience or self.round >= recipe.most_rounds:
-            self.stage, self.round, self._best, self._stale = self.stage + 1, 0, float("inf"), 0
-        if self._path is not None:
-            counters = {name: getattr(self, name) for name in ("stage", "round", "total", "_best", "_stale")}
-            state: dict[str, Any] = {"fingerprint": self._fingerprint, "counters": counters}
-            state |= {"head": self._head.state_dict(), "optimiser": self._optimiser.state_dict()}
-            with written_whole(self._path, overwrite=True) as temporary:
-                torch.save(state, temporary)
-
-    def resume(self) -> None:
-        """Take up where the checkpoint stands, if there is one."""
-        if self._path is None or not self._path.is_file():
-            return
-        try:
-            state = torch.load(self._path, weights_only=True)
-            fingerprint = state["fingerprint"]
-        except Exception as error:  # a foreign or damaged file fails in many ways
-            raise DensescoreError(f"{self._path}: cannot be read as a checkpoint; delete it to start anew") from error
-        if fingerprint != self._fingerprint:
-            raise DensescoreError(
-                f"{self._path}: belongs to a training with other data or settings; finish that one with its own "
-                "settings, or delete the file to start anew"
-            )
-        self._head.load_state_dict(state["head"])
-        self._optimiser.load_state_dict(state["optimiser"])
-        for name, value in state["counters"].items():
-            setattr(self, name, value)
-
-
-def _fingerprint(patches: TrainingPatches, recipe: Recipe, seed: int) -> str:
-    digest = hashlib.sha256(json.dumps([asdict(recipe), seed, patches.features.shape]).encode())
-    digest.update(np.ascontiguousarray(patches.labels).tobytes())
-    digest.update(np.ascontiguousarray(patches.features[::97]).tobytes())
-    return digest.hexdigest()
