@@ -127,6 +127,7 @@ def train(
     split: Split = "train",
     recipe: Annotated[str, typer.Option(help=f"{' or '.join(RECIPES)}.")] = "default",
     objective: Annotated[str, typer.Option(help="softmax or multilabel, instead of the recipe's.")] = "",
+    flips: Annotated[bool | None, typer.Option(help="Train on mirror images, too; by default as the recipe.")] = None,
     scales: Scales = "",
     seed: Annotated[int, typer.Option(help="Of all draws; recorded in the file.", min=0)] = 0,
     device: Device = "auto",
@@ -147,8 +148,12 @@ def train(
         plan = RECIPES[recipe]
         if objective:
             plan = replace(plan, objective=objective)  # type: ignore[arg-type]
+        if flips is not None:
+            plan = replace(plan, flips=flips)
         boxed = load_boxed(data, split, need_positives=True)
-        scorer = _scorer(model, scales, device)
+        if scales:
+            plan = replace(plan, scales=_numbers(scales, "--scales"))
+        scorer = DenseScorer(model, scales=plan.scales, device=device)
         checkpoint = out.with_suffix(".checkpoint")
         losses: list[float] = []
         with _progress() as progress:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from densescore_kernels import power_mean
 from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
@@ -21,9 +22,10 @@ from densescore.geometry import Pyramid
 from densescore.models import MODELS, ModelEntry, load_head
 from densescore.scores import DenseScores
 from densescore.transfer.cache import FeatureCache
+from densescore.transfer.image_training import image_loss, tune_on_images
 from densescore.transfer.patches import TrainingPatches, gather, label_and_draw, mirrored
-from densescore.transfer.pipeline import cached_scores, train_model
-from densescore.transfer.recipe import RECIPES, Recipe
+from densescore.transfer.pipeline import cached_scores, train_both, train_model
+from densescore.transfer.recipe import RECIPES, Objective, Recipe
 from densescore.transfer.training import feature_moments, fold_standardisation, patch_loss, train_head
 from tests.conftest import Toy
 from tests.voc_set import CLASSES, write_voc
@@ -208,6 +210,61 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     path.write_bytes(b"half")
     with pytest.raises(DensescoreError, match=r"head\.checkpoint: cannot be read"):
         train_head(patches, 3, QUICK, 5, checkpoint=path)
+
+
+def with_bags(classes: int) -> TrainingPatches:
+    """Bags of 20 points: an image shows a class if 4 of its points do; the rest is background."""
+    points, draw = clusters(classes, 2000), np.random.default_rng(4)
+    pools = [points.features[points.labels == label] for label in range(classes + 1)]
+    truth = np.where(draw.random((60, classes)) < 0.4, 1, -1).astype(np.int8)
+    bags = np.stack([draw.choice(pools[classes], 20) for _ in truth])
+    for bag, shown in zip(bags, truth, strict=True):
+        for place, label in enumerate((shown == 1).nonzero()[0]):
+            bag[4 * place : 4 * place + 4] = draw.choice(pools[label], 4)
+    truth[::7, 0] = 0
+    return replace(points, bags=bags, truth=truth)
+
+
+@pytest.mark.parametrize("objective", ["softmax", "multilabel"])
+def test_image_labels_lower_the_loss_of_the_image_score(objective: Objective) -> None:
+    patches = with_bags(3)
+    if objective == "multilabel":
+        table = np.where(patches.labels[:, None] == np.arange(3), 1, -1).astype(np.int8)
+        patches = replace(patches, labels=table)
+    recipe = replace(QUICK, objective=objective, image_rounds=8, image_bag=20, image_patches=20, most_rounds=1)
+    head = train_head(patches, 3, recipe, 0)
+    losses: list[float] = []
+    tune_on_images(head, patches, recipe, 0, report=lambda stage, number, loss: losses.append(loss))
+    assert len(losses) == recipe.image_rounds
+    assert losses[-1] < 0.7 * losses[0]
+    with torch.no_grad():
+        logits = head(torch.from_numpy(patches.bags).float().flatten(0, 1)).view(60, 20, -1)
+    probabilities = logits.softmax(2)[..., :3] if objective == "softmax" else logits.sigmoid()
+    scores = power_mean(probabilities.flatten(0, 1), torch.arange(0, 1201, 20), k=5).numpy()
+    for column in range(3):
+        positive, negative = (scores[patches.truth[:, column] == sign, column] for sign in (1, -1))
+        assert np.median(positive) > np.quantile(negative, 0.95)
+
+
+def test_difficult_images_bear_no_loss() -> None:
+    scores, truth = torch.tensor([[0.8, 0.3], [0.5, 0.9]]), torch.tensor([[1, 0], [-1, 0]])
+    expected = -(torch.tensor(0.8).log() + torch.tensor(0.5).log()) / 2
+    torch.testing.assert_close(image_loss(scores, truth), expected)
+
+
+def test_a_killed_tuning_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    patches = with_bags(3)
+    recipe = replace(QUICK, image_rounds=5, image_bag=20, image_patches=10, most_rounds=1)
+    expected = train_both(patches, 3, recipe, 2).state_dict()
+
+    def kill_in_the_images(stage: int, number: int, loss: float) -> None:
+        if stage >= 3 and number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_both(patches, 3, recipe, 2, checkpoint=tmp_path / "c", report=kill_in_the_images)
+    resumed = train_both(patches, 3, recipe, 2, checkpoint=tmp_path / "c").state_dict()
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
 def test_a_loss_that_is_not_finite_is_an_error() -> None:
