@@ -85,7 +85,7 @@ RECIPES: dict[str, Recipe] = {
         round=16_384,
         settled=0.05,
         most_rounds=4,
-        image_rounds=8,
+        image_rounds=6,
     ),
     "paper": Recipe(rule=LabelRule(overlap="touch"), flips=False, standardise=False),
 }
