@@ -38,6 +38,7 @@ K = Annotated[float | None, typer.Option("--k", help="Exponent of the image scor
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Context = Annotated[str, typer.Option(help="image: one dense pass. patch: the paper's crops (slow).")]
+RuntimeOption = Annotated[str, typer.Option("--runtime", help="On a CPU: auto, torch or openvino.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of tables.")]
 
 
@@ -49,15 +50,22 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
 
 
 def _scorer(
-    model: str, weights: str, scales: str, patch_sizes: str, k: float | None, device: str, dtype: str
+    model: str, weights: str, scales: str, patch_sizes: str, k: float | None, device: str, dtype: str, runtime: str
 ) -> DenseScorer:
     options: dict[str, Any] = {}
     if scales:
         options["scales"] = _numbers(scales, "--scales")
     if patch_sizes:
         options["patch_sizes"] = _numbers(patch_sizes, "--patch-sizes")
+    random = weights == "random"
     return DenseScorer(
-        model, weights=None if weights == "random" else weights, k=k, device=device, dtype=dtype, **options
+        model,
+        weights=None if random else weights,
+        k=k,
+        device=device,
+        dtype=dtype,
+        runtime=runtime,  # type: ignore[arg-type]
+        **options,
     )
 
 
@@ -90,13 +98,14 @@ def classify(
     k: K = None,
     device: Device = "auto",
     dtype: DType = "auto",
+    runtime: RuntimeOption = "auto",
     context: Context = "image",
     as_json: Json = False,
 ) -> None:
     """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
     with readable_errors():
         paths = list_images(images)
-        scorer = _scorer(model, weights, scales, patch_sizes, k, device, dtype)
+        scorer = _scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime)
 
         def work(path: Path) -> None:
             scores = scorer.score(path, context=context)  # type: ignore[arg-type]
@@ -130,6 +139,7 @@ def heatmap(
     k: K = None,
     device: Device = "auto",
     dtype: DType = "auto",
+    runtime: RuntimeOption = "auto",
     context: Context = "image",
     rescale: Annotated[
         bool, typer.Option("--rescale", help="Colours from each map's own minimum to its maximum, not from 0 to 1.")
@@ -140,7 +150,7 @@ def heatmap(
     """Write response maps: per class an overlay PNG and the raw map (npz), per image one manifest.json."""
     with readable_errors():
         paths = list_images(images)
-        scorer = _scorer(model, weights, scales, patch_sizes, k, device, dtype)
+        scorer = _scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime)
         chosen = [label.strip() for label in classes.split(",")] if classes else []
         for label in chosen:
             find_label(label, scorer.labels)

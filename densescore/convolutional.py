@@ -1,14 +1,15 @@
 """Turn a classifier that sees P×P pixels into one that slides: the surgery.
 
-A classifier is traced and cut in three:
+A classifier is traced and cut in four:
 
     trunk        pixels → feature map, stride S: everything up to where the spatial extent ends
-    embed        one window of the map → features: FC6, FC7 after a flatten, or what follows a global average pool
+    project      windows of the map → one row each: FC6 after a flatten, or a global average pool
+    embed        rows → features: FC7, or what follows the pool up to the last linear layer
     classifier   features → logits: the last linear layer (FC8), or an adaptation head put in its place
 
-A fully connected layer over windows of a map *is* a convolution whose kernel is the window, so embed and classifier
-are run unchanged on the windows of all cells at once: one matrix product each, and the same arithmetic as the
-original network's. Nothing is copied: the three parts share the module's parameters.
+A fully connected layer over windows of a map *is* a convolution whose kernel is the window, so the layers are run on
+the windows of all cells at once: one matrix product each, and the same arithmetic as the original network's. Nothing
+is copied: the parts share the module's parameters.
 """
 
 from collections.abc import Callable
@@ -17,26 +18,30 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from densescore_kernels.errors import DensescoreError
-from einops import rearrange
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
+
+from densescore.windows import AveragedWindows, Blocks, FlattenedWindows, LinearWindows
 
 # What mixes positions other than by convolution or pooling; a network with one of these does not slide.
 _NOT_CONVOLUTIONAL = ("attention", "matmul", "bmm", "einsum", "roll", "cumsum", "fft")
 
 
 class DenseNetwork(nn.Module):
-    """A classifier in three parts that can slide over an image.
+    """A classifier in four parts that can slide over an image.
 
     Attributes:
         trunk: ``[1, 3, P + nS, P + mS]`` pixels → ``[1, C, h + n, w + m]`` feature map.
-        embed: ``[N, *embed_shape]`` windows, as `windows` gives them → ``[N, D]`` features.
+        project: blocks of feature maps → one row per window: its average, its flattened values, or FC6's outputs.
+        fast_trunk: what runs the trunk over levels: `trunk` itself, or a faster equal (see `densescore.cpu`).
+        fast_project: what projects the cells of levels: `project` itself, or a faster equal.
+        embed: rows → ``[N, D]`` features.
         classifier: ``[N, D]`` features → ``[N, classes]`` logits.
         patch: P, side of the network's input in pixels.
         stride: S, pixels of input per step of the feature map.
         window: (h, w) of the feature map that one patch gives.
-        embed_shape: one window as the original head received it: ``(C·h·w,)``, or ``(C, 1, 1)`` after a pool.
+        window_width: numbers that one window takes while it is projected.
         feature_width: D, the width of the features: FC7's, or the pooled channels'.
         classes: number of logits.
     """
@@ -44,22 +49,22 @@ class DenseNetwork(nn.Module):
     def __init__(
         self,
         trunk: nn.Module,
+        project: nn.Module,
         embed: nn.Module,
         classifier: nn.Module,
+        *,
         patch: int,
         stride: int,
         window: tuple[int, int],
-        pooled: bool,
-        embed_shape: tuple[int, ...],
+        window_width: int,
         feature_width: int,
         classes: int,
     ) -> None:
         super().__init__()
-        self.trunk, self.embed, self.classifier = trunk, embed, classifier
+        self.trunk, self.project, self.embed, self.classifier = trunk, project, embed, classifier
+        self.fast_trunk, self.fast_project = trunk, project
         self.patch, self.stride, self.window = patch, stride, window
-        self.feature_width, self.classes = feature_width, classes
-        self._pooled = pooled
-        self.embed_shape = embed_shape
+        self.window_width, self.feature_width, self.classes = window_width, feature_width, classes
 
     def replace_classifier(self, head: nn.Module, features: int, classes: int) -> None:
         """Put an adaptation head (FCa, FCb) in the place of FC8.
@@ -71,36 +76,26 @@ class DenseNetwork(nn.Module):
             raise DensescoreError(f"the head takes {features} features, but the network gives {self.feature_width}")
         self.classifier, self.classes = head, classes
 
-    def windows(self, feature_map: Tensor, rows: range, cols: range) -> Tensor:
-        """The windows of a block of cells of one level, cell by cell: ``[cells, …]`` for `embed`.
-
-        Args:
-            feature_map: ``[1, C, h + n, w + m]``, what the trunk made of a padded level of (n+1) × (m+1) cells.
-            rows: rows of cells.
-            cols: columns of cells.
-        """
+    def block(self, feature_map: Tensor, rows: range, cols: range) -> Tensor:
+        """The part of a level's map that a block of its cells sees: ``[1, C, rows + h - 1, cols + w - 1]``."""
         height, width = self.window
-        block = feature_map[:, :, rows.start : rows.stop + height - 1, cols.start : cols.stop + width - 1]
-        if self._pooled:
-            cells = rearrange(F.avg_pool2d(block, self.window, stride=1), "1 c rows cols -> (rows cols) c")
-        else:
-            views = block.unfold(2, height, 1).unfold(3, width, 1)  # [1, C, rows, cols, h, w], no copy
-            cells = rearrange(views, "1 c rows cols h w -> (rows cols) (c h w)")
-        return cells.reshape(-1, *self.embed_shape)
+        return feature_map[:, :, rows.start : rows.stop + height - 1, cols.start : cols.stop + width - 1]
+
+    def embed_blocks(self, blocks: Blocks) -> Tensor:
+        """Features of all cells of some blocks, in order: ``[cells, D]``."""
+        return self.embed(self.fast_project(blocks))
+
+    def embed_crops(self, crops: Tensor) -> Tensor:
+        """Features of crops, as the original network has them: ``[N, 3, P, P]`` → ``[N, D]``."""
+        return self.embed(self.project(self.trunk(crops).split(1)))
 
     def forward(self, crops: Tensor) -> Tensor:
         """Score crops as the original network does: ``[N, 3, P, P]`` → ``[N, classes]`` logits."""
         return self.classifier(self.embed_crops(crops))
 
-    def embed_crops(self, crops: Tensor) -> Tensor:
-        """Features of crops: ``[N, 3, P, P]`` → ``[N, D]``."""
-        maps = self.trunk(crops)
-        cells = maps.mean((2, 3)) if self._pooled else maps.flatten(1)
-        return self.embed(cells.reshape(-1, *self.embed_shape))
-
 
 def to_dense(module: nn.Module, patch: int) -> DenseNetwork:
-    """Cut a classifier into trunk, embed and classifier.
+    """Cut a classifier into the parts of a `DenseNetwork`.
 
     Args:
         module: a classifier of ``[N, 3, patch, patch]`` pixels that ends in flatten → linear layers (AlexNet, VGG) or
@@ -131,26 +126,32 @@ def to_dense(module: nn.Module, patch: int) -> DenseNetwork:
     head, collapse, source = _find_head(graph)
     _check_convolutional(graph, source)
 
-    last_linear = next((node for node in reversed(head) if _is_linear(graph, node)), None)
-    if last_linear is None:
+    linears = [node for node in head if _is_linear(graph, node)]
+    if not linears:
         raise DensescoreError(f"no linear layer follows {_name(graph, collapse)}: nothing classifies its output")
-    features = last_linear.args[0]
+    features = linears[-1].args[0]
     assert isinstance(features, fx.Node)
 
-    trunk_nodes = list(graph.graph.nodes)
-    trunk = _subgraph(graph, trunk_nodes, None, source)
-    embed = _subgraph(graph, head, collapse, features)
-    classifier = _subgraph(graph, head, features, head[-1])
-    height, width = _shape(source)[2:]
+    trunk = _subgraph(graph, list(graph.graph.nodes), None, source)
+    channels, height, width = _shape(source)[1:]
+    window, projected = (height, width), collapse
+    project: nn.Module
+    if _shape(collapse)[1] == channels:  # also where the window is one position, which is its own average
+        project = AveragedWindows(window, tuple(_shape(collapse)[1:]))
+    elif len(linears) > 1 and all(_is_idle(graph, node) for node in head[: head.index(linears[0])]):
+        projected = linears[0]
+        project = LinearWindows(window, graph.get_submodule(str(projected.target)))
+    else:
+        project = FlattenedWindows(window)
     return DenseNetwork(
         trunk,
-        embed,
-        classifier,
-        patch,
-        _stride(graph, trunk, patch, (height, width)),
-        (height, width),
-        pooled=_shape(collapse)[1] == _shape(source)[1],
-        embed_shape=tuple(_shape(collapse)[1:]),
+        project,
+        _subgraph(graph, head, projected, features),
+        _subgraph(graph, head, features, head[-1]),
+        patch=patch,
+        stride=_stride(graph, trunk, patch, window),
+        window=window,
+        window_width=channels if isinstance(project, AveragedWindows) else channels * height * width,
         feature_width=_shape(features)[1],
         classes=_shape(head[-1])[1],
     ).eval()
@@ -308,6 +309,13 @@ def _is_average(graph: fx.GraphModule, node: fx.Node) -> bool:
         return "avg" in type(pool).__name__.lower() or ("pool" in type(pool).__name__.lower() and kind == "avg")
     names = (torch.mean, F.adaptive_avg_pool2d, F.avg_pool2d, "mean")
     return node.target in names or getattr(node.target, "__name__", "") in ("mean", "avg_pool2d", "adaptive_avg_pool2d")
+
+
+def _is_idle(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """A layer that does nothing in evaluation mode."""
+    if node.op != "call_module":
+        return False
+    return isinstance(graph.get_submodule(str(node.target)), nn.Dropout | nn.Identity)
 
 
 def _has_convolution(graph: fx.GraphModule, node: fx.Node) -> bool:

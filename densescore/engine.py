@@ -1,27 +1,31 @@
 """The dense engine: the trunk once over each level, the head once over the cells of all levels."""
 
+import gc
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from densescore_kernels.errors import DensescoreError
 from torch import Tensor, nn
 
 from densescore.convolutional import to_dense
+from densescore.cook_toom import WHOLE_TILES
+from densescore.cpu import Runtime, speed_up
 from densescore.geometry import DEFAULT_MAX_CELLS, Level, Pyramid
 from densescore.image import ImageLike, Pixels, level_pixels, read_image
 from densescore.models import load_classifier
 from densescore.models.registry import Weights
+from densescore.models.weights import digest_of
 from densescore.scores import DenseScores
 from densescore.sliding_window import crop_batches
 
 Context = Literal["image", "patch"]
 
-HEAD_BYTES = 384 * 2**20
+HEAD_BYTES = 96 * 2**20
 """Memory that the windows and the head's outputs of one product may take; the cells per product follow from it."""
 
 CROP_BATCH = 64
@@ -48,6 +52,8 @@ class DenseScorer:
         device: ``"auto"`` (a CUDA device if there is one), ``"cpu"``, ``"cuda:1"``, …
         dtype: ``"auto"`` (the module's own; float32 for named models), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
             Probabilities are float32 whatever the dtype.
+        runtime: what runs the trunk on a CPU: ``"torch"``, ``"openvino"`` (an extra), or ``"auto"``: OpenVINO where it
+            is installed and, timed once here, faster by a fifth. ``scorer.runtime`` and every result name what runs.
         max_cells: most patches that one image may have. It bounds memory, which grows with the largest level.
 
     Raises:
@@ -74,8 +80,11 @@ class DenseScorer:
         k: float | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        runtime: Runtime = "auto",
         max_cells: int = DEFAULT_MAX_CELLS,
     ) -> None:
+        if runtime not in get_args(Runtime):
+            raise DensescoreError(f"runtime must be one of {', '.join(get_args(Runtime))}, got {runtime!r}")
         classifier = load_classifier(model, weights=weights, labels=labels, mean=mean, std=std, patch_size=patch_size)
         network = to_dense(classifier.module, classifier.patch_size)
         if classifier.head is not None:
@@ -96,6 +105,12 @@ class DenseScorer:
         self._mean = torch.tensor(classifier.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(classifier.std, device=self.device).view(1, 3, 1, 1)
         self.pyramid(224, 224)  # scales are checked now, not at the first image
+        # Of all that features follow from; before the weights are packed, after which they cannot be read.
+        self.weights_digest = digest_of(network.trunk, network.project, network.embed)
+        self.runtime = speed_up(self.network, runtime) if self.device.type == "cpu" else "torch"
+        if self.device.type == "cpu":
+            del classifier, network
+            gc.collect()  # the traced module is a cycle, and still holds the weights that were packed
 
     def pyramid(self, height: int, width: int) -> Pyramid:
         """The patches that an image of this size has; rows of `score` and `features` come in its order."""
@@ -141,7 +156,7 @@ class DenseScorer:
         probabilities = outputs.float().sigmoid() if self.activation == "sigmoid" else outputs.float().softmax(1)
         if not torch.isfinite(probabilities).all():
             raise DensescoreError(f"{self.name} in {self.dtype} gave scores that are not finite; try another dtype")
-        return DenseScores(probabilities, self.labels, pyramid, self.k, self.name, context, timings)
+        return DenseScores(probabilities, self.labels, pyramid, self.k, self.name, context, self.runtime, timings)
 
     def features(self, image: ImageLike, *, context: Context = "image") -> Tensor:
         """FC7's output, or the pooled map, of every patch: the transferable mid-level representation.
@@ -166,47 +181,55 @@ class DenseScorer:
         pyramid = self.pyramid(*pixels.shape[:2])
         clock.lap("decode")
         with torch.inference_mode():
-            levels = [self._tensor(pixels, pyramid, level) for level in pyramid.levels]
-            clock.lap("pyramid")
+            levels = self._levels(pixels, pyramid, clock)
             if context == "patch":
                 embedded = (self.network.embed_crops(crops) for crops in crop_batches(levels, pyramid, CROP_BATCH))
                 parts = [classifier(features) for features in embedded]
                 clock.lap("crops")
             else:
-                maps = [self.network.trunk(level) for level in levels]
-                clock.lap("trunk")
-                parts = [classifier(self.network.embed(windows)) for windows in self._windows(maps, pyramid)]
+                maps = []
+                for level in levels:
+                    maps.append(self.network.fast_trunk(level))
+                    clock.lap("trunk")
+                parts = [classifier(self.network.embed_blocks(blocks)) for blocks in self._blocks(maps, pyramid)]
                 clock.lap("head")
         return pyramid, torch.cat(parts)  # outside inference mode: a tensor that a user may train on
 
-    def _tensor(self, pixels: Pixels, pyramid: Pyramid, level: Level) -> Tensor:
-        """A level, normalised: ``[1, 3, h, w]``, channels last."""
+    def _levels(self, pixels: Pixels, pyramid: Pyramid, clock: "_Clock") -> Iterator[Tensor]:
+        """The levels, normalised, one after another: ``[1, 3, h, w]``, channels last."""
+        for level in pyramid.levels:
+            tensor = self.level(pixels, pyramid, level)
+            clock.lap("pyramid")
+            yield tensor
+
+    def level(self, pixels: Pixels, pyramid: Pyramid, level: Level) -> Tensor:
+        """One level as the network takes it, resized, padded and normalised: ``[1, 3, P + nS, P + mS]``."""
         resized = torch.from_numpy(level_pixels(pixels, pyramid, level)).to(self.device)
         tensor = resized.permute(2, 0, 1)[None].float()
         if resized.dtype == torch.uint8:
             tensor /= 255
         return tensor.sub_(self._mean).div_(self._std).to(self.dtype)
 
-    def _windows(self, maps: list[Tensor], pyramid: Pyramid) -> Iterator[Tensor]:
-        """The windows of all cells of all levels in order, in as few pieces as `HEAD_BYTES` allows."""
+    def _blocks(self, maps: list[Tensor], pyramid: Pyramid) -> Iterator[list[Tensor]]:
+        """Blocks that hold the cells of all levels in order, in as few lots as `HEAD_BYTES` allows."""
         network = self.network
-        # A window is held twice while pieces are joined; features, a hidden layer as wide, and logits follow.
-        numbers = 2 * math.prod(network.embed_shape) + 2 * network.feature_width + network.classes
+        # A window is held twice while it is projected; features, a hidden layer as wide, and logits follow.
+        numbers = 2 * (network.window_width + network.feature_width) + network.classes
         most = max(1, HEAD_BYTES // (numbers * self.dtype.itemsize))
-        pieces: list[Tensor] = []
+        lot: list[Tensor] = []
         count = 0
         for feature_map, level in zip(maps, pyramid.levels, strict=True):
             for rows, cols in _blocks(level.rows, level.cols, most):
                 if count + len(rows) * len(cols) > most:
-                    yield torch.cat(pieces)
-                    pieces, count = [], 0
-                pieces.append(network.windows(feature_map, rows, cols))
+                    yield lot
+                    lot, count = [], 0
+                lot.append(network.block(feature_map, rows, cols))
                 count += len(rows) * len(cols)
-        yield torch.cat(pieces)
+        yield lot
 
 
 class _Clock:
-    """Seconds per stage; waits for the device, whose work is queued."""
+    """Seconds per stage, added up; waits for the device, whose work is queued."""
 
     def __init__(self, device: torch.device, timings: dict[str, float]) -> None:
         self._synchronize: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -216,7 +239,7 @@ class _Clock:
     def lap(self, stage: str) -> None:
         self._synchronize()
         now = time.perf_counter()
-        self._timings[stage] = now - self._last
+        self._timings[stage] = self._timings.get(stage, 0.0) + now - self._last
         self._last = now
 
 
@@ -256,6 +279,7 @@ def _blocks(rows: int, cols: int, most: int) -> Iterator[tuple[range, range]]:
                 yield range(row, row + 1), range(col, min(col + most, cols))
         return
     step = most // cols
+    step -= step % WHOLE_TILES if step > WHOLE_TILES else 0
     for row in range(0, rows, step):
         yield range(row, min(row + step, rows)), range(cols)
 

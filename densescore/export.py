@@ -119,6 +119,7 @@ def describe(scores: DenseScores, source: str) -> dict[str, Any]:
         "image": {"source": source, "height": pyramid.height, "width": pyramid.width},
         "model": scores.model,
         "context": scores.context,
+        "runtime": scores.runtime,
         "k": scores.k,
         "geometry": {
             "patch": pyramid.patch,

@@ -68,6 +68,7 @@ class DenseScores:
         k: the exponent of the image score.
         model: name of the network.
         context: ``"image"`` (dense) or ``"patch"`` (crops).
+        runtime: what ran the trunk: ``"torch"`` or ``"openvino"``.
         timings: seconds per stage: decode, pyramid, trunk, head.
 
     Example:
@@ -85,6 +86,7 @@ class DenseScores:
     k: float = 5.0
     model: str = ""
     context: str = "image"
+    runtime: str = "torch"
     timings: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -175,7 +177,7 @@ class DenseScores:
         description = {
             "labels": self.labels,
             "pyramid": asdict(self.pyramid),
-            **{name: getattr(self, name) for name in ("k", "model", "context", "timings")},
+            **{name: getattr(self, name) for name in ("k", "model", "context", "runtime", "timings")},
         }
         metadata = {"format": _FORMAT, "densescore": json.dumps(description)}
         with written_whole(path, overwrite=overwrite) as temporary:

@@ -4,7 +4,7 @@ The references take the *unmodified* parts of a network and loop; they share not
 but the geometry, and are meant to be read, not to be fast.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from densescore.geometry import Level, Pyramid
 Network = Callable[[Tensor], Tensor]
 
 
-def crop_batches(levels: list[Tensor], pyramid: Pyramid, batch: int) -> Iterator[Tensor]:
+def crop_batches(levels: Iterable[Tensor], pyramid: Pyramid, batch: int) -> Iterator[Tensor]:
     """Cut every patch out of the levels, in the order of the cells.
 
     Resizing the whole image and cutting equals cutting and resizing, but for the pixels that interpolation mixes
@@ -45,7 +45,14 @@ def _stack(crops: list[Tensor]) -> Tensor:
     return torch.stack(crops).contiguous(memory_format=torch.channels_last)
 
 
-def head_reference(trunk: Network, head: Network, level_pixels: Tensor, pyramid: Pyramid, level: Level) -> Tensor:
+def head_reference(
+    trunk: Network,
+    head: Network,
+    level_pixels: Tensor,
+    pyramid: Pyramid,
+    level: Level,
+    cells: Sequence[int] | None = None,
+) -> Tensor:
     """Statement 2 of "the same scores": the unmodified head on each window of the trunk's map, one at a time.
 
     Args:
@@ -54,16 +61,17 @@ def head_reference(trunk: Network, head: Network, level_pixels: Tensor, pyramid:
         level_pixels: ``[1, 3, P + nS, P + mS]`` normalised pixels of one level.
         pyramid: the geometry.
         level: the level.
+        cells: numbers of the cells, row by row; all by default.
 
     Returns:
-        ``[rows · cols, classes]`` logits.
+        ``[len(cells), classes]`` logits.
     """
     height, width = trunk(level_pixels[:, :, : pyramid.patch, : pyramid.patch]).shape[2:]
     feature_map = trunk(level_pixels)
     logits = []
-    for row in range(level.rows):
-        for col in range(level.cols):
-            logits.append(head(feature_map[:, :, row : row + height, col : col + width]))
+    for cell in range(level.rows * level.cols) if cells is None else cells:
+        row, col = divmod(cell, level.cols)
+        logits.append(head(feature_map[:, :, row : row + height, col : col + width]))
     return torch.cat(logits)
 
 

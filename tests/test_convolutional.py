@@ -11,7 +11,7 @@ from densescore.convolutional import to_dense
 from densescore.models import AdaptationHead, Krizhevsky
 
 SLIDING = {
-    "alexnet": (lambda: torchvision.models.alexnet(), (9216,), 4096),
+    "alexnet": (lambda: torchvision.models.alexnet(), (4096,), 4096),
     "resnet18": (lambda: torchvision.models.resnet18(), (512, 1, 1), 512),
     "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(), (576, 1, 1), 1024),
     "shufflenet": (lambda: torchvision.models.shufflenet_v2_x0_5(), (1024,), 1024),
@@ -22,28 +22,29 @@ SLIDING = {
     "timm efficientnet_b0": (lambda: timm.create_model("efficientnet_b0"), (1280, 1, 1), 1280),
     "timm vgg11": (lambda: timm.create_model("vgg11"), (4096, 1, 1), 4096),  # FC6 as a convolution already
     "timm resnetv2_50": (lambda: timm.create_model("resnetv2_50"), (2048, 1, 1), 2048),  # FC8 as a convolution
-    "krizhevsky 6144": (lambda: Krizhevsky(classes=7, width=6144), (9216,), 6144),
+    "krizhevsky 6144": (lambda: Krizhevsky(classes=7, width=6144), (6144,), 6144),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SLIDING)
 @torch.inference_mode()
 def test_named_families_slide(name: str) -> None:
-    build, embed_shape, width = SLIDING[name]
+    build, row, width = SLIDING[name]
     torch.manual_seed(0)
     module = build().eval()
     network = to_dense(module, 224)
-    assert (network.stride, network.embed_shape, network.feature_width) == (32, embed_shape, width)
+    assert (network.stride, network.feature_width) == (32, width)
     crops = torch.rand(2, 3, 224, 224)
     expected = module(crops)
     assert expected.shape[1] == network.classes
     assert expected.std() > 0
     torch.testing.assert_close(network(crops), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
     maps = network.trunk(torch.rand(1, 3, 256, 320))  # 2 × 4 cells
-    cells = network.windows(maps, range(2), range(4))
-    assert cells.shape == (8, *embed_shape)
-    assert network.classifier(network.embed(cells)).shape == (8, network.classes)
-    torch.testing.assert_close(network.windows(maps, range(1, 2), range(2, 4)), cells[6:8])
+    cells = network.project([network.block(maps, range(2), range(4))])
+    assert cells.shape == (8, *row)
+    assert network.classifier(network.embed(cells.clone())).shape == (8, network.classes)
+    part = network.project([network.block(maps, range(1, 2), range(2, 4))])
+    torch.testing.assert_close(part, cells[6:8], rtol=1e-4, atol=1e-5 * float(cells.abs().max()))
 
 
 class Net(nn.Module):
@@ -85,10 +86,11 @@ class Means(nn.Module):
 def test_flattening_by_view_and_averaging_by_mean(tail: nn.Module, shape: tuple[int, ...]) -> None:
     module = Net(tail).eval()
     network = to_dense(module, 16)
-    assert (network.embed_shape, network.stride, network.window) == (shape, 2, (8, 8))
+    assert (network.stride, network.window) == (2, (8, 8))
     crops = torch.rand(3, 3, 16, 16)
     torch.testing.assert_close(network(crops), module(crops))
-    assert network.windows(network.trunk(torch.rand(1, 3, 18, 22)), range(2), range(4)).shape == (8, *shape)
+    block = network.block(network.trunk(torch.rand(1, 3, 18, 22)), range(2), range(4))
+    assert network.project([block]).shape == (8, *shape)
 
 
 class MaxPools(nn.Module):

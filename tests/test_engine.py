@@ -102,15 +102,16 @@ def test_bad_options(options: dict[str, object], message: str) -> None:
 def test_bad_calls(toy_scorer: DenseScorer, cat: NDArray[np.uint8]) -> None:
     with pytest.raises(DensescoreError, match="context must be 'image' or 'patch', got 'crop'"):
         toy_scorer.score(cat, context="crop")  # type: ignore[arg-type]
+    broken = Toy()
     with torch.no_grad():
-        next(toy_scorer.network.classifier.parameters()).fill_(float("inf"))
+        next(broken.features.parameters()).fill_(float("inf"))
     with pytest.raises(DensescoreError, match="not finite"):
-        toy_scorer.score(cat)
+        DenseScorer(broken, patch_size=20, labels="abc").score(cat)
 
 
 MEMORY = """
 import re, numpy as np, densescore
-scorer = densescore.DenseScorer("alexnet", weights=None)
+scorer = densescore.DenseScorer("alexnet", weights=None, runtime="torch")
 scores = scorer.score(np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8))
 print(len(scores.boxes), re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """

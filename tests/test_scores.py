@@ -93,7 +93,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     loaded = DenseScores.load(path)
     assert torch.equal(loaded.patch_scores, scores.patch_scores)
     assert torch.equal(loaded.boxes, scores.boxes)
-    for name in ("labels", "pyramid", "k", "model", "context", "timings"):
+    for name in ("labels", "pyramid", "k", "model", "context", "runtime", "timings"):
         assert getattr(loaded, name) == getattr(scores, name)
     with pytest.raises(DensescoreError, match="exists already"):
         scores.save(path)

@@ -68,9 +68,10 @@ def test_cached_features_are_the_scorers_and_are_computed_once(toy: DenseScorer,
 def test_another_network_context_or_picture_is_another_key(toy: DenseScorer, voc: Path, tmp_path: Path) -> None:
     first, second = sorted((voc / "JPEGImages").iterdir())[:2]
     FeatureCache(toy, tmp_path).features(first)
-    other = DenseScorer("toy", scales=SCALES)
+    module = Toy()
     with torch.no_grad():
-        next(other.network.trunk.parameters()).mul_(1.5)
+        next(module.classifier.parameters()).mul_(1.5)  # FC6, which the engine packs
+    other = DenseScorer(module, patch_size=20, scales=SCALES)
     for cache, picture in (
         (FeatureCache(toy, tmp_path), second),
         (FeatureCache(toy, tmp_path, context="patch"), first),

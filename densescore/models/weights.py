@@ -1,5 +1,6 @@
 """Read weights from files, without running anything that they hold."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,13 @@ def fill(module: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise DensescoreError(f"{origin} does not fit {type(module).__name__}: {'; '.join(problems[:5])}{more}")
     module.load_state_dict(weights)
+
+
+def digest_of(*modules: nn.Module) -> str:
+    """A digest of all parameters and buffers of modules, by name, shape, dtype and value: 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

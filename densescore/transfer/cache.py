@@ -52,7 +52,7 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._maker = {
             "version": _VERSION,
-            "weights": weights_digest(scorer),
+            "weights": scorer.weights_digest,
             "mean": scorer._mean.flatten().tolist(),
             "std": scorer._std.flatten().tolist(),
             "patch": scorer.network.patch,
@@ -138,13 +138,3 @@ def _load(path: Path) -> NDArray[np.float16] | None:
     except (ValueError, OSError, EOFError):
         return None
     return features
-
-
-def weights_digest(scorer: DenseScorer) -> str:
-    """A digest of all tensors that features follow from: the trunk's and the embedding's."""
-    digest = hashlib.sha256()
-    for part in (scorer.network.trunk, scorer.network.embed):
-        for name, tensor in sorted(part.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -17,7 +17,7 @@ from densescore.engine import DenseScorer
 from densescore.models import BACKGROUND
 from densescore.models.adaptation import AdaptationHead, HeadFile
 from densescore.scores import DenseScores
-from densescore.transfer.cache import FeatureCache, weights_digest
+from densescore.transfer.cache import FeatureCache
 from densescore.transfer.image_training import tune_on_images
 from densescore.transfer.patches import Features, TrainingPatches, check_every_class, gather
 from densescore.transfer.recipe import Recipe
@@ -123,7 +123,7 @@ def head_file(
         "patches": dict(zip((*boxed.classes, BACKGROUND), patches.counts(len(boxed.classes)), strict=True)),
         "context": cache.context,
         "scales": scorer.scales,
-        "backbone_digest": weights_digest(scorer),
+        "backbone_digest": scorer.weights_digest,
         "versions": {name: version(name) for name in ("densescore", "torch", "timm")},
     }
     mean, std = (tuple(values.flatten().tolist()) for values in (scorer._mean, scorer._std))

@@ -1,6 +1,6 @@
 """One door to the GPU: a kernel runs only in a form that the ahead-of-time compiler has in its list.
 
-A form fixes everything that a compiled kernel depends on: the types of its arguments, its constants and its warps.
+A form fixes everything that a compiled kernel depends on: the types of its arguments, its constants and its threads.
 Integers and floats are never specialised on (``do_not_specialize`` in each kernel) and every pointer is 16-byte
 aligned (``aligned`` below), so the forms listed by an operation are all the machine code that it can ever run.
 """
@@ -22,6 +22,7 @@ NAMES = {
     torch.int64: "i64",
 }
 ALIGNMENT = 16  # bytes: one 128-bit load
+LANES = 32 if torch.version.hip is None else 64  # threads of a warp
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,11 @@ class Form:
     kernel: Any  # a triton.jit function
     arguments: tuple[str, ...]  # "*fp16", "i32", "fp32"...
     constants: tuple[tuple[str, int], ...]
-    warps: int
+    threads: int
+
+    def warps(self, lanes: int) -> int:
+        """Warps of ``lanes`` threads: 32 on NVIDIA's GPUs, 64 on AMD's."""
+        return self.threads // lanes
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -57,7 +62,7 @@ class Forms:
             raise RuntimeError(f"kernel form {key} is not among the {len(self.listed)} that are compiled ahead of time")
         device = arguments[0].device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            kernel[programs](*arguments, **constants, num_warps=form.warps)
+            kernel[programs](*arguments, **constants, num_warps=form.warps(LANES))
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:

@@ -26,21 +26,21 @@ LONG_PROGRAMS = 264  # for looped rows: two on each, so that the rows in hand st
 
 
 class Tile(NamedTuple):
-    """Rows and classes that a program holds at a time, and its warps."""
+    """Rows and classes that a program holds at a time, and its threads."""
 
     rows: int
     classes: int
-    warps: int
+    threads: int
 
 
 # Every tile gives a thread 8 elements: two 128-bit loads of float32 or one of a 16-bit type. That leaves registers for
 # many threads: 1,000 of them on a multiprocessor keep 32 KB in flight, twice what 3 TB/s over 132 of them asks for.
 # Classes are independent in the power mean, so wide rows are cut into blocks of 128 classes (512 bytes of float32).
-COLUMN_TILES = (Tile(32, 32, 4), Tile(8, 128, 4))
+COLUMN_TILES = (Tile(32, 32, 128), Tile(8, 128, 128))
 # A softmax needs its row whole.
-ROW_TILES = (Tile(64, 32, 8), Tile(8, 256, 8), Tile(2, 1024, 8), Tile(1, 2048, 8))
-LONG_TILE = Tile(1, 2048, 8)  # rows of more than 2,048 classes are looped over
-CHUNK_TILE = Tile(8, 128, 4)  # stage two
+ROW_TILES = (Tile(64, 32, 256), Tile(8, 256, 256), Tile(2, 1024, 256), Tile(1, 2048, 256))
+LONG_TILE = Tile(1, 2048, 256)  # rows of more than 2,048 classes are looped over
+CHUNK_TILE = Tile(8, 128, 128)  # stage two
 
 
 def column_tile(C: int) -> Tile:
@@ -170,16 +170,16 @@ def _forms() -> Iterator[Form]:
         for VEC in vectors(dtype):
             for tile in COLUMN_TILES:
                 constants = (("VEC", VEC), ("BLOCK_M", tile.rows), ("BLOCK_C", tile.classes))
-                yield Form(power_sums, sums, constants, tile.warps)
-                yield Form(power_grads, grads, constants, tile.warps)
+                yield Form(power_sums, sums, constants, tile.threads)
+                yield Form(power_grads, grads, constants, tile.threads)
             for tile in (*ROW_TILES, LONG_TILE):
                 constants = (("VEC", VEC), ("BLOCK_M", tile.rows), ("BLOCK_C", tile.classes))
                 short = tile is not LONG_TILE
-                yield Form(softmax_sums if short else long_softmax_sums, softmax, constants, tile.warps)
-                yield Form(softmax_grads if short else long_softmax_grads, softmax_back, constants, tile.warps)
+                yield Form(softmax_sums if short else long_softmax_sums, softmax, constants, tile.threads)
+                yield Form(softmax_grads if short else long_softmax_grads, softmax_back, constants, tile.threads)
     for VEC in vectors(torch.float32):
         constants = (("VEC", VEC), ("BLOCK_N", CHUNK_TILE.rows), ("BLOCK_C", CHUNK_TILE.classes))
-        yield Form(add_chunks, ("*fp32", "*i64", "*fp32", "fp32", "i32"), constants, CHUNK_TILE.warps)
+        yield Form(add_chunks, ("*fp32", "*i64", "*fp32", "fp32", "i32"), constants, CHUNK_TILE.threads)
 
 
 FORMS = Forms(_forms())

@@ -2,10 +2,11 @@
 
 A score of 1e-8 is an ordinary probability among 21,841 classes, and its fifth power, 1e-40, is below 2^-126 where
 float32 loses digits. So each score is first multiplied by 2^lift, which is exact; the mean of the lifted powers is
-multiplied by 2^(-lift·k) once, at the end. With lift = floor(60 / k) a term keeps all its digits down to y^k = 2^-186,
-so a mean that is itself a normal float32 number (at least 2^-126) has lost nothing to underflow: what is dropped is
-below 2^-60 of it. A mean below 2^-126 is rounded to the nearest subnormal number, and below 2^-149 it is 0, as in any
-float32. The price is at the other end: the sum of y^k over an image must stay below 2^68, which probabilities do.
+multiplied by 2^(-lift·k) once, at the end. With lift = floor(60 / k), and 60 for an exponent below 1, a term keeps all
+its digits down to about y^k = 2^-186 (a little higher where 60 / k is not whole, and from k = 61 on there is no lift),
+so what a mean of at least 2^-126 loses to underflow is, for the default k = 5, below 2^-60 of it. A mean below 2^-126
+is rounded to the nearest subnormal number, and below 2^-149 it is 0, as in any float32. The price is at the other end:
+the sum of y^k over an image must stay below 2^68, which probabilities do.
 
 Whole k up to 16 is a repeated multiplication: relative error below k·2^-24, and 0^k = 0, 0^0 = 1. Any other k is
 exp2(k·log2 y): log2 0 = -inf and exp2(-inf) = 0, so y = 0 needs no case of its own.
@@ -42,7 +43,7 @@ def lift(exponent: float) -> int:
     """Bits by which a score is lifted before it is raised to ``exponent``.
 
     Example:
-        >>> lift(5.0), lift(1.0), lift(0.0), lift(100.0)
-        (12, 60, 0, 0)
+        >>> lift(5.0), lift(1.0), lift(0.25), lift(0.0), lift(100.0)
+        (12, 60, 60, 0, 0)
     """
-    return int(HEADROOM / exponent) if exponent > 0 else 0
+    return int(HEADROOM / max(exponent, 1.0)) if exponent > 0 else 0

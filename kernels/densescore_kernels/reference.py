@@ -43,18 +43,18 @@ def response_map(scores: torch.Tensor, grid: Grid, classes: Sequence[int] | None
     count = torch.zeros(grid.height, grid.width, dtype=torch.float64)
     cell = 0
     for level in grid.levels:
+        held_y = [_held(grid, grid.height, level.height, i) for i in range(level.rows)]
+        held_x = [_held(grid, grid.width, level.width, j) for j in range(level.cols)]
         for i in range(level.rows):
-            held_y = [y for y in range(grid.height) if _holds(grid, grid.height, level.height, i, y)]
             for j in range(level.cols):
-                held_x = [x for x in range(grid.width) if _holds(grid, grid.width, level.width, j, x)]
-                for y in held_y:
-                    total[:, y, held_x] += chosen[cell][:, None]
-                    count[y, held_x] += 1
+                for y in held_y[i]:
+                    total[:, y, held_x[j]] += chosen[cell][:, None]
+                    count[y, held_x[j]] += 1
                 cell += 1
     return total / count
 
 
-def _holds(grid: Grid, pixels: int, length: int, cell: int, pixel: int) -> bool:
-    """Whether the centre of ``pixel`` lies in the window of ``cell``, along one axis of one level."""
-    S, P = grid.stride, grid.patch
-    return 2 * pixels * cell * S <= (2 * pixel + 1) * length < 2 * pixels * (cell * S + P)
+def _held(grid: Grid, pixels: int, length: int, cell: int) -> list[int]:
+    """The pixels whose centre lies in the window of ``cell``, along one axis of one level."""
+    start, stop = cell * grid.stride, cell * grid.stride + grid.patch  # level pixels
+    return [x for x in range(pixels) if 2 * pixels * start <= (2 * x + 1) * length < 2 * pixels * stop]

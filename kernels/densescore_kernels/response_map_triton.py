@@ -18,7 +18,7 @@ from densescore_kernels.response_map_kernels import COUNT_BITS, spread, window_s
 WINDOW_CLASSES = 32
 SPREAD_COLUMNS = 256
 SPREAD_CLASSES = (4, 8)  # 8 for more than 4 classes: whole 32-byte sectors of L2
-WARPS = 4
+THREADS = 128
 TALLEST = 32  # pixel rows that one program fills at most, so that long runs are shared out
 BITS = int(COUNT_BITS.value)
 
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
 
 def window_rows(VEC: int) -> int:
     """Windows that one program sums: so many that a thread has one 128-bit load (or 4 single ones) a cell."""
-    return WARPS * 32 * max(VEC, 4) // WINDOW_CLASSES
+    return THREADS * max(VEC, 4) // WINDOW_CLASSES
 
 
 def spread_classes(K: int) -> int:
@@ -132,13 +132,13 @@ def _forms() -> Iterator[Form]:
         arguments = ("*" + NAMES[dtype], "*i64", "*i32", "*fp32", *["i32"] * 6)
         for VEC, chosen in ((1, 0), (vectors(dtype)[1], 0), (1, 1)):
             tile = (("VEC", VEC), ("CHOSEN", chosen), ("BLOCK_V", window_rows(VEC)), ("BLOCK_K", WINDOW_CLASSES))
-            yield Form(window_sums, arguments, tile, WARPS)
+            yield Form(window_sums, arguments, tile, THREADS)
     for dtype in (torch.float32, torch.float16):
         arguments = ("*fp32", "*i64", "*i64", "*i32", "*" + NAMES[dtype], "i32", "i32")
         for VEC in (1, 4):
             for classes in SPREAD_CLASSES:
                 constants = (("VEC", VEC), ("BLOCK_X", SPREAD_COLUMNS), ("BLOCK_K", classes))
-                yield Form(spread, arguments, constants, WARPS)
+                yield Form(spread, arguments, constants, THREADS)
 
 
 FORMS = Forms(_forms())

@@ -1,0 +1,113 @@
+"""Top-1 of the centre crop, of dense scores and of cropped patches, on a folder of labelled ImageNet images.
+
+    python benchmarks/imagenet_samples.py --data ../shared/data/imagenet-samples
+
+DATA holds `images/` and `labels.csv` with the columns `file` and `class_index`. Crops are slow, so every n-th image
+has them; agreement and rank correlation are over those images, and their times alternate with the dense ones.
+"""
+
+import csv
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image
+from rich.progress import track
+from scipy.stats import spearmanr
+from torchvision.transforms import v2
+
+from densescore import DenseScorer, DenseScores
+from densescore.bench.machine import describe_machine
+
+
+def centre_crop(scorer: DenseScorer, path: Path) -> int:
+    """The usual evaluation: short side to 256, the middle 224×224, one forward pass."""
+    transform = v2.Compose([v2.Resize(256, v2.InterpolationMode.BICUBIC), v2.CenterCrop(224), v2.PILToTensor()])
+    pixels = transform(Image.open(path).convert("RGB"))
+    return int(scorer.score(pixels).patch_scores[0].argmax())
+
+
+def timed(scorer: DenseScorer, path: Path, context: Any) -> tuple[DenseScores, float]:
+    start = time.perf_counter()
+    scores = scorer.score(path, context=context)
+    return scores, time.perf_counter() - start
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder with images/ and labels.csv.")],
+    model: str = "lite0",
+    crop_every: Annotated[int, typer.Option(help="Every n-th image is also scored by crops.")] = 10,
+    out: Path = Path("benchmarks/results/imagenet_samples.json"),
+) -> None:
+    scorer = DenseScorer(model)
+    single = DenseScorer(model, scales=(1,))
+    rows: list[dict[str, Any]] = []
+    with (data / "labels.csv").open() as file:
+        labelled = list(csv.DictReader(file))
+    for number, entry in enumerate(track(labelled, description=model)):
+        path, truth = data / "images" / entry["file"], int(entry["class_index"])
+        dense, seconds = timed(scorer, path, "image")
+        row: dict[str, Any] = {
+            "file": entry["file"],
+            "patches": len(dense.boxes),
+            "centre_crop": centre_crop(single, path) == truth,
+            "dense": int(dense.image_scores().argmax()) == truth,
+            "dense_seconds": seconds,
+        }
+        if number % crop_every == 0:
+            cropped, seconds = timed(scorer, path, "patch")
+            row |= {
+                "cropped": int(cropped.image_scores().argmax()) == truth,
+                "cropped_seconds": seconds,
+                "agree": bool(dense.image_scores().argmax() == cropped.image_scores().argmax()),
+                "patch_agree": (dense.patch_scores.argmax(1) == cropped.patch_scores.argmax(1)).float().mean().item(),
+                "patch_correlation": rank_correlation(dense.patch_scores[:, truth], cropped.patch_scores[:, truth]),
+                "image_correlation": rank_correlation(dense.image_scores(), cropped.image_scores()),
+            }
+        rows.append(row)
+    result = {
+        "command": f"python benchmarks/imagenet_samples.py --data {data} --model {model} --crop-every {crop_every}",
+        "model": model,
+        "summary": summarise(rows),
+        "machine": describe_machine(),
+        "images": rows,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["summary"], indent=2))
+
+
+def rank_correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(spearmanr(a.numpy(), b.numpy()).statistic)
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    slow = [row for row in rows if "cropped" in row]
+
+    def mean(of: list[dict[str, Any]], key: str) -> float:
+        return round(statistics.mean(row[key] for row in of), 4)
+
+    return {
+        "images": len(rows),
+        "images_with_crops": len(slow),
+        "top1_centre_crop": mean(rows, "centre_crop"),
+        "top1_dense": mean(rows, "dense"),
+        "top1_centre_crop_same_images": mean(slow, "centre_crop"),
+        "top1_dense_same_images": mean(slow, "dense"),
+        "top1_cropped_same_images": mean(slow, "cropped"),
+        "top1_agreement_dense_cropped": mean(slow, "agree"),
+        "patch_top1_agreement": mean(slow, "patch_agree"),
+        "patch_rank_correlation_true_class": mean(slow, "patch_correlation"),
+        "image_rank_correlation_all_classes": mean(slow, "image_correlation"),
+        "seconds_dense_median": round(statistics.median(row["dense_seconds"] for row in slow), 3),
+        "seconds_cropped_median": round(statistics.median(row["cropped_seconds"] for row in slow), 3),
+        "ratio_median": round(statistics.median(r["cropped_seconds"] / r["dense_seconds"] for r in slow), 1),
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""``densescore-bench``: dense scoring against everything else that gives the same scores."""

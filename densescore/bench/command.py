@@ -1,0 +1,260 @@
+"""The command ``densescore-bench``."""
+
+import csv
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from densescore_kernels.errors import DensescoreError
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from densescore import PAPER_SCALES, DenseScorer, DenseScores
+from densescore.bench.contenders import RUNTIMES, Subject, UnavailableError, build
+from densescore.bench.growth import growth_curve, plot_growth
+from densescore.bench.machine import describe_machine, peak_memory
+from densescore.bench.measure import (
+    TOLERANCE,
+    Timing,
+    dense_reference,
+    deviation,
+    matmul_peak,
+    time_in_turn,
+    tune_batch,
+)
+from densescore.convolutional import to_dense
+from densescore.files import written_whole
+from densescore.image import Pixels, read_image
+from densescore.models import AdaptationHead, Classifier, load_classifier
+
+app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+_err = Console(stderr=True)
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Option(help="A name that `densescore models` lists.")] = "lite0",
+    weights: Annotated[str, typer.Option(help="'default', 'random' or a file.")] = "default",
+    classes: Annotated[int, typer.Option(help="Put a random FCa, FCb of so many classes in the place of FC8.")] = 0,
+    image: Annotated[Path | None, typer.Option(help="By default, noise of 500×375 pixels.")] = None,
+    scales: Annotated[str, typer.Option(help="With commas between; the paper's by default.")] = "",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    runtime: Annotated[str, typer.Option(help="Of densescore's trunk on a CPU: auto, torch or openvino.")] = "auto",
+    contenders: Annotated[str, typer.Option(help=f"With commas between, of {', '.join(RUNTIMES)}.")] = (
+        "crops,dense-modules,dense-onnxruntime,dense-openvino"
+    ),
+    crop_cells: Annotated[
+        int, typer.Option(help="Patches that are cropped, evenly drawn, and scaled up; 0: all.")
+    ] = 512,
+    rounds: Annotated[int, typer.Option(help="Timed runs of each contender, in turn.", min=1)] = 5,
+    sizes: Annotated[str, typer.Option(help="Growth curve: sides of square images, patches of 224 pixels.")] = "",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the table to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the growth curve's picture to this file.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> None:
+    """Time dense scoring against cropping and against other runtimes: equal scores first, then in turn.
+
+    densescore is timed from decoded pixels to probabilities. The others are given the pyramid ready made.
+    """
+    try:
+        wanted = [name.strip() for name in contenders.split(",") if name.strip()]
+        unknown = [name for name in wanted if name not in RUNTIMES]
+        if unknown:
+            raise DensescoreError(f"--contenders: unknown {', '.join(unknown)}; expected {', '.join(RUNTIMES)}")
+        scale_list = tuple(float(part) for part in scales.split(",")) if scales else PAPER_SCALES
+        result = run(model, weights, classes, image, scale_list, dtype, device, runtime, wanted, crop_cells, rounds)
+        if sizes:
+            scorer = DenseScorer(
+                model, weights=None if weights == "random" else weights, dtype=dtype, patch_sizes=(224,)
+            )
+            result["growth"] = growth_curve(scorer, [int(size) for size in sizes.split(",")])
+        _report(result)
+        for path, write in ((json_file, _write_json), (csv_file, _write_csv), (plot, plot_growth)):
+            if path is not None:
+                with written_whole(path, overwrite=overwrite) as temporary:
+                    write(result, temporary)
+    except DensescoreError as error:
+        _err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+
+
+def run(
+    model: str,
+    weights: str,
+    classes: int,
+    image: Path | None,
+    scales: tuple[float, ...],
+    dtype: str,
+    device: str,
+    runtime: str,
+    wanted: list[str],
+    crop_cells: int,
+    rounds: int,
+) -> dict[str, Any]:
+    """Check and time; the result as plain JSON values."""
+    torch.manual_seed(0)
+    classifier = load_classifier(model, weights=None if weights == "random" else weights)
+    module = classifier.module.eval()
+    if weights == "random":
+        _enliven(module)
+    if classes:
+        _adapt(module, classes)
+    pixels = _noise() if image is None else read_image(image)
+    scorer = _scorer(module, classifier, scales, dtype, device, runtime)
+    subject = _subject(module, classifier, scorer, pixels, crop_cells)
+    outcome: dict[str, Any] = {
+        "command": " ".join(["densescore-bench", f"--model {model}", f"--dtype {dtype}", f"--classes {classes}"]),
+        "image": [*pixels.shape[:2]],
+        "patches": len(subject.pyramid),
+        "cropped_patches": len(subject.cells),
+        "runtime": scorer.runtime,
+        "machine": describe_machine(scorer.device),
+        "left_out": {},
+    }
+    batch = tune_batch(subject) if any(name.startswith("crops") for name in wanted) else 0
+    outcome["crop_batch"] = batch
+    runs: dict[str, Callable[[], Any]] = {}
+    scale: dict[str, float] = {}
+    with torch.inference_mode():
+        cells, expected = dense_reference(subject)
+        expected_crops: Tensor | None = None
+        for name in wanted:
+            try:
+                candidate = build(name, subject, batch)
+                scores = candidate()
+            except UnavailableError as reason:
+                outcome["left_out"][name] = str(reason)
+                continue
+            if name.startswith("crops"):
+                expected_crops = scores if expected_crops is None else expected_crops
+                error = deviation(scores, expected_crops)
+            else:
+                error = deviation(scores[cells], expected)
+            if error > TOLERANCE[subject.dtype]:
+                outcome["left_out"][name] = f"its scores differ by {error:.1e}"
+                continue
+            outcome.setdefault("deviation", {})[name] = error
+            runs[name] = candidate
+            scale[name] = len(subject.pyramid) / len(subject.cells) if name.startswith("crops") else 1.0
+    own = deviation(scorer.score(pixels).patch_scores[cells], expected)
+    if own > TOLERANCE[subject.dtype]:
+        raise DensescoreError(f"densescore's own scores differ from the reference by {own:.1e}; nothing is timed")
+    outcome["deviation"]["densescore"] = own
+
+    stages: list[dict[str, float]] = []
+
+    def densescore() -> None:
+        stages.append(_stages(scorer.score(pixels)))
+
+    runs["densescore"], scale["densescore"] = densescore, 1.0
+    timings = time_in_turn(runs, scale, rounds)
+    outcome["contenders"] = {name: _row(timing, timings, outcome["patches"]) for name, timing in timings.items()}
+    outcome["stages"] = {name: float(np.median([stage[name] for stage in stages[1:]])) for name in stages[0]}
+    outcome["peak_memory_MB"] = peak_memory()
+    outcome["matmul_peak_gflops"] = matmul_peak(subject.dtype) / 1e9 if scorer.device.type == "cpu" else None
+    return outcome
+
+
+def _scorer(
+    module: nn.Module, classifier: Classifier, scales: tuple[float, ...], dtype: str, device: str, runtime: str
+) -> DenseScorer:
+    return DenseScorer(
+        module,
+        mean=classifier.mean,
+        std=classifier.std,
+        patch_size=classifier.patch_size,
+        scales=scales,
+        dtype=dtype,
+        device=device,
+        runtime=runtime,  # type: ignore[arg-type]
+    )
+
+
+def _subject(
+    module: nn.Module, classifier: Classifier, scorer: DenseScorer, pixels: Pixels, crop_cells: int
+) -> Subject:
+    module = module.to(scorer.device, scorer.dtype).to(memory_format=torch.channels_last)
+    pyramid = scorer.pyramid(*pixels.shape[:2])
+    with torch.inference_mode():
+        levels = [scorer.level(pixels, pyramid, level).clone() for level in pyramid.levels]
+    count = min(crop_cells or len(pyramid), len(pyramid))
+    cells = torch.linspace(0, len(pyramid) - 1, count).long()
+    return Subject(module, to_dense(module, classifier.patch_size), levels, pyramid, cells)
+
+
+def _stages(scores: DenseScores) -> dict[str, float]:
+    start = time.perf_counter()
+    scores.image_scores()
+    aggregated = time.perf_counter()
+    scores.response_map(scores.labels[:20])
+    mapped = time.perf_counter()
+    return {**scores.timings, "image scores": aggregated - start, "20 maps": mapped - aggregated}
+
+
+def _row(timing: Timing, timings: dict[str, Timing], patches: int) -> dict[str, Any]:
+    ratios = timing.ratios_to(timings["densescore"])
+    return {
+        "seconds": timing.median,
+        "seconds_all": timing.seconds,
+        "patches_per_second": patches / timing.median,
+        "times_densescore": float(np.median(ratios)),
+        "times_densescore_spread": [ratios[0], ratios[-1]],
+    }
+
+
+def _noise() -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
+
+
+def _enliven(module: nn.Module) -> None:
+    """Random weights by He's rule: with torch's own, all classes score alike, and equality would prove little."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+
+
+def _adapt(module: nn.Module, classes: int) -> None:
+    name, last = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear)][-1]
+    module.set_submodule(name, AdaptationHead(last.in_features, classes).eval())
+
+
+def _report(result: dict[str, Any]) -> None:
+    out = Console()
+    machine = result["machine"]
+    out.print(
+        f"{machine['processor']} ({machine['capability']}), {machine['threads']} threads; "
+        f"torch {machine['versions']['torch']}; trunk by {result['runtime']}; {result['patches']} patches; "
+        f"crops: {result['cropped_patches']} timed in batches of {result['crop_batch']}",
+        highlight=False,
+    )
+    table = Table("contender", "s/image", "patches/s", "time ÷ densescore's", "spread", "deviation")
+    for name, row in result["contenders"].items():
+        low, high = row["times_densescore_spread"]
+        cells = (f"{row['seconds']:.3f}", f"{row['patches_per_second']:.0f}", f"{row['times_densescore']:.2f}")
+        table.add_row(name, *cells, f"{low:.2f} … {high:.2f}", f"{result['deviation'][name]:.1e}")
+    out.print(table)
+    for name, reason in result["left_out"].items():
+        out.print(f"left out: {name}: {reason}", highlight=False)
+    out.print(", ".join(f"{stage} {1000 * seconds:.0f} ms" for stage, seconds in result["stages"].items()))
+    out.print(f"peak memory of this process, all contenders loaded: {result['peak_memory_MB']} MB")
+
+
+def _write_json(result: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _write_csv(result: dict[str, Any], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("contender", "seconds", "patches_per_second", "times_densescore", "lowest", "highest"))
+        for name, row in result["contenders"].items():
+            spread = row["times_densescore_spread"]
+            writer.writerow((name, row["seconds"], row["patches_per_second"], row["times_densescore"], *spread))

@@ -1,0 +1,159 @@
+"""Ways to score all patches of an image: each takes the levels and gives the same probabilities, or is left out."""
+
+import copy
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from densescore.convolutional import DenseNetwork
+from densescore.convolutional_form import convolutional_form
+from densescore.geometry import Pyramid
+from densescore.sliding_window import crop_batches
+
+Levels = list[Tensor]
+Run = Callable[[Tensor], Tensor]
+
+CROP_SIZES = (8, 16, 32, 64, 128)
+"""Batch sizes that crops are tuned over."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is benchmarked: one network, unmodified, on one image.
+
+    Attributes:
+        module: the classifier as its author wrote it, in the dtype and on the device under test.
+        network: its parts, not sped up.
+        levels: ``[1, 3, P + nS, P + mS]`` normalised pixels.
+        pyramid: their geometry.
+        cells: indices of the patches that the crop contenders run; all, or an even sample.
+    """
+
+    module: nn.Module
+    network: DenseNetwork
+    levels: Levels
+    pyramid: Pyramid
+    cells: Tensor
+
+    def crops(self, batch: int) -> list[Tensor]:
+        """The sampled patches, cut out, in batches."""
+        everything = torch.cat(list(crop_batches(self.levels, self.pyramid, 256)))
+        return list(everything[self.cells].contiguous(memory_format=torch.channels_last).split(batch))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the module."""
+        return next(self.module.parameters()).dtype
+
+
+class UnavailableError(Exception):
+    """A contender that cannot run here; the message says why."""
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Softmax in float32, as the engine does."""
+    return torch.softmax(logits.float(), dim=1)
+
+
+def crops_by(run: Run, subject: Subject, batch: int) -> Tensor:
+    """Probabilities of the sampled crops, batch by batch; cutting them out is part of the work."""
+    return probabilities(torch.cat([run(crops) for crops in subject.crops(batch)]))
+
+
+def dense_by(run: Run, subject: Subject) -> Tensor:
+    """Probabilities of all cells from a dense graph, level by level."""
+    maps = [run(level) for level in subject.levels]  # [1, classes, rows, cols] each
+    return probabilities(torch.cat([scores.flatten(2)[0].T for scores in maps]))
+
+
+def torch_module(module: nn.Module) -> Run:
+    """The module, called."""
+    return module
+
+
+def compiled(module: nn.Module) -> Run:
+    """The module under ``torch.compile``."""
+    return torch.compile(module, dynamic=False)
+
+
+def onnxruntime(module: nn.Module, sample: Tensor) -> Run:
+    """The module as an ONNX graph in ONNX Runtime, height and width free."""
+    if sample.dtype != torch.float32:
+        raise UnavailableError("ONNX Runtime's CPU kernels compute in float32")
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise UnavailableError("ONNX Runtime is not installed (extra: bench)") from error
+    file = io.BytesIO()
+    target: Any = file
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter by tracing is deprecated, but needs no further package
+        axes = {"x": {0: "n", 2: "h", 3: "w"}}
+        torch.onnx.export(module, (sample,), target, input_names=["x"], dynamic_axes=axes, dynamo=False)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = ort.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    return lambda pixels: torch.from_numpy(session.run(None, {"x": np.ascontiguousarray(pixels.numpy())})[0])
+
+
+def openvino(module: nn.Module, sample: Tensor) -> Run:
+    """The module in OpenVINO's CPU plugin, height and width free, tuned for latency with all threads."""
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise UnavailableError("OpenVINO is not installed (extra: openvino)") from error
+    exact = module if sample.dtype == torch.float32 else copy.deepcopy(module).float()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        model = ov.convert_model(exact, example_input=sample.float().contiguous())
+    model.reshape([-1, 3, -1, -1])
+    hint = "f32" if sample.dtype == torch.float32 else "bf16"
+    settings = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = ov.compile_model(model, "CPU", settings).create_infer_request()
+
+    def run(pixels: Tensor) -> Tensor:
+        result = request.infer({0: pixels.float().contiguous().numpy()}, share_inputs=True)
+        return torch.from_numpy(result[0].copy())
+
+    return run
+
+
+RUNTIMES: dict[str, Callable[..., Any]] = {
+    "crops": torch_module,
+    "crops-compile": compiled,
+    "crops-onnxruntime": onnxruntime,
+    "crops-openvino": openvino,
+    "dense-modules": torch_module,
+    "dense-onnxruntime": onnxruntime,
+    "dense-openvino": openvino,
+}
+"""Contenders beside densescore itself. ``crops…`` cut every patch out; ``dense…`` run the convolutional form."""
+
+
+def build(name: str, subject: Subject, batch: int) -> Callable[[], Tensor]:
+    """A contender, ready to run: a call gives probabilities of the sampled crops, or of all cells.
+
+    Raises:
+        UnavailableError: what it needs is not installed, or cannot do it.
+    """
+    dense = name.startswith("dense")
+    module = convolutional_form(subject.network) if dense else subject.module
+    sample = subject.levels[0][..., : subject.network.patch, : subject.network.patch]
+    maker = RUNTIMES[name]
+    try:
+        run = maker(module) if maker in (torch_module, compiled) else maker(module, sample.contiguous())
+    except (RuntimeError, ImportError, ValueError) as error:
+        raise UnavailableError(str(error).strip().splitlines()[0]) from error
+    if dense:
+        return lambda: dense_by(run, subject)
+    return lambda: crops_by(run, subject, batch)
