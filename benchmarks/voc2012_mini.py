@@ -28,7 +28,7 @@ from densescore.data.load import load_boxed
 from densescore.data.patch_labels import LabelRule, Overlap
 from densescore.evaluation import ClassResult, evaluate_classes, k_curve, mean_of, score_set
 from densescore.files import written_whole
-from densescore.models.adaptation import save_head
+from densescore.models.adaptation import load_head, save_head
 from densescore.transfer.cache import DEFAULT_CACHE, FeatureCache
 from densescore.transfer.patches import gather
 from densescore.transfer.pipeline import cached_features, cached_scores, head_file, train_both
@@ -45,11 +45,9 @@ Row = dict[str, Any]
 class Experiment:
     """The data, the network and the cache that the rows share."""
 
-    def __init__(self, data: Path, cache: Path, scales: tuple[float, ...], seeds: int, heads: Path) -> None:
+    def __init__(self, data: Path, cache: Path, seeds: int, heads: Path) -> None:
         self.train, self.val = load_boxed(data, "train", need_positives=True), load_boxed(data, "val")
-        self.scorer = DenseScorer("lite0", scales=scales)
-        self.cache = FeatureCache(self.scorer, cache)
-        self.seeds, self.heads = seeds, heads
+        self.folder, self.seeds, self.heads = cache, seeds, heads
         heads.mkdir(parents=True, exist_ok=True)
 
     def mean_ap(self, scores: NDArray[np.float64]) -> float:
@@ -64,27 +62,40 @@ class Experiment:
         return float(np.mean(values))
 
     def transfer(self, name: str, recipe: Recipe, *, images: int | None = None, seeds: int | None = None) -> Row:
-        """Train and evaluate heads; `images`: only as many of the training images, drawn by the seed."""
+        """Train and evaluate heads; a head that is there from an earlier run is not trained again.
+
+        `images`: only as many of the training images, drawn by the seed.
+        """
         runs = []
         for seed in range(seeds or self.seeds):
-            start = time.perf_counter()
-            boxed = self.train
-            if images is not None:
-                chosen = np.sort(np.random.default_rng(seed).permutation(len(boxed.images))[:images])
-                boxed = BoxedSet(boxed.name, boxed.classes, tuple(boxed.images[i] for i in chosen))
-            patches = gather(boxed, cached_features(self.scorer, self.cache), recipe, seed)
-            head = train_both(patches, len(boxed.classes), recipe, seed)
-            seconds = time.perf_counter() - start
             path = self.heads / f"{name.replace(' ', '-')}-{seed}.safetensors"
-            save_head(path, head_file(boxed, self.scorer, self.cache, patches, head, recipe, seed), overwrite=True)
-            runs.append(self.evaluate(path) | {"patches": len(patches.labels), "training_s": round(seconds, 1)})
-            print(name, seed, {key: runs[-1][key] for key in ("map", "map_2007", "pointing", "training_s")}, flush=True)
+            if not path.is_file():
+                self.train_one(path, recipe, seed, images)
+            training = load_head(path).training
+            measured = {key: training.get(key) for key in ("patches", "seconds")}
+            runs.append(self.evaluate(path) | measured)
+            print(name, seed, {key: value for key, value in runs[-1].items() if key != "classes"}, flush=True)
         return summary(runs)
+
+    def train_one(self, path: Path, recipe: Recipe, seed: int, images: int | None) -> None:
+        """Train a head and write it, with the seconds that it took (features from the cache included)."""
+        start = time.perf_counter()
+        scorer = DenseScorer("lite0", scales=recipe.scales)
+        cache = FeatureCache(scorer, self.folder)
+        boxed = self.train
+        if images is not None:
+            chosen = np.sort(np.random.default_rng(seed).permutation(len(boxed.images))[:images])
+            boxed = BoxedSet(boxed.name, boxed.classes, tuple(boxed.images[i] for i in chosen))
+        patches = gather(boxed, cached_features(scorer, cache), recipe, seed)
+        head = train_both(patches, len(boxed.classes), recipe, seed)
+        file = head_file(boxed, scorer, cache, patches, head, recipe, seed)
+        file.training["seconds"] = round(time.perf_counter() - start, 1)
+        save_head(path, file)
 
     def evaluate(self, head: Path) -> Row:
         """All numbers of one head, at k = 5."""
-        scorer = DenseScorer(head, scales=self.scorer.scales)
-        result = score_set(self.val, cached_scores(scorer, self.cache), KS)
+        scorer = DenseScorer(head)
+        result = score_set(self.val, cached_scores(scorer, FeatureCache(scorer, self.folder)), KS)
         rows = evaluate_classes(result, 5.0)
         fields = {"map": "ap", "map_2007": "ap_2007", "pointing": "pointing", "located_map": "located_ap"}
         return {
@@ -322,12 +333,10 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
     parser.add_argument("--heads", type=Path, default=Path("build/voc2012_mini"), help="folder for the trained heads")
     parser.add_argument("--rows", default="probe,transfer,paper,objective,overlap,images,localisation,finetune,scratch")
-    parser.add_argument("--scales", default="0.7,1,1.3,2,2.8")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    scales = tuple(float(part) for part in options.scales.split(","))
-    experiment = Experiment(options.data, options.cache, scales, options.seeds, options.heads)
+    experiment = Experiment(options.data, options.cache, options.seeds, options.heads)
     path = options.results / "voc2012_mini.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
     results |= {"train_images": len(experiment.train.images), "val_images": len(experiment.val.images)}
@@ -335,7 +344,7 @@ def main() -> None:
     for name in options.rows.split(","):
         start = time.perf_counter()
         for title, row in groups[name]().items():
-            results["rows"][title] = row | {"scales": scales, "torch": torch.__version__, "device": "cpu"}
+            results["rows"][title] = row | {"torch": torch.__version__, "device": "cpu"}
         results["rows"][title]["group_s"] = round(time.perf_counter() - start, 1)
         results["rows"][title]["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         for file, text in ((path, json.dumps(results, indent=1) + "\n"), (path.with_suffix(".md"), table(results))):

@@ -152,7 +152,7 @@ def train(
             plan = replace(plan, flips=flips)
         boxed = load_boxed(data, split, need_positives=True)
         if scales:
-            plan = replace(plan, scales=_numbers(scales, "--scales"))
+            plan = replace(plan, scales=_numbers(scales, "--scales"), test_scales=None)
         scorer = DenseScorer(model, scales=plan.scales, device=device)
         checkpoint = out.with_suffix(".checkpoint")
         losses: list[float] = []

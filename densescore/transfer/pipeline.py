@@ -129,6 +129,6 @@ def head_file(
     mean, std = (tuple(values.flatten().tolist()) for values in (scorer._mean, scorer._std))
     return HeadFile(
         head, labels, scorer.name, mean, std, scorer.network.patch, "softmax" if softmax else "sigmoid",
-        scales=scorer.scales,
+        scales=recipe.test_scales or scorer.scales,
         training=training,
     )  # fmt: skip

@@ -20,7 +20,9 @@ class Recipe:
     Attributes:
         objective: see `Objective`.
         rule: which patches are positive.
-        scales: λ of the levels that patches are taken from; the trained head is used at these scales, too.
+        scales: λ of the levels that patches are taken from.
+        test_scales: at which the trained head is used; None for `scales`. Finer ones find small objects, and as a head
+            scores a patch whatever its size, it need not be trained at each.
         background: share of each image's background patches that is drawn, in (0, 1].
         balance: 0: every drawn patch counts the same (as in the paper, whose only balancing is `background`).
             1: each class is drawn equally often; between, in proportion to ``count^-balance``.
@@ -47,6 +49,7 @@ class Recipe:
     objective: Objective = "softmax"
     rule: LabelRule = field(default_factory=LabelRule)
     scales: tuple[float, ...] = PAPER_SCALES
+    test_scales: tuple[float, ...] | None = None
     background: float = 0.1
     balance: float = 0.0
     flips: bool = True
@@ -81,6 +84,7 @@ RECIPES: dict[str, Recipe] = {
     "default": Recipe(
         objective="multilabel",
         scales=(0.7, 1.0, 1.3, 2.0, 2.8),
+        test_scales=(0.7, 1.0, 1.3, 2.0, 2.8, 4.0),
         flips=False,
         round=16_384,
         settled=0.05,
@@ -89,7 +93,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "paper": Recipe(rule=LabelRule(overlap="touch"), flips=False, standardise=False),
 }
-"""``"default"`` differs from the paper's by: independent sigmoids, so that crowded patches teach; five scales, one
-wider than the image, at a fifth of the time; standardised features; shorter stages; and fine-tuning on image labels.
+"""``"default"`` differs from the paper's by: independent sigmoids, so that crowded patches teach; fewer scales, one
+wider than the image; standardised features; shorter stages; and fine-tuning on image labels.
 ``"paper"`` takes "overlaps no more than one object" to the letter. What each is worth: benchmarks/results.
 """
