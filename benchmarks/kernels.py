@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+
 from densescore_kernels import Grid, Level, power_mean, reference, response_map, softmax_power_mean
 
 RESULTS = Path(__file__).parent / "results"

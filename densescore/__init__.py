@@ -11,12 +11,11 @@ Example:
 
 from importlib.metadata import version
 
-from densescore_kernels.errors import DensescoreError
-
 from densescore.engine import DenseScorer, classify
 from densescore.geometry import PAPER_SCALES, Level, Pyramid
 from densescore.image import read_image
 from densescore.scores import DenseScores, Ranked, Region
+from densescore_kernels.errors import DensescoreError
 
 __version__ = version("densescore")
 

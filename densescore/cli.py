@@ -1,23 +1,24 @@
 """The command line: ``densescore classify``, ``densescore heatmap``, ``densescore models``."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from densescore_kernels.errors import DensescoreError
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 import densescore
+from densescore.cli_common import err, readable_errors
 from densescore.engine import DenseScorer
 from densescore.export import describe, export_heatmaps, list_images
 from densescore.image import read_image
 from densescore.models import MODELS
 from densescore.scores import find_label
+from densescore.transfer_cli import app as transfer_app
+from densescore_kernels.errors import DensescoreError
 
 app = typer.Typer(
     help="Score every patch of an image at every scale in one fully convolutional pass.",
@@ -25,28 +26,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_out, _err = Console(), Console(stderr=True)
+app.add_typer(transfer_app)
+_out = Console()
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)]
 Model = Annotated[str, typer.Option(help="A name that `densescore models` lists, or a trained head (.safetensors).")]
 Weights = Annotated[str, typer.Option(help="A weights file for the model, 'default', or 'random'.")]
 Scales = Annotated[str, typer.Option(help="Short side of the image over side of a patch, with commas: 1,2,4.")]
 PatchSizes = Annotated[str, typer.Option(help="Sides of the patches in image pixels, instead of --scales.")]
-K = Annotated[float, typer.Option("--k", help="Exponent of the image score, eq. (1).")]
+K = Annotated[float | None, typer.Option("--k", help="Exponent of the image score, eq. (1); 5 by default.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Context = Annotated[str, typer.Option(help="image: one dense pass. patch: the paper's crops (slow).")]
 RuntimeOption = Annotated[str, typer.Option("--runtime", help="On a CPU: auto, torch or openvino.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of tables.")]
-
-
-@contextmanager
-def _readable_errors() -> Iterator[None]:
-    try:
-        yield
-    except DensescoreError as error:
-        _err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
 
 
 def _numbers(text: str, option: str) -> tuple[float, ...]:
@@ -57,7 +50,7 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
 
 
 def _scorer(
-    model: str, weights: str, scales: str, patch_sizes: str, k: float, device: str, dtype: str, runtime: str
+    model: str, weights: str, scales: str, patch_sizes: str, k: float | None, device: str, dtype: str, runtime: str
 ) -> DenseScorer:
     options: dict[str, Any] = {}
     if scales:
@@ -80,7 +73,7 @@ def _each(paths: list[Path], as_json: bool, work: Callable[[Path], None]) -> Non
     """Do `work` on every image; one that fails is reported, and the rest go on. Exits with 1 if any failed."""
     failed = 0
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=_err, transient=True, disable=len(paths) == 1) as progress:
+    with Progress(*columns, console=err, transient=True, disable=len(paths) == 1) as progress:
         for path in progress.track(paths, description="images"):
             try:
                 work(path)
@@ -88,9 +81,9 @@ def _each(paths: list[Path], as_json: bool, work: Callable[[Path], None]) -> Non
                 failed += 1
                 if as_json:
                     print(json.dumps({"image": str(path), "error": str(error)}), flush=True)
-                _err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+                err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
     if failed:
-        _err.print(f"{failed} of {len(paths)} images failed", highlight=False)
+        err.print(f"{failed} of {len(paths)} images failed", highlight=False)
         raise typer.Exit(1)
 
 
@@ -102,7 +95,7 @@ def classify(
     top: Annotated[int, typer.Option(help="Classes to name per image.", min=1)] = 5,
     scales: Scales = "",
     patch_sizes: PatchSizes = "",
-    k: K = 5.0,
+    k: K = None,
     device: Device = "auto",
     dtype: DType = "auto",
     runtime: RuntimeOption = "auto",
@@ -110,7 +103,7 @@ def classify(
     as_json: Json = False,
 ) -> None:
     """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
-    with _readable_errors():
+    with readable_errors():
         paths = list_images(images)
         scorer = _scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime)
 
@@ -143,7 +136,7 @@ def heatmap(
     weights: Weights = "default",
     scales: Scales = "",
     patch_sizes: PatchSizes = "",
-    k: K = 5.0,
+    k: K = None,
     device: Device = "auto",
     dtype: DType = "auto",
     runtime: RuntimeOption = "auto",
@@ -155,7 +148,7 @@ def heatmap(
     as_json: Json = False,
 ) -> None:
     """Write response maps: per class an overlay PNG and the raw map (npz), per image one manifest.json."""
-    with _readable_errors():
+    with readable_errors():
         paths = list_images(images)
         scorer = _scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime)
         chosen = [label.strip() for label in classes.split(",")] if classes else []

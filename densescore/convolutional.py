@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from densescore_kernels.errors import DensescoreError
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from densescore.windows import AveragedWindows, Blocks, FlattenedWindows, LinearWindows
+from densescore_kernels.errors import DensescoreError
 
 # What mixes positions other than by convolution or pooling; a network with one of these does not slide.
 _NOT_CONVOLUTIONAL = ("attention", "matmul", "bmm", "einsum", "roll", "cumsum", "fft")

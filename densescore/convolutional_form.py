@@ -1,13 +1,13 @@
 """A dense network as one graph of convolutions, for runtimes that take a graph, and to compare with."""
 
 import torch
-from densescore_kernels.errors import DensescoreError
 from einops import rearrange
 from torch import Tensor, fx, nn
 
 from densescore.convolutional import DenseNetwork
 from densescore.models import AdaptationHead
 from densescore.windows import AveragedWindows, LinearWindows
+from densescore_kernels.errors import DensescoreError
 
 
 def convolutional_form(network: DenseNetwork) -> nn.Module:

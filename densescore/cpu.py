@@ -6,7 +6,6 @@ import warnings
 from typing import Literal
 
 import torch
-from densescore_kernels.errors import DensescoreError
 from torch import nn
 
 from densescore import onednn, openvino_trunk
@@ -15,6 +14,7 @@ from densescore.cook_toom import MOST_TAPS, CookToomWindows
 from densescore.onednn import PackedLinear
 from densescore.openvino_trunk import OpenVINOTrunk
 from densescore.windows import LinearWindows
+from densescore_kernels.errors import DensescoreError
 
 Runtime = Literal["auto", "torch", "openvino"]
 

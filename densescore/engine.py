@@ -10,18 +10,19 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from densescore_kernels.errors import DensescoreError
 from torch import Tensor, nn
 
 from densescore.convolutional import to_dense
 from densescore.cook_toom import WHOLE_TILES
 from densescore.cpu import Runtime, speed_up
-from densescore.geometry import DEFAULT_MAX_CELLS, PAPER_SCALES, Level, Pyramid
+from densescore.geometry import DEFAULT_MAX_CELLS, Level, Pyramid
 from densescore.image import ImageLike, Pixels, level_pixels, read_image
 from densescore.models import load_classifier
 from densescore.models.registry import Weights
+from densescore.models.weights import digest_of
 from densescore.scores import DenseScores
 from densescore.sliding_window import crop_batches
+from densescore_kernels.errors import DensescoreError
 
 Context = Literal["image", "patch"]
 
@@ -45,9 +46,10 @@ class DenseScorer:
         mean: three numbers, subtracted from pixels in [0, 1], instead of the model's own.
         std: three numbers, divided by, instead of the model's own.
         patch_size: P, side of the network's input in pixels, instead of the model's own.
-        scales: λ per level: the short side of the image over the side of a patch.
+        scales: λ per level: the short side of the image over the side of a patch. By default the paper's
+            (`PAPER_SCALES`), or those that a trained head was made for.
         patch_sizes: sides of the patches in image pixels, instead of `scales`.
-        k: exponent of the image score, at least 1.
+        k: exponent of the image score, at least 1. By default 5, or what a trained head is best with.
         device: ``"auto"`` (a CUDA device if there is one), ``"cpu"``, ``"cuda:1"``, …
         dtype: ``"auto"`` (the module's own; float32 for named models), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
             Probabilities are float32 whatever the dtype.
@@ -74,9 +76,9 @@ class DenseScorer:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         patch_size: int | None = None,
-        scales: Sequence[float] = PAPER_SCALES,
+        scales: Sequence[float] | None = None,
         patch_sizes: Sequence[float] | None = None,
-        k: float = 5.0,
+        k: float | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         runtime: Runtime = "auto",
@@ -84,8 +86,6 @@ class DenseScorer:
     ) -> None:
         if runtime not in get_args(Runtime):
             raise DensescoreError(f"runtime must be one of {', '.join(get_args(Runtime))}, got {runtime!r}")
-        if not (math.isfinite(k) and k >= 1):
-            raise DensescoreError(f"k must be a finite number of at least 1, got {k}")
         classifier = load_classifier(model, weights=weights, labels=labels, mean=mean, std=std, patch_size=patch_size)
         network = to_dense(classifier.module, classifier.patch_size)
         if classifier.head is not None:
@@ -93,14 +93,20 @@ class DenseScorer:
             network.replace_classifier(head, head.fca.in_features, head.fcb.out_features)
         self.name = classifier.name
         self.labels = _fit_labels(classifier.labels, network.classes, given=labels is not None)
-        self.scales, self.patch_sizes = tuple(scales), None if patch_sizes is None else tuple(patch_sizes)
+        k = classifier.k if k is None else k
+        if not (math.isfinite(k) and k >= 1):
+            raise DensescoreError(f"k must be a finite number of at least 1, got {k}")
+        self.activation = classifier.activation
+        self.scales = classifier.scales if scales is None else tuple(scales)
+        self.patch_sizes = None if patch_sizes is None else tuple(patch_sizes)
         self.k, self.max_cells = float(k), max_cells
         self.device = _find_device(device)
         self.dtype = _find_dtype(dtype, network, self.device)
         self.network = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
-        self._mean = np.array(classifier.mean, np.float32)
-        self._std = np.array(classifier.std, np.float32)
+        self.mean, self.std = classifier.mean, classifier.std
         self.pyramid(224, 224)  # scales are checked now, not at the first image
+        # Of all that features follow from; before the weights are packed, after which they cannot be read.
+        self.weights_digest = digest_of(network.trunk, network.project, network.embed)
         self.runtime = speed_up(self.network, runtime) if self.device.type == "cpu" else "torch"
         if self.device.type == "cpu":
             del classifier, network
@@ -131,7 +137,23 @@ class DenseScorer:
         """
         timings: dict[str, float] = {}
         pyramid, outputs = self._run(image, context, self.network.classifier, timings)
-        probabilities = torch.softmax(outputs.float(), dim=1)  # [M, C]
+        return self._scores(outputs, pyramid, context, timings)
+
+    def score_features(self, features: Tensor, height: int, width: int, *, context: Context = "image") -> DenseScores:
+        """Score patches whose features are known: what is left of `score` after `features`.
+
+        Args:
+            features: ``[M, D]``, of any float dtype, as `features` gave them for an image of this size.
+            height: of the image in pixels.
+            width: of the image in pixels.
+            context: with which the features were made.
+        """
+        with torch.inference_mode():
+            outputs = self.network.classifier(features.to(self.device, self.dtype))
+        return self._scores(outputs, self.pyramid(height, width), context, {})
+
+    def _scores(self, outputs: Tensor, pyramid: Pyramid, context: Context, timings: dict[str, float]) -> DenseScores:
+        probabilities = outputs.float().sigmoid() if self.activation == "sigmoid" else outputs.float().softmax(1)
         if not torch.isfinite(probabilities).all():
             raise DensescoreError(f"{self.name} in {self.dtype} gave scores that are not finite; try another dtype")
         return DenseScores(probabilities, self.labels, pyramid, self.k, self.name, context, self.runtime, timings)
@@ -186,8 +208,9 @@ class DenseScorer:
         height, width, _ = resized.shape
         most = 255.0 if resized.dtype == np.uint8 else 1.0
         # In numpy, row by row: torch's threads would go on spinning for a while, in the way of the trunk's.
-        scaled = np.multiply(resized.reshape(height, -1), np.tile(1 / (most * self._std), width), dtype=np.float32)
-        scaled -= np.tile(self._mean / self._std, width)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        scaled = np.multiply(resized.reshape(height, -1), np.tile(1 / (most * std), width), dtype=np.float32)
+        scaled -= np.tile(mean / std, width)
         tensor = torch.from_numpy(scaled).view(height, width, 3).permute(2, 0, 1)[None]
         return tensor.to(self.device, self.dtype)
 

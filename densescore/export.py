@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from densescore_kernels.errors import DensescoreError
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from densescore.files import written_whole
 from densescore.image import Pixels
 from densescore.scores import DenseScores
+from densescore_kernels.errors import DensescoreError
 
 _PACKAGES = ("densescore", "torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
 _LONGEST_SIDE = 1000  # pixels of an overlay's picture

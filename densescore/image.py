@@ -9,11 +9,11 @@ from typing import IO, Any, TypeAlias
 import cv2
 import numpy as np
 import torch
-from densescore_kernels.errors import DensescoreError
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from densescore.geometry import Level, Pyramid
+from densescore_kernels.errors import DensescoreError
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[np.generic] | torch.Tensor
 """What every public function takes as an image; `read_image` says how each is understood."""

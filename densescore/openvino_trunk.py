@@ -9,8 +9,9 @@ import warnings
 from importlib.util import find_spec
 
 import torch
-from densescore_kernels.errors import DensescoreError
 from torch import Tensor, nn
+
+from densescore_kernels.errors import DensescoreError
 
 _HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 

@@ -12,9 +12,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from densescore_kernels import Grid, power_mean, response_map
-from densescore_kernels import Level as GridLevel
-from densescore_kernels.errors import DensescoreError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,6 +19,9 @@ from densescore.files import written_whole
 from densescore.geometry import Level, Pyramid
 from densescore.models import BACKGROUND
 from densescore.models.weights import read_metadata, read_weights
+from densescore_kernels import Grid, power_mean, response_map
+from densescore_kernels import Level as GridLevel
+from densescore_kernels.errors import DensescoreError
 
 _FORMAT = "densescore-scores-1"
 

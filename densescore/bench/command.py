@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from densescore_kernels.errors import DensescoreError
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from densescore.convolutional import to_dense
 from densescore.files import written_whole
 from densescore.image import Pixels, read_image
 from densescore.models import AdaptationHead, Classifier, load_classifier
+from densescore_kernels.errors import DensescoreError
 
 app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
 _err = Console(stderr=True)

@@ -2,19 +2,23 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
-from densescore_kernels.errors import DensescoreError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from densescore.files import written_whole
 from densescore.models.weights import fill, read_metadata, read_weights
+from densescore_kernels.errors import DensescoreError
 
 BACKGROUND = "background"
 """Label of the class of patches that show none of the others."""
+
+Activation = Literal["softmax", "sigmoid"]
+"""Logits → probabilities: one distribution over classes and background, or independent classes (no background)."""
 
 _FORMAT = "densescore-adaptation-1"
 
@@ -51,6 +55,10 @@ class HeadFile:
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         patch_size: P of the backbone.
+        activation: see `Activation`.
+        scales: λ per level at which the head is best used; None for the paper's.
+        k: exponent of the image score that is best with this head.
+        training: how the head came about: recipe, seed, data, versions. Plain JSON values, for the record.
     """
 
     head: AdaptationHead
@@ -59,6 +67,10 @@ class HeadFile:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     patch_size: int
+    activation: Activation = "softmax"
+    scales: tuple[float, ...] | None = None
+    k: float = 5.0
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 def save_head(path: str | os.PathLike[str], file: HeadFile, *, overwrite: bool = False) -> None:
@@ -69,7 +81,7 @@ def save_head(path: str | os.PathLike[str], file: HeadFile, *, overwrite: bool =
     """
     if len(file.labels) != file.head.fcb.out_features:
         raise DensescoreError(f"labels: got {len(file.labels)} for {file.head.fcb.out_features} outputs of FCb")
-    description = {key: getattr(file, key) for key in ("labels", "backbone", "mean", "std", "patch_size")}
+    description = {entry.name: getattr(file, entry.name) for entry in fields(file) if entry.name != "head"}
     metadata = {"format": _FORMAT, "densescore": json.dumps(description)}
     with written_whole(path, overwrite=overwrite) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in file.head.state_dict().items()}, temporary, metadata)
@@ -94,6 +106,21 @@ def load_head(path: str | os.PathLike[str]) -> HeadFile:
         head = head.to_empty(device="cpu")
         fill(head, weights, str(path))
         mean, std = (tuple(map(float, description[key])) for key in ("mean", "std"))
-        return HeadFile(head.eval(), labels, str(description["backbone"]), mean, std, int(description["patch_size"]))  # type: ignore[arg-type]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        activation = description.get("activation", "softmax")
+        if activation not in get_args(Activation):
+            raise DensescoreError(f"{path}: activation must be softmax or sigmoid, got {activation!r}")
+        scales = description.get("scales")
+        return HeadFile(
+            head.eval(),
+            labels,
+            str(description["backbone"]),
+            mean,  # type: ignore[arg-type]
+            std,  # type: ignore[arg-type]
+            int(description["patch_size"]),
+            activation,
+            None if scales is None else tuple(map(float, scales)),
+            float(description.get("k", 5.0)),
+            dict(description.get("training", {})),
+        )
+    except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
         raise DensescoreError(f"{path}: adaptation head without a valid {error}") from error

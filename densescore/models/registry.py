@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 import torchvision
-from densescore_kernels.errors import DensescoreError
 from torch import Tensor, nn
 
+from densescore.geometry import PAPER_SCALES
 from densescore.models import krizhevsky, lite0
-from densescore.models.adaptation import AdaptationHead, load_head
+from densescore.models.adaptation import Activation, AdaptationHead, load_head
 from densescore.models.weights import read_weights
+from densescore_kernels.errors import DensescoreError
 
 Weights = Literal["default"] | str | os.PathLike[str] | None
 """``"default"``: the published weights; a path: a user's file; None: random."""
@@ -34,15 +35,21 @@ class Classifier:
         std: per channel, of pixels in [0, 1]; divided by.
         patch_size: P.
         head: an adaptation layer to put in place of the module's last linear layer; the labels are then its own.
+        activation: logits → probabilities.
+        scales: at which it is best used.
+        k: exponent of the image score that is best with it.
     """
 
     name: str
     module: nn.Module
     labels: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
     patch_size: int
     head: AdaptationHead | None = None
+    activation: Activation = "softmax"
+    scales: tuple[float, ...] = PAPER_SCALES
+    k: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -174,8 +181,9 @@ def load_classifier(
         file = load_head(model)
         backbone, head = _load_named(file.backbone, weights), file.head
         classifier = Classifier(
-            os.fspath(model), backbone.module, file.labels, file.mean, file.std, file.patch_size, head
-        )
+            os.fspath(model), backbone.module, file.labels, file.mean, file.std, file.patch_size, head,
+            file.activation, file.scales or PAPER_SCALES, file.k,
+        )  # fmt: skip
     else:
         classifier = _load_named(os.fspath(model), weights)
     given = {"mean": mean, "std": std, "labels": labels, "patch_size": patch_size}

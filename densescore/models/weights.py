@@ -1,14 +1,16 @@
 """Read weights from files, without running anything that they hold."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from densescore_kernels.errors import DensescoreError
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from densescore_kernels.errors import DensescoreError
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -58,3 +60,13 @@ def fill(module: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise DensescoreError(f"{origin} does not fit {type(module).__name__}: {'; '.join(problems[:5])}{more}")
     module.load_state_dict(weights)
+
+
+def digest_of(*modules: nn.Module) -> str:
+    """A digest of all parameters and buffers of modules, by name, shape, dtype and value: 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

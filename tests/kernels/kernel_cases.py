@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+
 from densescore_kernels import Grid, Level, power_mean, reference, response_map, softmax_power_mean
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

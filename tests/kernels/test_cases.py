@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from densescore_kernels import Level
 
+from densescore_kernels import Level
 from tests.kernels.kernel_cases import MARGIN, PAPER, assert_relative, poisoned, poisoned_outputs
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from densescore_kernels import power_mean, response_map, softmax_power_mean
 
+from densescore_kernels import power_mean, response_map, softmax_power_mean
 from tests.kernels.kernel_cases import DTYPES, PAPER, assert_relative, grid_of, logits_of, scores_of
 
 pytestmark = [

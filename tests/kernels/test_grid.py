@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from densescore_kernels import DensescoreError, Grid, Level
-from densescore_kernels.grid import axis, run_starts
 from hypothesis import given
 from hypothesis import strategies as st
 
+from densescore_kernels import DensescoreError, Grid, Level
+from densescore_kernels.grid import axis, run_starts
 from tests.kernels.kernel_cases import PAPER
 
 

@@ -10,10 +10,10 @@ import os
 
 import pytest
 import torch
-from densescore_kernels import Grid, Level, power_mean, response_map, softmax_power_mean
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from densescore_kernels import Grid, Level, power_mean, response_map, softmax_power_mean
 from tests.kernels.kernel_cases import (
     DTYPES,
     assert_relative,

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from densescore_kernels import DensescoreError, power_mean, softmax_power_mean
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from densescore_kernels import DensescoreError, power_mean, softmax_power_mean
 from tests.kernels.kernel_cases import (
     DTYPES,
     assert_relative,

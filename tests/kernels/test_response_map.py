@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from densescore_kernels import DensescoreError, Grid, Level, response_map
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from densescore_kernels import DensescoreError, Grid, Level, response_map
 from tests.kernels.kernel_cases import (
     DTYPES,
     PAPER,

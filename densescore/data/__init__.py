@@ -1,0 +1,1 @@
+"""Images with boxes, and what the paper makes of them: labelled patches."""

@@ -1,0 +1,1 @@
+"""Transfer: patch labels, features on disk, training of the adaptation layer."""

@@ -1,0 +1,133 @@
+"""A set of boxed images in, the file of a trained head out; and scores from cached features."""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from densescore.data.boxed import BoxedImage, BoxedSet
+from densescore.engine import DenseScorer
+from densescore.models import BACKGROUND
+from densescore.models.adaptation import AdaptationHead, HeadFile
+from densescore.scores import DenseScores
+from densescore.transfer.cache import FeatureCache
+from densescore.transfer.image_training import tune_on_images
+from densescore.transfer.patches import Features, TrainingPatches, check_every_class, gather
+from densescore.transfer.recipe import Recipe
+from densescore.transfer.training import Report, train_head
+from densescore_kernels.errors import DensescoreError
+
+
+def cached_features(scorer: DenseScorer, cache: FeatureCache) -> Features:
+    """Boxes and features of an image's patches, as `gather` takes them."""
+
+    def features(image: BoxedImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        values = cache.features(image.path, flip=flip)
+        patches = scorer.pyramid(image.height, image.width).boxes()
+        if len(patches) != len(values):
+            raise DensescoreError(
+                f"{image.path}: the picture is not {image.width}×{image.height} pixels (width × height) as its "
+                f"annotation says: {len(values)} patches, expected {len(patches)}"
+            )
+        return patches, values
+
+    return features
+
+
+def cached_scores(scorer: DenseScorer, cache: FeatureCache) -> Callable[[BoxedImage], DenseScores]:
+    """Scores of an image from cached features: what a head changes costs a matrix product, not a pass."""
+
+    def score(image: BoxedImage) -> DenseScores:
+        features = torch.from_numpy(cache.features(image.path))
+        return scorer.score_features(features, image.height, image.width, context=cache.context)
+
+    return score
+
+
+def train_model(
+    boxed: BoxedSet,
+    scorer: DenseScorer,
+    cache: FeatureCache,
+    recipe: Recipe,
+    seed: int = 0,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+    report: Report = lambda *_: None,
+) -> HeadFile:
+    """Draw patches, gather their features and train a head for the set's classes.
+
+    Args:
+        boxed: the training set.
+        scorer: a named model, at the scales of training.
+        cache: of this scorer's features.
+        recipe: see `Recipe`.
+        seed: of the draws, the first weights, the order and dropout; recorded in the file.
+        checkpoint: see `train_both`.
+        track: wraps the iteration over images, for a progress bar.
+        report: told of each round.
+
+    Raises:
+        DensescoreError: a class is called like the background, or see `check_every_class` and `train_head`.
+    """
+    if BACKGROUND in boxed.classes:
+        raise DensescoreError(
+            f"set {boxed.name!r}: no class may be called {BACKGROUND!r}; that label is the head's own"
+        )
+    patches = gather(boxed, cached_features(scorer, cache), recipe, seed, track)
+    check_every_class(patches, boxed.classes, recipe)
+    head = train_both(patches, len(boxed.classes), recipe, seed, checkpoint=checkpoint, report=report)
+    return head_file(boxed, scorer, cache, patches, head, recipe, seed)
+
+
+def train_both(
+    patches: TrainingPatches,
+    classes: int,
+    recipe: Recipe,
+    seed: int,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    report: Report = lambda *_: None,
+) -> AdaptationHead:
+    """`train_head`, then `tune_on_images` where the recipe asks for it; `checkpoint` is a folder for both's files."""
+    files = [None if checkpoint is None else Path(checkpoint) / name for name in ("patches.pt", "images.pt")]
+    head = train_head(patches, classes, recipe, seed, checkpoint=files[0], report=report)
+    if recipe.image_rounds:
+        tune_on_images(head, patches, recipe, seed, checkpoint=files[1], report=report)
+    return head
+
+
+def head_file(
+    boxed: BoxedSet,
+    scorer: DenseScorer,
+    cache: FeatureCache,
+    patches: TrainingPatches,
+    head: AdaptationHead,
+    recipe: Recipe,
+    seed: int,
+) -> HeadFile:
+    """A trained head with all that its file says: what `train_model` gives."""
+    softmax = recipe.objective == "softmax"
+    labels = (*boxed.classes, BACKGROUND) if softmax else boxed.classes
+    training: dict[str, Any] = {
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "set": boxed.name,
+        "images": len(boxed.images),
+        "patches": dict(zip((*boxed.classes, BACKGROUND), patches.counts(len(boxed.classes)), strict=True)),
+        "context": cache.context,
+        "scales": scorer.scales,
+        "backbone_digest": scorer.weights_digest,
+        "versions": {name: version(name) for name in ("densescore", "torch", "timm")},
+    }
+    return HeadFile(
+        head, labels, scorer.name, scorer.mean, scorer.std, scorer.network.patch, "softmax" if softmax else "sigmoid",
+        scales=recipe.test_scales or scorer.scales,
+        training=training,
+    )  # fmt: skip

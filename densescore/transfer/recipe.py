@@ -1,0 +1,98 @@
+"""How an adaptation layer is trained: the paper's way, and the way that came out better here."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from densescore.data.patch_labels import LabelRule
+from densescore.geometry import PAPER_SCALES
+from densescore_kernels.errors import DensescoreError
+
+Objective = Literal["softmax", "multilabel"]
+"""``"softmax"``: one label per patch among the classes and background, as the paper. ``"multilabel"``: an independent
+sigmoid per class, so a patch that shows several classes teaches all of them."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All choices of a training but its data and its seed.
+
+    Attributes:
+        objective: see `Objective`.
+        rule: which patches are positive.
+        scales: λ of the levels that patches are taken from.
+        test_scales: at which the trained head is used; None for `scales`. Finer ones find small objects, and as a head
+            scores a patch whatever its size, it need not be trained at each.
+        background: share of each image's background patches that is drawn, in (0, 1].
+        balance: 0: every drawn patch counts the same (as in the paper, whose only balancing is `background`).
+            1: each class is drawn equally often; between, in proportion to ``count^-balance``.
+        flips: also train on each image's mirror image.
+        standardise: shift and scale each feature to mean 0 and variance 1 over the training patches. The trained layer
+            takes raw features all the same: the shift and scale are folded into FCa.
+        width: outputs of FCa.
+        dropout: share of FCa's outputs that is dropped.
+        learning_rate: of the first stage; each of two more stages takes a tenth of the one before.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        batch: patches per step.
+        round: patches between two looks at the loss.
+        settled: a stage ends when a round's loss is less than this share below the best before.
+        patience: rounds in a row that must bring so little.
+        most_rounds: of one stage, settled or not.
+        image_rounds: passes over the images at the end, on image labels through the image score; 0 leaves it out.
+        image_bag: patches of each image that are kept for that, drawn from all of its patches.
+        image_patches: of these, patches per image and step.
+        image_batch: images per step.
+        image_k: exponent of the image score in that.
+    """
+
+    objective: Objective = "softmax"
+    rule: LabelRule = field(default_factory=LabelRule)
+    scales: tuple[float, ...] = PAPER_SCALES
+    test_scales: tuple[float, ...] | None = None
+    background: float = 0.1
+    balance: float = 0.0
+    flips: bool = True
+    standardise: bool = True
+    width: int = 2048
+    dropout: float = 0.5
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch: int = 256
+    round: int = 32_768
+    settled: float = 0.01
+    patience: int = 1
+    most_rounds: int = 12
+    image_rounds: int = 0
+    image_bag: int = 256
+    image_patches: int = 96
+    image_batch: int = 8
+    image_k: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.objective not in get_args(Objective):
+            raise DensescoreError(f"objective must be one of {', '.join(get_args(Objective))}, got {self.objective!r}")
+        if not 0 < self.background <= 1:
+            raise DensescoreError(f"background must lie in (0, 1], got {self.background}")
+        for name in ("width", "batch", "round", "patience", "most_rounds"):
+            if getattr(self, name) < 1:
+                raise DensescoreError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+RECIPES: dict[str, Recipe] = {
+    "default": Recipe(
+        objective="multilabel",
+        scales=(0.7, 1.0, 1.3, 2.0, 2.8),
+        test_scales=(0.7, 1.0, 1.3, 2.0, 2.8, 4.0),
+        flips=False,
+        round=16_384,
+        settled=0.05,
+        most_rounds=4,
+        image_rounds=6,
+    ),
+    "paper": Recipe(rule=LabelRule(overlap="touch"), flips=False, standardise=False),
+}
+"""``"default"`` differs from the paper's by: independent sigmoids, so that crowded patches teach; fewer scales, one
+wider than the image; standardised features; shorter stages; and fine-tuning on image labels.
+``"paper"`` takes "overlaps no more than one object" to the letter. What each is worth: benchmarks/results.
+"""
