@@ -41,9 +41,10 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder with images/ and labels.csv.")],
     model: str = "lite0",
     crop_every: Annotated[int, typer.Option(help="Every n-th image is also scored by crops.")] = 10,
+    scales: Annotated[str, typer.Option(help="With commas between; the model's own by default.")] = "",
     out: Path = Path("benchmarks/results/imagenet_samples.json"),
 ) -> None:
-    scorer = DenseScorer(model)
+    scorer = DenseScorer(model, scales=[float(scale) for scale in scales.split(",")] if scales else None)
     single = DenseScorer(model, scales=(1,))
     rows: list[dict[str, Any]] = []
     with (data / "labels.csv").open() as file:
@@ -71,6 +72,7 @@ def main(
         rows.append(row)
     result = {
         "command": f"python benchmarks/imagenet_samples.py --data {data} --model {model} --crop-every {crop_every}",
+        "scales": scorer.scales,
         "model": model,
         "runtime": scorer.runtime,
         "summary": summarise(rows),

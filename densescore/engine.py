@@ -47,7 +47,7 @@ class DenseScorer:
         std: three numbers, divided by, instead of the model's own.
         patch_size: P, side of the network's input in pixels, instead of the model's own.
         scales: λ per level: the short side of the image over the side of a patch. By default the paper's
-            (`PAPER_SCALES`), or those that a trained head was made for.
+            nine (`PAPER_SCALES`), its first six for lite0, or those that a trained head was made for.
         patch_sizes: sides of the patches in image pixels, instead of `scales`.
         k: exponent of the image score, at least 1. By default 5, or what a trained head is best with.
         device: ``"auto"`` (a CUDA device if there is one), ``"cpu"``, ``"cuda:1"``, …

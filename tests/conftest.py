@@ -31,7 +31,7 @@ def coffee() -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="session")
 def lite0() -> DenseScorer:
-    """The default model with its real weights, at the paper's scales."""
+    """The default model with its real weights, at its own scales."""
     return DenseScorer("lite0")
 
 

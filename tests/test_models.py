@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
-from densescore import DensescoreError, DenseScorer
+from densescore import PAPER_SCALES, DensescoreError, DenseScorer
 from densescore.models import MODELS, AdaptationHead, Krizhevsky, load_classifier, load_head, save_head
 from densescore.models.adaptation import HeadFile
 from densescore.models.lite0 import shipped_weights, timm_name
@@ -129,6 +129,12 @@ def test_every_entry_names_its_licence_and_origin() -> None:
         assert entry.licence
         assert entry.origin
         assert entry.patch_size in (224, 227)
+
+
+def test_scales_belong_to_the_entry() -> None:
+    assert load_classifier("lite0").scales == PAPER_SCALES[:6]
+    assert load_classifier("krizhevsky", weights=None).scales == PAPER_SCALES
+    assert DenseScorer("lite0", scales=PAPER_SCALES).scales == PAPER_SCALES
 
 
 def head_file(backbone: str = "lite0", width: int = 1280) -> HeadFile:
