@@ -1,5 +1,6 @@
 """Photographs, networks and data that several tests share."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 
 from densescore import DenseScorer
 
-settings.register_profile("densescore", deadline=None, max_examples=50)  # machines are shared: no time limits in tests
+# Machines are shared: no time limits in tests. CI draws the same examples each time, developers new ones.
+settings.register_profile("densescore", deadline=None, max_examples=50, derandomize="CI" in os.environ)
 settings.load_profile("densescore")
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"

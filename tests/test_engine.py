@@ -25,7 +25,7 @@ def test_the_default_model_knows_a_cat_and_a_cup(
     espresso = cup.response_map(["espresso"])[0]
     inside = torch.zeros_like(espresso, dtype=torch.bool)
     inside[20:290, 170:420] = True  # the cup
-    assert espresso[inside].mean() > 2 * espresso[~inside].mean()
+    assert espresso[inside].mean() > 1.5 * espresso[~inside].mean()
 
 
 def test_classify_takes_a_name_and_shares_the_scorer(cat: NDArray[np.uint8]) -> None:

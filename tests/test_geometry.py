@@ -40,12 +40,17 @@ def test_boxes_of_a_level_tile_at_the_stride(
     pyramid = pyramid_of(height, width, scales, network)
     for level in pyramid.levels:
         grid = pyramid.boxes()[level.cells].reshape(level.rows, level.cols, 4)
+        last_digit = 2.4e-7 * float(np.abs(grid).max())  # of the largest box's float32
         step_x, step_y = pyramid.stride * width / level.width, pyramid.stride * height / level.height
-        np.testing.assert_allclose(np.diff(grid, axis=1)[..., 0], step_x, rtol=1e-4)
-        np.testing.assert_allclose(np.diff(grid, axis=0)[..., 1], step_y, rtol=1e-4)
+        np.testing.assert_allclose(np.diff(grid, axis=1)[..., 0], step_x, rtol=1e-5, atol=last_digit)
+        np.testing.assert_allclose(np.diff(grid, axis=0)[..., 1], step_y, rtol=1e-5, atol=last_digit)
         np.testing.assert_allclose(np.diff(grid, axis=1)[..., 1], 0, atol=0)
-        np.testing.assert_allclose(grid[..., 2] - grid[..., 0], pyramid.patch * width / level.width, rtol=1e-4)
-        np.testing.assert_allclose(grid[..., 3] - grid[..., 1], pyramid.patch * height / level.height, rtol=1e-4)
+        np.testing.assert_allclose(
+            grid[..., 2] - grid[..., 0], pyramid.patch * width / level.width, rtol=1e-5, atol=last_digit
+        )
+        np.testing.assert_allclose(
+            grid[..., 3] - grid[..., 1], pyramid.patch * height / level.height, rtol=1e-5, atol=last_digit
+        )
         assert grid[0, 0, 0] == grid[0, 0, 1] == 0
 
 
