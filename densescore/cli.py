@@ -11,7 +11,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 import densescore
-from densescore.cli_common import err, readable_errors
+from densescore.cli_common import Context, Device, Scales, err, numbers, readable_errors
 from densescore.engine import DenseScorer
 from densescore.export import describe, export_heatmaps, list_images
 from densescore.image import read_image
@@ -32,21 +32,11 @@ _out = Console()
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)]
 Model = Annotated[str, typer.Option(help="A name that `densescore models` lists, or a trained head (.safetensors).")]
 Weights = Annotated[str, typer.Option(help="A weights file for the model, 'default', or 'random'.")]
-Scales = Annotated[str, typer.Option(help="Short side of the image over side of a patch, with commas: 1,2,4.")]
 PatchSizes = Annotated[str, typer.Option(help="Sides of the patches in image pixels, instead of --scales.")]
 K = Annotated[float | None, typer.Option("--k", help="Exponent of the image score, eq. (1); 5 by default.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Context = Annotated[str, typer.Option(help="image: one dense pass. patch: the paper's crops (slow).")]
 RuntimeOption = Annotated[str, typer.Option("--runtime", help="On a CPU: auto, torch or openvino.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of tables.")]
-
-
-def _numbers(text: str, option: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise DensescoreError(f"{option}: expected numbers with commas between, got {text!r}") from error
 
 
 def _scorer(
@@ -54,9 +44,9 @@ def _scorer(
 ) -> DenseScorer:
     options: dict[str, Any] = {}
     if scales:
-        options["scales"] = _numbers(scales, "--scales")
+        options["scales"] = numbers(scales, "--scales")
     if patch_sizes:
-        options["patch_sizes"] = _numbers(patch_sizes, "--patch-sizes")
+        options["patch_sizes"] = numbers(patch_sizes, "--patch-sizes")
     random = weights == "random"
     return DenseScorer(
         model,

@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, fx, nn
 
-from densescore.convolutional import DenseNetwork
+from densescore.dense_network import DenseNetwork
 from densescore.models import AdaptationHead
 from densescore.windows import AveragedWindows, LinearWindows
 from densescore_kernels.errors import DensescoreError

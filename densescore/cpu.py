@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from densescore import onednn, openvino_trunk
-from densescore.convolutional import DenseNetwork
 from densescore.cook_toom import MOST_TAPS, CookToomWindows
+from densescore.dense_network import DenseNetwork
 from densescore.onednn import PackedLinear
 from densescore.openvino_trunk import OpenVINOTrunk
 from densescore.windows import LinearWindows

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from densescore.cli_common import err, readable_errors
+from densescore.cli_common import Context, Device, Scales, err, numbers, readable_errors
 from densescore.data.boxed import BoxedSet
 from densescore.data.load import load_boxed
 from densescore.data.patch_labels import AMBIGUOUS, LabelRule, label_patches
@@ -36,9 +36,6 @@ _out = Console()
 Data = Annotated[Path, typer.Option(help="Folder in VOC's, COCO's or YOLO's layout.", show_default=False)]
 Split = Annotated[str, typer.Option("--set", help="Image set of the data.")]
 Head = Annotated[str, typer.Option(help="A trained head (.safetensors).", show_default=False)]
-Scales = Annotated[str, typer.Option(help="Short side of the image over side of a patch, with commas: 1,2,4.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
-Context = Annotated[str, typer.Option(help="image: one dense pass. patch: the paper's crops (slow).")]
 Cache = Annotated[Path, typer.Option(help="Folder in which features are kept.")]
 CacheSize = Annotated[float, typer.Option(help="Most that it may hold, in GB.", min=0)]
 Classes = Annotated[str, typer.Option(help="Mean over these classes only, with commas between.")]
@@ -47,13 +44,6 @@ ObjectShare = Annotated[float, typer.Option(help="Least share of the object that
 Overlap = Annotated[str, typer.Option(help="What overlaps a second object: touch, part, rule or class.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
-
-
-def _numbers(text: str, option: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise DensescoreError(f"{option}: expected numbers with commas between, got {text!r}") from error
 
 
 def _progress() -> Progress:
@@ -73,7 +63,7 @@ def _chosen(classes: str, boxed: BoxedSet) -> list[str] | None:
 
 
 def _scorer(model: str, scales: str, device: str, k: float | None = None) -> DenseScorer:
-    return DenseScorer(model, scales=_numbers(scales, "--scales") if scales else None, device=device, k=k)
+    return DenseScorer(model, scales=numbers(scales, "--scales") if scales else None, device=device, k=k)
 
 
 def _cache(scorer: DenseScorer, folder: Path, size: float, context: str) -> FeatureCache:
@@ -100,7 +90,7 @@ def labels(
         found = next((item for item in boxed.images if item.name == Path(image).stem), None)
         if found is None:
             raise DensescoreError(f"{data}: set {split!r} has no image {image!r}")
-        chosen = _numbers(scales, "--scales") if scales else PAPER_SCALES
+        chosen = numbers(scales, "--scales") if scales else PAPER_SCALES
         patches = Pyramid.of(found.height, found.width, scales=chosen).boxes()
         given = label_patches(patches, found.boxes, found.classes, len(boxed.classes), rule, found.difficult)
         path = out or Path(f"{found.name}_labels.png")
@@ -152,7 +142,7 @@ def train(
             plan = replace(plan, flips=flips)
         boxed = load_boxed(data, split, need_positives=True)
         if scales:
-            plan = replace(plan, scales=_numbers(scales, "--scales"), test_scales=None)
+            plan = replace(plan, scales=numbers(scales, "--scales"), test_scales=None)
         scorer = DenseScorer(model, scales=plan.scales, device=device)
         checkpoint = out.with_suffix(".checkpoint")
         losses: list[float] = []
@@ -257,7 +247,7 @@ def tune_k(
         scorer = _scorer(model, scales, device)
         score = cached_scores(scorer, _cache(scorer, cache, cache_size, context))
         with _progress() as progress:
-            result = score_set(boxed, score, _numbers(ks, "--ks"), maps=False, track=_tracked(progress, "images"))
+            result = score_set(boxed, score, numbers(ks, "--ks"), maps=False, track=_tracked(progress, "images"))
         curve = k_curve(result, classes=names)
         best = max(curve, key=lambda point: (point[1], -point[0]))  # the smallest of equals
         if out is not None:

@@ -2,6 +2,7 @@
 
 import json
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,17 @@ def test_a_head_round_trips_and_is_used_where_a_model_name_is(tmp_path: Path, ca
     assert {label for label, _ in scores.top(5)} == {"cat", "dog"}
     with pytest.raises(DensescoreError, match="exists already"):
         save_head(path, written)
+
+
+def test_a_heads_own_activation_scales_and_k_are_used(tmp_path: Path, cat: NDArray[np.uint8]) -> None:
+    path = tmp_path / "head.safetensors"
+    written = replace(head_file(), activation="sigmoid", scales=(1.0, 1.3), k=3.0)
+    save_head(path, written)
+    scorer = DenseScorer(path)
+    assert (scorer.scales, scorer.k) == ((1.0, 1.3), 3.0)
+    with torch.no_grad():
+        expected = written.head(DenseScorer("lite0", scales=(1, 1.3)).features(cat)).sigmoid()
+    torch.testing.assert_close(scorer.score(cat).patch_scores, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_heads_that_do_not_fit(tmp_path: Path) -> None:

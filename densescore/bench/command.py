@@ -27,6 +27,7 @@ from densescore.bench.measure import (
     time_in_turn,
     tune_batch,
 )
+from densescore.cli_common import numbers, readable_errors
 from densescore.convolutional import to_dense
 from densescore.files import written_whole
 from densescore.image import Pixels, read_image
@@ -34,7 +35,6 @@ from densescore.models import AdaptationHead, Classifier, load_classifier
 from densescore_kernels.errors import DensescoreError
 
 app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
-_err = Console(stderr=True)
 
 
 @app.command()
@@ -64,26 +64,23 @@ def bench(
 
     densescore is timed from decoded pixels to probabilities. The others are given the pyramid ready made.
     """
-    try:
+    with readable_errors():
         wanted = [name.strip() for name in contenders.split(",") if name.strip()]
         unknown = [name for name in wanted if name not in RUNTIMES]
         if unknown:
             raise DensescoreError(f"--contenders: unknown {', '.join(unknown)}; expected {', '.join(RUNTIMES)}")
-        scale_list = tuple(float(part) for part in scales.split(",")) if scales else PAPER_SCALES
+        scale_list = numbers(scales, "--scales") if scales else PAPER_SCALES
         result = run(model, weights, classes, image, scale_list, dtype, device, runtime, wanted, crop_cells, rounds)
         if sizes:
             scorer = DenseScorer(
                 model, weights=None if weights == "random" else weights, dtype=dtype, patch_sizes=(224,)
             )
-            result["growth"] = growth_curve(scorer, [int(size) for size in sizes.split(",")])
+            result["growth"] = growth_curve(scorer, [int(size) for size in numbers(sizes, "--sizes")])
         _report(result)
         for path, write in ((json_file, _write_json), (csv_file, _write_csv), (plot, plot_growth)):
             if path is not None:
                 with written_whole(path, overwrite=overwrite) as temporary:
                     write(result, temporary)
-    except DensescoreError as error:
-        _err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
 
 
 def run(

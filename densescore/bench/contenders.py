@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from densescore.convolutional import DenseNetwork
 from densescore.convolutional_form import convolutional_form
+from densescore.dense_network import DenseNetwork
 from densescore.geometry import Pyramid
 
 Levels = list[Tensor]

@@ -1,0 +1,72 @@
+"""A classifier in four parts that can slide over an image; `densescore.convolutional` makes it."""
+
+from torch import Tensor, nn
+
+from densescore.windows import Blocks
+from densescore_kernels.errors import DensescoreError
+
+
+class DenseNetwork(nn.Module):
+    """A classifier in four parts that can slide over an image.
+
+    Attributes:
+        trunk: ``[1, 3, P + nS, P + mS]`` pixels → ``[1, C, h + n, w + m]`` feature map.
+        project: blocks of feature maps → one row per window: its average, its flattened values, or FC6's outputs.
+        fast_trunk: what runs the trunk over levels: `trunk` itself, or a faster equal (see `densescore.cpu`).
+        fast_project: what projects the cells of levels: `project` itself, or a faster equal.
+        embed: rows → ``[N, D]`` features.
+        classifier: ``[N, D]`` features → ``[N, classes]`` logits.
+        patch: P, side of the network's input in pixels.
+        stride: S, pixels of input per step of the feature map.
+        window: (h, w) of the feature map that one patch gives.
+        window_width: numbers that one window takes while it is projected.
+        feature_width: D, the width of the features: FC7's, or the pooled channels'.
+        classes: number of logits.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        project: nn.Module,
+        embed: nn.Module,
+        classifier: nn.Module,
+        *,
+        patch: int,
+        stride: int,
+        window: tuple[int, int],
+        window_width: int,
+        feature_width: int,
+        classes: int,
+    ) -> None:
+        super().__init__()
+        self.trunk, self.project, self.embed, self.classifier = trunk, project, embed, classifier
+        self.fast_trunk, self.fast_project = trunk, project
+        self.patch, self.stride, self.window = patch, stride, window
+        self.window_width, self.feature_width, self.classes = window_width, feature_width, classes
+
+    def replace_classifier(self, head: nn.Module, features: int, classes: int) -> None:
+        """Put an adaptation head (FCa, FCb) in the place of FC8.
+
+        Raises:
+            DensescoreError: the head takes features of another width than this network gives.
+        """
+        if features != self.feature_width:
+            raise DensescoreError(f"the head takes {features} features, but the network gives {self.feature_width}")
+        self.classifier, self.classes = head, classes
+
+    def block(self, feature_map: Tensor, rows: range, cols: range) -> Tensor:
+        """The part of a level's map that a block of its cells sees: ``[1, C, rows + h - 1, cols + w - 1]``."""
+        height, width = self.window
+        return feature_map[:, :, rows.start : rows.stop + height - 1, cols.start : cols.stop + width - 1]
+
+    def embed_blocks(self, blocks: Blocks) -> Tensor:
+        """Features of all cells of some blocks, in order: ``[cells, D]``."""
+        return self.embed(self.fast_project(blocks))
+
+    def embed_crops(self, crops: Tensor) -> Tensor:
+        """Features of crops, as the original network has them: ``[N, 3, P, P]`` → ``[N, D]``."""
+        return self.embed(self.project(self.trunk(crops).split(1)))
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Score crops as the original network does: ``[N, 3, P, P]`` → ``[N, classes]`` logits."""
+        return self.classifier(self.embed_crops(crops))
