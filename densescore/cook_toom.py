@@ -1,31 +1,34 @@
-"""FC6 at every cell by fewer multiplications: the Cook–Toom (Winograd) algorithm for a large kernel.
+"""A convolution at stride 1 by fewer multiplications: the Cook–Toom (Winograd) algorithm, as products at full speed.
 
-FC6 slid over a map is a convolution with an r×r kernel (6×6 for AlexNet) at stride 1. In one dimension, m outputs of
-an r-tap filter are the middle coefficients of a product of polynomials, which m + r - 1 point values determine:
+In one dimension, m outputs of an r-tap filter are the middle coefficients of a product of polynomials, which
+t = m + r - 1 point values determine:
 
-    y = Aᵀ [(G g) ⊙ (Bᵀ d)]        d: m + r - 1 inputs, g: r taps, y: m outputs
+    y = Aᵀ [(G g) ⊙ (Bᵀ d)]        d: t inputs, g: r taps, y: m outputs
 
-In two dimensions Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A takes t² = (m + r - 1)² products where the definition takes m²r²: for
-F(3×3, 6×6) 64 instead of 324. Over channels each of the t² products is a matrix product ``[tiles, C] × [C, F]``, and
-the tiles of all levels go into it together. (Winograd 1980; Lavin and Gray, CVPR 2016.)
+In two dimensions Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A takes t² products where the definition takes m²r²: F(4×4, 3×3) 36
+instead of 144, F(3×3, 6×6), for AlexNet's FC6 slid over a map, 64 instead of 324. Over channels each of the t²
+products is a matrix product ``[tiles, C] × [C, F]``. (Winograd 1980; Lavin and Gray, CVPR 2016.)
+
+Two things make it fast on a CPU. The t² matrix products are one 1×1 convolution in t² groups, which oneDNN runs at its
+best speed even where each is small; and few enough tiles and outputs are in flight that they stay in the cache.
 
 The points are exact fractions, near 1 in size and in pairs ±a, which keeps the matrices' entries, and so the rounding
-error, small; ``tests/test_cook_toom.py`` measures it against float64.
+error, small; ``tests/test_cook_toom.py`` measures it against float64. In bfloat16 only F(2×2, 3×3) is exact enough;
+a larger kernel is cut into 3×3 parts, which are added up as if they were channels.
 """
 
+import math
+import threading
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from densescore.onednn import PackedLinear
+from densescore.onednn import Clamp, PackedConv2d
 from densescore.windows import Blocks, LinearWindows
-
-TILE = 3
-"""m: cells per side of a tile, where r allows it."""
 
 _POINTS = [Fraction(*point) for point in ((0, 1), (1, 1), (-1, 1), (1, 2), (-1, 2), (2, 1), (-2, 1))]
 
@@ -33,9 +36,10 @@ MOST_TAPS = len(_POINTS)
 """Largest r, with a tile of 2. A ninth point, ±¼ or ±4, would cost another digit and a half."""
 
 WHOLE_TILES = 6
-"""Blocks of so many rows of cells, and multiples of it, fill their tiles."""
+"""Blocks of so many rows of FC6's cells, and multiples of it, fill their tiles."""
 
-_SLICE = 512  # outputs of FC6 computed at a time: their t² products stay near the caches
+_TILES = 320  # computed at a time
+_OUTPUTS = 128  # channels computed at a time
 Matrix = list[list[Fraction]]
 
 
@@ -72,80 +76,210 @@ def _expand(roots: Sequence[Fraction]) -> list[Fraction]:
     return coefficients
 
 
-def tile_side(r: int) -> int:
-    """M for an r×r kernel: `TILE`, or what keeps the number of points at eight."""
-    return min(TILE, len(_POINTS) + 2 - r)
+class Tiling(NamedTuple):
+    """How a kernel is computed.
+
+    Attributes:
+        tile: m, outputs per side of a tile.
+        taps: r, per side of the kernel or of a part of it.
+        parts: per side of the kernel.
+    """
+
+    tile: int
+    taps: int
+    parts: int
+
+    @property
+    def side(self) -> int:
+        """t: inputs per side of a tile."""
+        return self.tile + self.taps - 1
+
+
+def tiling_of(kernel: int, dtype: torch.dtype) -> Tiling | None:
+    """The tiling of a kernel × kernel convolution; None where the algorithm would be inexact or gain too little."""
+    if dtype == torch.float32 and 3 <= kernel <= MOST_TAPS:
+        return Tiling(min(4, MOST_TAPS + 2 - kernel), kernel, 1)
+    if dtype == torch.bfloat16 and kernel == 6:
+        return Tiling(2, 3, 2)
+    return None
+
+
+class CookToom(nn.Module):
+    """A convolution at stride 1 over maps of any sizes, all tiles together; on a CPU, without gradients.
+
+    Args:
+        weight: ``[F, C / groups, kernel, kernel]``, float32 or bfloat16; transformed once, here.
+        bias: ``[F]``, or None.
+        tiling: from `tiling_of`.
+        groups: of channels.
+        clamp: of the outputs.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        tiling: Tiling,
+        *,
+        groups: int = 1,
+        clamp: Clamp = (None, None),
+    ) -> None:
+        super().__init__()
+        self.tiling, self.groups, self.clamp = tiling, groups, clamp
+        self.kernel, self.dtype, self.width = weight.shape[-1], weight.dtype, weight.shape[0]
+        self.bias = None if bias is None else bias.detach().float().view(groups, -1)
+        output, kernel, data = (torch.tensor(_floats(matrix)) for matrix in cook_toom(tiling.tile, tiling.taps))
+        self._output, self._data = output.float(), data.float()  # [m, t], [t, t]
+        transform = torch.kron(kernel, kernel).float()  # [t², r²]
+        self._planes: list[PackedConv2d] = []  # per slice of outputs, the t² matrices that take the place of r² ones
+        for part in weight.detach().unflatten(0, (groups, -1)).split(_OUTPUTS, dim=1):
+            taps = rearrange(
+                part.float(), "g f c (p i) (q j) -> (i j) (g f p q c)", p=tiling.parts, q=tiling.parts
+            )  # [r², g · slice · C']
+            planes = (transform @ taps).view(-1, weight.shape[1] * tiling.parts**2, 1, 1)  # [t² · g · slice, C', 1, 1]
+            self._planes.append(PackedConv2d(planes.to(self.dtype), groups=tiling.side**2 * groups, size=(_TILES, 1)))
+
+    def saves(self, grids: Sequence[tuple[int, int]]) -> bool:
+        """Whether so many rows and columns of outputs fill their tiles: at most two thirds of the products are left."""
+        tiles = sum(down * across for down, across in map(self._tiles, grids))
+        products = tiles * (self.tiling.side * self.tiling.parts) ** 2
+        return 3 * products <= 2 * self.kernel**2 * sum(rows * cols for rows, cols in grids)
+
+    def forward(self, maps: Sequence[Tensor], outputs: Sequence[Tensor], padding: tuple[int, int] = (0, 0)) -> None:
+        """Convolve maps ``[1, C, h, w]`` into outputs ``[h', w', F]``; rows of tiles of several maps at a time."""
+        grids = [(output.shape[0], output.shape[1]) for output in outputs]
+        padded = [self._pad(feature_map, padding, grid) for feature_map, grid in zip(maps, grids, strict=True)]
+        places = [output.unflatten(2, (self.groups, -1)) for output in outputs]  # [h', w', g, F / g]
+        lot: list[tuple[Tensor, Tensor, range]] = []
+        count = 0
+        for source, place, (down, across) in zip(padded, places, map(self._tiles, grids), strict=True):
+            row = 0
+            while row < down:
+                rows = range(row, min(down, row + max(1, (_TILES - count) // across)))
+                lot.append((source, place, rows))
+                count += len(rows) * across
+                row = rows.stop
+                if count + across > _TILES:
+                    self._convolve(lot)
+                    lot, count = [], 0
+        if lot:
+            self._convolve(lot)
+
+    def _tiles(self, grid: tuple[int, int]) -> tuple[int, int]:
+        return -(-grid[0] // self.tiling.tile), -(-grid[1] // self.tiling.tile)
+
+    def _pad(self, feature_map: Tensor, padding: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+        """With zeros around, and past the end until the tiles are full: ``[h, w, C]``."""
+        _, channels, height, width = feature_map.shape
+        over = self.tiling.taps * self.tiling.parts - 1
+        down, across = self._tiles(grid)
+        padded = feature_map.new_zeros(down * self.tiling.tile + over, across * self.tiling.tile + over, channels)
+        padded[padding[0] : padding[0] + height, padding[1] : padding[1] + width] = feature_map[0].permute(1, 2, 0)
+        return padded
+
+    def _convolve(self, lot: list[tuple[Tensor, Tensor, range]]) -> None:
+        """Rows of tiles of padded maps ``[h, w, C]`` into outputs ``[h', w', g, F / g]``."""
+        m, r, parts = self.tiling
+        t, g = self.tiling.side, self.groups
+        grids = [(len(rows), self._tiles((0, place.shape[1]))[1]) for _, place, rows in lot]
+        counts = [down * across for down, across in grids]
+        tiles, channels = sum(counts), lot[0][0].shape[2] // g
+        data = _scratch("data", torch.float32, tiles, t, t, g, parts, parts, channels)
+        for part, (padded, _, rows), grid in zip(data.split(counts), lot, grids, strict=True):
+            y, x, _ = padded.stride()
+            shape, strides = (t, t, g, parts, parts, channels), (y, x, channels, r * y, r * x, 1)
+            tiled = padded.as_strided((*grid, *shape), (m * y, m * x, *strides), rows.start * m * y)
+            part.unflatten(0, grid).copy_(tiled)
+        points = self._transform(self._data, data.view(tiles, t, t, -1), "data")  # Bᵀ d B
+        if self.dtype != torch.float32:
+            points = _scratch("rounded", self.dtype, *points.shape).copy_(points)
+        points = points.view(1, tiles, 1, -1).permute(0, 3, 1, 2)  # [1, t² · g · C, tiles, 1]
+        start = 0
+        for plane in self._planes:
+            products = plane(points).permute(0, 2, 3, 1).view(tiles, t, t, -1)
+            if self.dtype != torch.float32:
+                products = _scratch("products", torch.float32, *products.shape).copy_(products)
+            values = self._transform(self._output, products, "values").unflatten(3, (g, -1))  # [tiles, m, m, g, slice]
+            stop = start + values.shape[4]
+            if self.bias is not None:
+                values += self.bias[:, start:stop]
+            if self.clamp != (None, None):
+                values.clamp_(*self.clamp)
+            for part, (_, place, rows), grid in zip(values.split(counts), lot, grids, strict=True):
+                _place(part.unflatten(0, grid), place[rows.start * m : rows.stop * m, :, :, start:stop])
+            start = stop
+
+    @staticmethod
+    def _transform(matrix: Tensor, values: Tensor, slot: str) -> Tensor:
+        """``M V Mᵀ`` of each tile and channel: ``[n, t]``, ``[tiles, t, t, C]`` → ``[tiles, n, n, C]``, in a slot."""
+        tiles, t, _, channels = values.shape
+        n = len(matrix)
+        half = _scratch("half", torch.float32, tiles, n, t * channels)
+        torch.bmm(matrix.expand(tiles, -1, -1), values.view(tiles, t, -1), out=half)
+        whole = _scratch(slot, torch.float32, tiles * n, n, channels)
+        torch.bmm(matrix.expand(tiles * n, -1, -1), half.view(tiles * n, t, channels), out=whole)
+        return whole.view(tiles, n, n, channels)
+
+
+def _place(tiles: Tensor, output: Tensor) -> None:
+    """Tiles ``[down, across, m, m, g, F]`` into ``[h, w, g, F]``, which may end within a tile."""
+    m = tiles.shape[2]
+    for i, down, height in _spans(output.shape[0], m):
+        for j, across, width in _spans(output.shape[1], m):
+            part = output[i * m : i * m + down * height, j * m : j * m + across * width]
+            part = part.unflatten(0, (down, height)).unflatten(2, (across, width))
+            part.copy_(tiles[i : i + down, j : j + across, :height, :width].transpose(1, 2))
+
+
+def _spans(length: int, m: int) -> list[tuple[int, int, int]]:
+    """Whole tiles, and the one that is cut: (the first, how many, cells of each)."""
+    whole, rest = divmod(length, m)
+    return [span for span in ((0, whole, m), (whole, 1, rest)) if span[1] and span[2]]
+
+
+_kept = threading.local()
+
+
+def _scratch(slot: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    """Memory that is used again: fresh memory costs more time than the arithmetic done in it."""
+    count = math.prod(shape)
+    kept: Tensor | None = getattr(_kept, slot, None)
+    if kept is None or kept.dtype != dtype or len(kept) < count:
+        with torch.inference_mode(mode=False):  # else it could be written to in inference mode only
+            kept = torch.empty(count, dtype=dtype)
+        setattr(_kept, slot, kept)
+    return kept[:count].view(shape)
 
 
 class CookToomWindows(nn.Module):
-    """FC6 at every window of a map by F(m×m, r×r): blocks → ``[cells, width of FC6]``, float32 on a CPU.
+    """FC6 at every window of some maps: blocks → ``[cells, width of FC6]``.
 
-    Few cells do not fill tiles, and go the direct way.
+    Its own weights are not kept: one window alone takes t² products instead of r², and as much memory is saved.
 
     Args:
-        direct: FC6 as one product over gathered windows; its weights are transformed once, here, and kept for the
-            direct way.
+        direct: FC6 as one product over gathered windows.
+        tiling: from `tiling_of`.
     """
 
-    def __init__(self, direct: LinearWindows) -> None:
+    def __init__(self, direct: LinearWindows, tiling: Tiling) -> None:
         super().__init__()
-        self.direct = direct
-        (self.r, width), linear = direct.window, direct.linear
-        assert self.r == width
-        self.tile = tile_side(self.r)
+        self.window, linear = direct.window, direct.linear
         assert isinstance(linear, nn.Linear)
-        self.bias, self.width = linear.bias, linear.out_features
-        self.side = self.tile + self.r - 1  # t
-        output, kernel, data = (torch.tensor(_floats(matrix)) for matrix in cook_toom(self.tile, self.r))
-        self._output = torch.kron(output, output).float()  # [m², t²]
-        self._input = torch.kron(data, data).float()  # [t², t²]
-        weight = rearrange(linear.weight.detach(), "f (c i j) -> (i j) f c", i=self.r, j=self.r)
-        transform = torch.kron(kernel, kernel).float()  # [t², r²]
-        # Per slice of FC6's outputs, the t² matrices [slice, C] that take the place of its r² ones.
-        self._planes: list[list[PackedLinear]] = []
-        for part in weight.split(_SLICE, dim=1):
-            planes = (transform @ part.flatten(1)).view(-1, *part.shape[1:])  # [t², slice, C]
-            self._planes.append([PackedLinear(plane) for plane in planes])
+        height, width = self.window
+        weight = rearrange(linear.weight, "f (c i j) -> f c i j", i=height, j=width)
+        self.convolution = CookToom(weight, linear.bias, tiling)
+        per_tile = (tiling.side * tiling.parts) ** 2 * weight.shape[1]
+        self.numbers = -(-per_tile // tiling.tile**2)  # that one cell takes while it is projected
 
     def forward(self, blocks: Blocks) -> Tensor:
         """FC6 of each window, cell by cell."""
-        grids = [(block.shape[2] - self.r + 1, block.shape[3] - self.r + 1) for block in blocks]
-        tiles = [(-(-rows // self.tile), -(-cols // self.tile)) for rows, cols in grids]
-        count = sum(down * across for down, across in tiles)
-        if 2 * count * self.side**2 > self.r**2 * sum(rows * cols for rows, cols in grids):
-            return self.direct(blocks)
-        data = self._gather(blocks, tiles, count)  # [t², tiles, C]
-        data = (self._input @ data.flatten(1)).view_as(data)
-        outputs = torch.empty(self.tile**2, count, self.width)
-        scratch = torch.empty(self.side**2, count, _SLICE)
-        for start, planes in zip(range(0, self.width, _SLICE), self._planes, strict=True):
-            stop = min(start + _SLICE, self.width)
-            products = scratch[..., : stop - start]
-            for index, plane in enumerate(planes):
-                products[index] = plane(data[index])
-            outputs[..., start:stop] = (self._output @ products.flatten(1)).view(self.tile**2, count, stop - start)
-        del data, scratch
-        cells = torch.empty(sum(rows * cols for rows, cols in grids), self.width)
-        start = 0
-        lots = outputs.split([down * across for down, across in tiles], dim=1)
-        for lot, (rows, cols), (down, _) in zip(lots, grids, tiles, strict=True):
-            grid = rearrange(lot, "(a b) (d e) f -> d a e b f", a=self.tile, d=down).flatten(0, 1).flatten(1, 2)
-            cells[start : start + rows * cols].view(rows, cols, -1).copy_(grid[:rows, :cols])
-            start += rows * cols
-        return cells if self.bias is None else cells.add_(self.bias)
-
-    def _gather(self, blocks: Blocks, tiles: list[tuple[int, int]], count: int) -> Tensor:
-        """The overlapping t×t tiles of all blocks, zeros past their ends: ``[t², tiles, C]``."""
-        data = torch.empty(self.side, self.side, count, blocks[0].shape[1])
-        start = 0
-        for block, (down, across) in zip(blocks, tiles, strict=True):
-            past = (across * self.tile + self.r - 1 - block.shape[3], down * self.tile + self.r - 1 - block.shape[2])
-            padded = F.pad(block[0], (0, past[0], 0, past[1]))
-            views = padded.unfold(1, self.side, self.tile).unfold(2, self.side, self.tile)  # [C, down, across, t, t]
-            part = data[:, :, start : start + down * across].unflatten(2, (down, across))
-            part.copy_(rearrange(views, "c d e i j -> i j d e c"))
-            start += down * across
-        return data.flatten(0, 1)
+        height, width = self.window
+        grids = [(block.shape[2] - height + 1, block.shape[3] - width + 1) for block in blocks]
+        counts = [rows * cols for rows, cols in grids]
+        cells = torch.empty(sum(counts), self.convolution.width, dtype=blocks[0].dtype)
+        parts = [part.view(*grid, -1) for part, grid in zip(cells.split(counts), grids, strict=True)]
+        self.convolution(blocks, parts)
+        return cells
 
 
 def _floats(matrix: Matrix) -> list[list[float]]:

@@ -13,7 +13,6 @@ class DenseNetwork(nn.Module):
         trunk: ``[1, 3, P + nS, P + mS]`` pixels → ``[1, C, h + n, w + m]`` feature map.
         project: blocks of feature maps → one row per window: its average, its flattened values, or FC6's outputs.
         fast_trunk: what runs the trunk over levels: `trunk` itself, or a faster equal (see `densescore.cpu`).
-        fast_project: what projects the cells of levels: `project` itself, or a faster equal.
         embed: rows → ``[N, D]`` features.
         classifier: ``[N, D]`` features → ``[N, classes]`` logits.
         patch: P, side of the network's input in pixels.
@@ -40,7 +39,7 @@ class DenseNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk, self.project, self.embed, self.classifier = trunk, project, embed, classifier
-        self.fast_trunk, self.fast_project = trunk, project
+        self.fast_trunk = trunk
         self.patch, self.stride, self.window = patch, stride, window
         self.window_width, self.feature_width, self.classes = window_width, feature_width, classes
 
@@ -61,7 +60,7 @@ class DenseNetwork(nn.Module):
 
     def embed_blocks(self, blocks: Blocks) -> Tensor:
         """Features of all cells of some blocks, in order: ``[cells, D]``."""
-        return self.embed(self.fast_project(blocks))
+        return self.embed(self.project(blocks))
 
     def embed_crops(self, crops: Tensor) -> Tensor:
         """Features of crops, as the original network has them: ``[N, 3, P, P]`` → ``[N, D]``."""

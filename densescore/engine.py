@@ -220,6 +220,9 @@ class DenseScorer:
         # A window is held twice while it is projected; features, a hidden layer as wide, and logits follow.
         numbers = 2 * (network.window_width + network.feature_width) + network.classes
         most = max(1, HEAD_BYTES // (numbers * self.dtype.itemsize))
+        most = -(
+            -len(pyramid) // -(-len(pyramid) // most)
+        )  # in equal lots: a small last one would cost like a large one
         lot: list[Tensor] = []
         count = 0
         for feature_map, level in zip(maps, pyramid.levels, strict=True):

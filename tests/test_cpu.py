@@ -24,15 +24,13 @@ needs_openvino = pytest.mark.skipif(
 def test_layers_are_replaced_by_dtype() -> None:
     exact = to_dense(Toy(), 20)
     speed_up(exact, "torch")
-    assert isinstance(exact.fast_project, CookToomWindows)
-    assert isinstance(exact.project, LinearWindows)
+    assert isinstance(exact.project, CookToomWindows)
     assert not any(isinstance(layer, torch.nn.Linear) for layer in exact.classifier.modules())
     assert any(isinstance(layer, PackedLinear) for layer in exact.classifier.modules())
     rough = to_dense(Toy().bfloat16(), 20)
     speed_up(rough, "torch")
-    assert rough.fast_project is rough.project
-    assert isinstance(rough.fast_project, LinearWindows)
-    assert isinstance(rough.fast_project.linear, PackedLinear)
+    assert isinstance(rough.project, LinearWindows)
+    assert isinstance(rough.project.linear, PackedLinear)
 
 
 @needs_openvino

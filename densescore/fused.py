@@ -1,0 +1,137 @@
+"""Layers for a CPU: batch norms folded into convolutions, clamps done in them, weights packed, Cook–Toom."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import TypeGuard
+
+import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
+from timm.layers.padding import pad_same
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from densescore.cook_toom import CookToom, tiling_of
+from densescore.onednn import Clamp, PackedConv2d, PackedLinear
+
+_CLAMPS: dict[type[nn.Module], Clamp] = {nn.ReLU: (0, None), nn.ReLU6: (0, 6)}
+_NONE: Clamp = (None, None)
+
+_FEWEST_CHANNELS = 32
+"""In a group: with fewer, the transforms cost more than the products that they save."""
+
+_SMALLEST_MAP = 900
+"""In positions; on smaller ones too."""
+
+
+class FusedConv2d(nn.Module):
+    """A convolution, the batch norm after it and the activation after that: ``[N, C, h, w]`` → ``[N, F, h', w']``.
+
+    A map that fills its tiles goes by Cook–Toom, where kernel and dtype allow it.
+
+    Args:
+        convolution: with zero padding.
+        norm: in evaluation mode; None for none.
+        activation: done inside the convolution if it is a clamp; None for none.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d | None, activation: nn.Module | None) -> None:
+        super().__init__()
+        weight, bias = convolution.weight, convolution.bias
+        if norm is not None:
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            weight, bias = fuse_conv_bn_weights(
+                weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+        clamp = _NONE if activation is None else _CLAMPS.get(type(activation), _NONE)
+        self._activation = nn.Identity() if activation is None or clamp != _NONE else activation
+        self._same = convolution if isinstance(convolution, Conv2dSame) else None
+        self._padding = (
+            (0, 0) if self._same is not None or convolution.padding == "valid" else _pair(convolution.padding)
+        )
+        stride, dilation, groups = _pair(convolution.stride), _pair(convolution.dilation), convolution.groups
+        self._packed = PackedConv2d(
+            weight, bias, stride=stride, padding=self._padding, dilation=dilation, groups=groups, clamp=clamp
+        )
+        self._taps = weight.shape[2]
+        square = weight.shape[2] == weight.shape[3] and stride == dilation == (1, 1)
+        tiling = tiling_of(weight.shape[2], weight.dtype) if square else None
+        self._cook_toom: CookToom | None = None
+        if tiling is not None and weight.shape[1] >= _FEWEST_CHANNELS:
+            self._cook_toom = CookToom(weight, bias, tiling, groups=groups, clamp=clamp)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, normalise and activate."""
+        if self._same is not None:
+            x = pad_same(x, list(self._same.kernel_size), list(self._same.stride), list(self._same.dilation))
+        grid = (x.shape[2] + 2 * self._padding[0] - self._taps + 1, x.shape[3] + 2 * self._padding[1] - self._taps + 1)
+        direct = len(x) > 1 or grid[0] * grid[1] < _SMALLEST_MAP
+        if self._cook_toom is None or direct or not self._cook_toom.saves([grid]):
+            return self._activation(self._packed(x))
+        output = torch.empty(*grid, self._cook_toom.width, dtype=x.dtype)
+        self._cook_toom([x], [output], self._padding)
+        return self._activation(output[None].permute(0, 3, 1, 2))  # channels last, as pooling likes it
+
+
+def fuse(part: fx.GraphModule) -> fx.GraphModule:
+    """A part of a network with the same outputs, to rounding, in fewer passes over memory.
+
+    For a CPU, without gradients. Layers that are not replaced are shared with the original.
+    """
+    graph = copy.deepcopy(part.graph)
+    layers = dict(part.named_modules())
+    for node in list(graph.nodes):
+        first = _layer(layers, node)
+        if not (_packs(first) or type(first) is nn.Linear):
+            continue
+        norm: nn.BatchNorm2d | None = None
+        activation: nn.Module | None = None
+        absorbed = []
+        for follower in _followers(node):
+            layer = _layer(layers, follower)
+            if _is_norm(layer) and isinstance(first, nn.Conv2d) and norm is None and activation is None:
+                norm, activation = layer, getattr(layer, "act", None)
+            elif type(layer) in _CLAMPS and activation is None:
+                activation = layer
+            elif type(layer) not in (nn.Identity, nn.Dropout):
+                break
+            absorbed.append(follower)
+        node.target = f"fused_{node.name}"
+        if isinstance(first, nn.Conv2d):
+            layers[node.target] = FusedConv2d(first, norm, activation)
+        elif isinstance(first, nn.Linear):
+            clamp = _NONE if activation is None else _CLAMPS[type(activation)]
+            layers[node.target] = PackedLinear(first.weight, first.bias, clamp)
+        for follower in reversed(absorbed):
+            follower.replace_all_uses_with(node)
+            graph.erase_node(follower)
+    return fx.GraphModule(layers, graph)
+
+
+def _layer(layers: dict[str, nn.Module], node: fx.Node) -> nn.Module | None:
+    return layers[str(node.target)] if node.op == "call_module" else None
+
+
+def _packs(layer: nn.Module | None) -> bool:
+    """Exactly these types: what derives from them may compute its weights."""
+    if not isinstance(layer, nn.Conv2d) or type(layer) not in (nn.Conv2d, Conv2dSame):
+        return False
+    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def _is_norm(layer: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
+    """With statistics of its own: without, it would take the map's."""
+    return type(layer) in (nn.BatchNorm2d, BatchNormAct2d) and getattr(layer, "running_mean", None) is not None
+
+
+def _followers(node: fx.Node) -> Iterator[fx.Node]:
+    """What alone takes the node's output, then what alone takes that one's, and so on."""
+    while len(node.users) == 1:
+        (node,) = node.users
+        yield node
+
+
+def _pair(values: Iterable[int | str]) -> tuple[int, int]:
+    height, width = values
+    return int(height), int(width)
