@@ -187,12 +187,10 @@ class DenseScorer:
                 parts = [classifier(features) for features in embedded]
                 clock.lap("crops")
             else:
-                maps = []
-                for level in levels:
-                    maps.append(self.network.fast_trunk(level))
-                    clock.lap("trunk")
-                parts = [classifier(self.network.embed_blocks(blocks)) for blocks in self._blocks(maps, pyramid)]
-                clock.lap("head")
+                parts = []
+                for blocks in self._blocks(self._maps(levels, clock), pyramid):
+                    parts.append(classifier(self.network.embed_blocks(blocks)))
+                    clock.lap("head")
         return pyramid, torch.cat(parts)  # outside inference mode: a tensor that a user may train on
 
     def _levels(self, pixels: Pixels, pyramid: Pyramid, clock: "_Clock") -> Iterator[Tensor]:
@@ -201,6 +199,13 @@ class DenseScorer:
             tensor = self.level(pixels, pyramid, level)
             clock.lap("pyramid")
             yield tensor
+
+    def _maps(self, levels: Iterator[Tensor], clock: "_Clock") -> Iterator[Tensor]:
+        """The trunk's map of each level, ``[1, C, h, w]``."""
+        for level in levels:
+            feature_map = self.network.fast_trunk(level)
+            clock.lap("trunk")
+            yield feature_map
 
     def level(self, pixels: Pixels, pyramid: Pyramid, level: Level) -> Tensor:
         """One level as the network takes it, resized, padded and normalised: ``[1, 3, P + nS, P + mS]``."""
@@ -214,15 +219,14 @@ class DenseScorer:
         tensor = torch.from_numpy(scaled).view(height, width, 3).permute(2, 0, 1)[None]
         return tensor.to(self.device, self.dtype)
 
-    def _blocks(self, maps: list[Tensor], pyramid: Pyramid) -> Iterator[list[Tensor]]:
+    def _blocks(self, maps: Iterator[Tensor], pyramid: Pyramid) -> Iterator[list[Tensor]]:
         """Blocks that hold the cells of all levels in order, in as few lots as `HEAD_BYTES` allows."""
         network = self.network
         # A window is held twice while it is projected; features, a hidden layer as wide, and logits follow.
         numbers = 2 * (network.window_width + network.feature_width) + network.classes
         most = max(1, HEAD_BYTES // (numbers * self.dtype.itemsize))
-        most = -(
-            -len(pyramid) // -(-len(pyramid) // most)
-        )  # in equal lots: a small last one would cost like a large one
+        lots = -(-len(pyramid) // most)
+        most = -(-len(pyramid) // lots)  # of equal size: a small last one would cost nearly what a large one does
         lot: list[Tensor] = []
         count = 0
         for feature_map, level in zip(maps, pyramid.levels, strict=True):

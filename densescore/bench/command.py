@@ -1,32 +1,32 @@
 """The command ``densescore-bench``."""
 
-import csv
-import json
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
+import cv2
 import numpy as np
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from densescore import PAPER_SCALES, DenseScorer, DenseScores
 from densescore.bench.contenders import RUNTIMES, Subject, UnavailableError, build
-from densescore.bench.growth import growth_curve, plot_growth
+from densescore.bench.growth import MakeScorer, growth_curve, photograph, plot_growth, resolution_curve
 from densescore.bench.machine import describe_machine, peak_memory
 from densescore.bench.measure import (
     TOLERANCE,
     Timing,
     dense_reference,
     deviation,
+    direct_flop,
     matmul_peak,
     time_in_turn,
     tune_batch,
 )
+from densescore.bench.report import report, report_growth, report_resolution, write_csv, write_json
 from densescore.cli_common import numbers, readable_errors
 from densescore.convolutional import to_dense
 from densescore.files import written_whole
@@ -42,7 +42,7 @@ def bench(
     model: Annotated[str, typer.Option(help="A name that `densescore models` lists.")] = "lite0",
     weights: Annotated[str, typer.Option(help="'default', 'random' or a file.")] = "default",
     classes: Annotated[int, typer.Option(help="Put a random FCa, FCb of so many classes in the place of FC8.")] = 0,
-    image: Annotated[Path | None, typer.Option(help="By default, noise of 500×375 pixels.")] = None,
+    image: Annotated[Path | None, typer.Option(help="By default, a smooth random picture of 500×375 pixels.")] = None,
     scales: Annotated[str, typer.Option(help="With commas between; the paper's by default.")] = "",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
@@ -54,10 +54,11 @@ def bench(
         int, typer.Option(help="Patches that are cropped, evenly drawn, and scaled up; 0: all.")
     ] = 512,
     rounds: Annotated[int, typer.Option(help="Timed runs of each contender, in turn.", min=1)] = 5,
-    sizes: Annotated[str, typer.Option(help="Growth curve: sides of square images, patches of 224 pixels.")] = "",
+    growth: Annotated[int, typer.Option(help="Growth curve: up to so many patches of an image.", min=0)] = 0,
+    resolutions: Annotated[str, typer.Option(help="Stages by resolution: megapixels, with commas between.")] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the table to this file.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write the growth curve's picture to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture of the curves to this file.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Time dense scoring against cropping and against other runtimes: equal scores first, then in turn.
@@ -71,13 +72,18 @@ def bench(
             raise DensescoreError(f"--contenders: unknown {', '.join(unknown)}; expected {', '.join(RUNTIMES)}")
         scale_list = numbers(scales, "--scales") if scales else PAPER_SCALES
         result = run(model, weights, classes, image, scale_list, dtype, device, runtime, wanted, crop_cells, rounds)
-        if sizes:
-            scorer = DenseScorer(
-                model, weights=None if weights == "random" else weights, dtype=dtype, patch_sizes=(224,)
-            )
-            result["growth"] = growth_curve(scorer, [int(size) for size in numbers(sizes, "--sizes")])
-        _report(result)
-        for path, write in ((json_file, _write_json), (csv_file, _write_csv), (plot, plot_growth)):
+        report(result)
+        if growth or resolutions:
+            make = _maker(model, weights, classes, dtype, device, runtime)
+            if growth:
+                result["growth"] = growth_curve(make, growth)
+                report_growth(result["growth"])
+            if resolutions:
+                result["resolution"] = resolution_curve(
+                    make(scales=scale_list), [*numbers(resolutions, "--resolutions")]
+                )
+                report_resolution(result["resolution"])
+        for path, write in ((json_file, write_json), (csv_file, write_csv), (plot, plot_growth)):
             if path is not None:
                 with written_whole(path, overwrite=overwrite) as temporary:
                     write(result, temporary)
@@ -97,14 +103,10 @@ def run(
     rounds: int,
 ) -> dict[str, Any]:
     """Check and time; the result as plain JSON values."""
-    torch.manual_seed(0)
-    classifier = load_classifier(model, weights=None if weights == "random" else weights)
-    module = classifier.module.eval()
-    if weights == "random":
-        _enliven(module)
-    if classes:
-        _adapt(module, classes)
-    pixels = _noise() if image is None else read_image(image)
+    classifier = _classifier(model, weights, classes)
+    module = classifier.module
+    file = cv2.imencode(".jpg", photograph(375, 500))[1].tobytes() if image is None else image.read_bytes()
+    pixels = read_image(file)
     scorer = _scorer(module, classifier, scales, dtype, device, runtime)
     subject = _subject(module, classifier, scorer, pixels, crop_cells)
     outcome: dict[str, Any] = {
@@ -116,6 +118,7 @@ def run(
         "runtime": scorer.runtime,
         "machine": describe_machine(scorer.device),
         "left_out": {},
+        "deviation": {},
     }
     batch = tune_batch(subject) if any(name.startswith("crops") for name in wanted) else 0
     outcome["crop_batch"] = batch
@@ -139,7 +142,7 @@ def run(
             if error > TOLERANCE[subject.dtype]:
                 outcome["left_out"][name] = f"its scores differ by {error:.1e}"
                 continue
-            outcome.setdefault("deviation", {})[name] = error
+            outcome["deviation"][name] = error
             runs[name] = candidate
             scale[name] = len(subject.pyramid) / len(subject.cells) if name.startswith("crops") else 1.0
     own = deviation(scorer.score(pixels).patch_scores[cells], expected)
@@ -153,16 +156,58 @@ def run(
         stages.append(_stages(scorer.score(pixels)))
 
     runs["densescore"], scale["densescore"] = densescore, 1.0
+    totals: list[float] = []
+
+    def whole() -> None:
+        start = time.perf_counter()
+        scores = scorer.score(file)
+        scores.image_scores()
+        totals.append((time.perf_counter() - start) / (scores.timings["trunk"] + scores.timings["head"]))
+
+    runs["whole"], scale["whole"] = whole, 1.0
     timings = time_in_turn(runs, scale, rounds)
+    del timings["whole"]  # a ratio of its own, not a contender
+    outcome["file_to_answer_over_engine"] = {"median": float(np.median(totals[1:])), "spread": _ends(totals[1:])}
     outcome["contenders"] = {name: _row(timing, timings, outcome["patches"]) for name, timing in timings.items()}
     outcome["stages"] = {name: float(np.median([stage[name] for stage in stages[1:]])) for name in stages[0]}
     outcome["peak_memory_MB"] = peak_memory()
-    outcome["matmul_peak_gflops"] = matmul_peak(subject.dtype) / 1e9 if scorer.device.type == "cpu" else None
+    if scorer.device.type == "cpu":
+        outcome["direct_gflop"] = direct_flop(subject) / 1e9
+        outcome["matmul_peak_gflops"] = matmul_peak(subject.dtype) / 1e9
+        engine = outcome["stages"]["trunk"] + outcome["stages"]["head"]
+        outcome["share_of_peak"] = outcome["direct_gflop"] / engine / outcome["matmul_peak_gflops"]
     return outcome
 
 
+def _classifier(model: str, weights: str, classes: int) -> Classifier:
+    torch.manual_seed(0)
+    classifier = load_classifier(model, weights=None if weights == "random" else weights)
+    if weights == "random":
+        _enliven(classifier.module)
+    if classes:
+        _adapt(classifier.module, classes)
+    return classifier
+
+
+def _maker(model: str, weights: str, classes: int, dtype: str, device: str, runtime: str) -> MakeScorer:
+    """Scorers of one network; the last one is kept for as long as the options stay the same."""
+
+    @lru_cache(maxsize=1)
+    def make(scales: tuple[float, ...] = PAPER_SCALES, **options: Any) -> DenseScorer:
+        classifier = _classifier(model, weights, classes)
+        return _scorer(classifier.module, classifier, scales, dtype, device, runtime, **options)
+
+    return make
+
+
 def _scorer(
-    module: nn.Module, classifier: Classifier, scales: tuple[float, ...], dtype: str, device: str, runtime: str
+    module: nn.Module,
+    classifier: Classifier,
+    scales: tuple[float, ...],
+    dtype: str,
+    device: str,
+    runtime: str,
+    **options: Any,
 ) -> DenseScorer:
     return DenseScorer(
         module,
@@ -173,6 +218,7 @@ def _scorer(
         dtype=dtype,
         device=device,
         runtime=runtime,  # type: ignore[arg-type]
+        **options,
     )
 
 
@@ -208,8 +254,8 @@ def _row(timing: Timing, timings: dict[str, Timing], patches: int) -> dict[str, 
     }
 
 
-def _noise() -> Pixels:
-    return np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
+def _ends(values: list[float]) -> list[float]:
+    return [min(values), max(values)]
 
 
 def _enliven(module: nn.Module) -> None:
@@ -222,37 +268,3 @@ def _enliven(module: nn.Module) -> None:
 def _adapt(module: nn.Module, classes: int) -> None:
     name, last = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear)][-1]
     module.set_submodule(name, AdaptationHead(last.in_features, classes).eval())
-
-
-def _report(result: dict[str, Any]) -> None:
-    out = Console()
-    machine = result["machine"]
-    out.print(
-        f"{machine['processor']} ({machine['capability']}), {machine['threads']} threads; "
-        f"torch {machine['versions']['torch']}; trunk by {result['runtime']}; {result['patches']} patches; "
-        f"crops: {result['cropped_patches']} timed in batches of {result['crop_batch']}",
-        highlight=False,
-    )
-    table = Table("contender", "s/image", "patches/s", "time ÷ densescore's", "spread", "deviation")
-    for name, row in result["contenders"].items():
-        low, high = row["times_densescore_spread"]
-        cells = (f"{row['seconds']:.3f}", f"{row['patches_per_second']:.0f}", f"{row['times_densescore']:.2f}")
-        table.add_row(name, *cells, f"{low:.2f} … {high:.2f}", f"{result['deviation'][name]:.1e}")
-    out.print(table)
-    for name, reason in result["left_out"].items():
-        out.print(f"left out: {name}: {reason}", highlight=False)
-    out.print(", ".join(f"{stage} {1000 * seconds:.0f} ms" for stage, seconds in result["stages"].items()))
-    out.print(f"peak memory of this process, all contenders loaded: {result['peak_memory_MB']} MB")
-
-
-def _write_json(result: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def _write_csv(result: dict[str, Any], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("contender", "seconds", "patches_per_second", "times_densescore", "lowest", "highest"))
-        for name, row in result["contenders"].items():
-            spread = row["times_densescore_spread"]
-            writer.writerow((name, row["seconds"], row["patches_per_second"], row["times_densescore"], *spread))

@@ -1,30 +1,46 @@
-"""How time and memory grow with the number of patches."""
+"""How time and memory grow: with the number of patches, and with the resolution of the image."""
 
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from densescore.bench.machine import peak_memory
 from densescore.engine import DenseScorer
+from densescore.image import Pixels
+
+MakeScorer = Callable[..., DenseScorer]
+"""A scorer of the network under test with other options of `DenseScorer`."""
 
 
-def growth_curve(scorer: DenseScorer, sides: list[int]) -> list[dict[str, Any]]:
-    """Score square images of growing sides; the better of two runs each, and the process's peak memory after it."""
+def photograph(height: int, width: int) -> Pixels:
+    """A smooth random picture, which a codec takes about as long for as for a photograph."""
+    coarse = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def growth_curve(make: MakeScorer, most: int) -> list[dict[str, Any]]:
+    """Score more and more patches, up to about `most`, in three ways; the better of two runs each.
+
+    More scales of one image; longer images at the paper's scales; larger images with patches of 224 pixels.
+    """
     rows = []
-    for side in sorted(sides):
-        pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-        seconds = []
+    for way, options, pixels in _steps(make, most):
+        scorer = make(**options, max_cells=2 * most)
+        patches, seconds = len(scorer.pyramid(*pixels.shape[:2])), []
         for _ in range(2):
             start = time.perf_counter()
-            patches = len(scorer.score(pixels).boxes)
+            scorer.score(pixels)
             seconds.append(time.perf_counter() - start)
         rows.append(
             {
-                "side": side,
+                "way": way,
+                "image": [*pixels.shape[:2]],
                 "patches": patches,
                 "seconds": min(seconds),
                 "microseconds_per_patch": 1e6 * min(seconds) / patches,
@@ -34,16 +50,60 @@ def growth_curve(scorer: DenseScorer, sides: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
+def _steps(make: MakeScorer, most: int) -> Iterator[tuple[str, dict[str, Any], Pixels]]:
+    """The smallest first, whatever the way: peak memory is the process's so far."""
+    steps: list[tuple[int, str, dict[str, Any], Pixels]] = []
+    ways: dict[str, Callable[[int], tuple[dict[str, Any], Pixels]]] = {
+        "more scales": lambda n: ({"scales": tuple(np.geomspace(1, 4, n).tolist())}, photograph(375, 500)),
+        "longer images": lambda n: ({}, photograph(375, 500 * n)),
+        "larger images": lambda n: ({"patch_sizes": (224,)}, photograph(320 * n, 320 * n)),
+    }
+    for way, step in ways.items():
+        for n in (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135, 200, 400, 800):
+            options, pixels = step(n)
+            patches = len(make(**options, max_cells=10**9).pyramid(*pixels.shape[:2]))
+            if patches > most or pixels.size > 2**30:
+                break
+            steps.append((patches, way, options, pixels))
+    for _, way, options, pixels in sorted(steps, key=lambda step: step[0]):
+        yield way, options, pixels
+
+
+def resolution_curve(scorer: DenseScorer, megapixels: list[float]) -> list[dict[str, Any]]:
+    """Stages of scoring a JPEG of growing size at the scorer's scales, 4:3; the median of three runs."""
+    rows = []
+    for size in sorted(megapixels):
+        height = round((size * 1e6 * 3 / 4) ** 0.5)
+        file = cv2.imencode(".jpg", photograph(height, round(height * 4 / 3)))[1].tobytes()
+        runs = [scorer.score(file).timings for _ in range(3)]
+        stages = {stage: float(np.median([run[stage] for run in runs])) for stage in runs[0]}
+        rows.append({"megapixels": size, "file_MB": len(file) / 1e6, "stages": stages, "peak_memory_MB": peak_memory()})
+    return rows
+
+
 def plot_growth(result: dict[str, Any], path: Path) -> None:
-    """Draw the curve of ``result["growth"]`` to a PNG file."""
-    rows = result["growth"]
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    """Draw ``result["growth"]``, and ``result["resolution"]`` if it is there, to a PNG file."""
+    curves = [name for name in ("growth", "resolution") if name in result]
+    figure = Figure(figsize=(6 * len(curves), 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.loglog([row["patches"] for row in rows], [row["seconds"] for row in rows], "o-", label="measured")
-    last = rows[-1]
-    line = [last["seconds"] * row["patches"] / last["patches"] for row in rows]
-    axes.loglog([row["patches"] for row in rows], line, "--", color="grey", label="in proportion")
-    axes.set(xlabel="patches", ylabel="seconds per image")
-    axes.legend()
+    for name, axes in zip(curves, figure.subplots(1, len(curves), squeeze=False)[0], strict=True):
+        if name == "growth":
+            rows = result["growth"]
+            for way in dict.fromkeys(row["way"] for row in rows):
+                points = [(row["patches"], row["seconds"]) for row in rows if row["way"] == way]
+                axes.loglog(*zip(*points, strict=True), "o-", label=way)
+            last = max(rows, key=lambda row: row["patches"])
+            ends = [min(row["patches"] for row in rows), last["patches"]]
+            line = [last["seconds"] * patches / last["patches"] for patches in ends]
+            axes.loglog(ends, line, "--", color="grey", label="in proportion")
+            axes.set(xlabel="patches", ylabel="seconds per image")
+        else:
+            rows = result["resolution"]
+            below = np.zeros(len(rows))
+            for stage in rows[0]["stages"]:
+                seconds = np.array([row["stages"][stage] for row in rows])
+                axes.bar([f"{row['megapixels']:g}" for row in rows], seconds, bottom=below, label=stage)
+                below += seconds
+            axes.set(xlabel="megapixels of the JPEG", ylabel="seconds per image")
+        axes.legend()
     figure.savefig(path, dpi=120, format="png")

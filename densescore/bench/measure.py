@@ -1,5 +1,6 @@
 """Equal first, then fast: check every contender, then time them in turn."""
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -7,8 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from densescore.bench.contenders import CROP_SIZES, Subject, crops_by, probabilities, torch_module
+from densescore.convolutional_form import convolutional_form
 from densescore.sliding_window import head_reference
 
 
@@ -89,7 +92,7 @@ def time_in_turn(
     return {name: Timing(tuple(times)) for name, times in seconds.items()}
 
 
-def matmul_peak(dtype: torch.dtype, rounds: int = 5) -> float:
+def matmul_peak(dtype: torch.dtype, rounds: int = 20) -> float:
     """The best of torch's and oneDNN's products of 2048×2048 matrices seen here, in flop/s."""
     from densescore import onednn
     from densescore.onednn import PackedLinear
@@ -107,6 +110,15 @@ def matmul_peak(dtype: torch.dtype, rounds: int = 5) -> float:
                 run()
                 best = min(best, time.perf_counter() - start)
     return 2 * 2048**3 / best
+
+
+def direct_flop(subject: Subject) -> float:
+    """Floating-point operations of the dense graph by the definitions of its layers, two to a multiplication."""
+    form = copy.deepcopy(convolutional_form(subject.network)).to("meta")
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        for level in subject.levels:
+            form(level.to("meta"))
+    return counter.get_total_flops()
 
 
 def _synchronize() -> None:
