@@ -39,7 +39,9 @@ WHOLE_TILES = 6
 """Blocks of so many rows of FC6's cells, and multiples of it, fill their tiles."""
 
 _TILES = 320  # computed at a time
-_OUTPUTS = 128  # channels computed at a time
+# Channels computed at a time. For more, and few tiles, oneDNN would want weights in another layout than they are in,
+# and lay them out again at each call: a hundred times slower.
+_OUTPUTS = 128
 Matrix = list[list[Fraction]]
 
 

@@ -46,7 +46,7 @@ def test_contenders_are_equal_then_timed_in_turn(tmp_path: Path) -> None:
 
 
 def test_a_contender_that_gives_other_scores_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lying(module: nn.Module, _: Tensor) -> contenders.Run:
+    def lying(module: nn.Module, _: Tensor, free: bool) -> contenders.Run:
         return lambda pixels: module(pixels).roll(1, dims=1)
 
     monkeypatch.setitem(contenders.RUNTIMES, "dense-openvino", lying)

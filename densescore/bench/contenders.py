@@ -86,8 +86,8 @@ def compiled(module: nn.Module) -> Run:
     return torch.compile(module, dynamic=False)
 
 
-def onnxruntime(module: nn.Module, sample: Tensor) -> Run:
-    """The module as an ONNX graph in ONNX Runtime, height and width free."""
+def onnxruntime(module: nn.Module, sample: Tensor, free: bool) -> Run:
+    """The module as an ONNX graph in ONNX Runtime, height and width free for levels, fixed for crops."""
     if sample.dtype != torch.float32:
         raise UnavailableError("ONNX Runtime's CPU kernels compute in float32")
     try:
@@ -98,7 +98,7 @@ def onnxruntime(module: nn.Module, sample: Tensor) -> Run:
     target: Any = file
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter by tracing is deprecated, but needs no further package
-        axes = {"x": {0: "n", 2: "h", 3: "w"}}
+        axes = {"x": {0: "n", 2: "h", 3: "w"} if free else {0: "n"}}
         torch.onnx.export(module, (sample,), target, input_names=["x"], dynamic_axes=axes, dynamo=False)
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -106,8 +106,8 @@ def onnxruntime(module: nn.Module, sample: Tensor) -> Run:
     return lambda pixels: torch.from_numpy(session.run(None, {"x": np.ascontiguousarray(pixels.numpy())})[0])
 
 
-def openvino(module: nn.Module, sample: Tensor) -> Run:
-    """The module in OpenVINO's CPU plugin, height and width free, tuned for latency with all threads."""
+def openvino(module: nn.Module, sample: Tensor, free: bool) -> Run:
+    """The module in OpenVINO's CPU plugin, sizes as for ONNX Runtime, tuned for latency with all threads."""
     try:
         import openvino as ov
     except ImportError as error:
@@ -116,7 +116,7 @@ def openvino(module: nn.Module, sample: Tensor) -> Run:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         model = ov.convert_model(exact, example_input=sample.float().contiguous())
-    model.reshape([-1, 3, -1, -1])
+    model.reshape([-1, 3, -1, -1] if free else [-1, 3, *sample.shape[2:]])
     hint = "f32" if sample.dtype == torch.float32 else "bf16"
     settings = {
         "INFERENCE_PRECISION_HINT": hint,
@@ -155,7 +155,7 @@ def build(name: str, subject: Subject, batch: int) -> Callable[[], Tensor]:
     sample = subject.levels[0][..., : subject.network.patch, : subject.network.patch]
     maker = RUNTIMES[name]
     try:
-        run = maker(module) if maker in (torch_module, compiled) else maker(module, sample.contiguous())
+        run = maker(module) if maker in (torch_module, compiled) else maker(module, sample.contiguous(), dense)
     except (RuntimeError, ImportError, ValueError) as error:
         raise UnavailableError(str(error).strip().splitlines()[0]) from error
     if dense:
