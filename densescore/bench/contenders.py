@@ -157,7 +157,7 @@ def build(name: str, subject: Subject, batch: int) -> Callable[[], Tensor]:
     try:
         run = maker(module) if maker in (torch_module, compiled) else maker(module, sample.contiguous(), dense)
     except (RuntimeError, ImportError, ValueError) as error:
-        raise UnavailableError(str(error).strip().splitlines()[0]) from error
+        raise UnavailableError(str(error).strip().splitlines()[0][:200]) from error
     if dense:
         return lambda: dense_by(run, subject)
     return lambda: crops_by(run, subject, batch)
