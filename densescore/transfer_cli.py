@@ -93,9 +93,10 @@ def labels(
         if as_json:
             print(json.dumps({"image": found.name, "picture": str(path), "patches": counts}))
             return
-        table = Table("label", "patches", title=f"{found.name}: {path}", title_justify="left")
+        table = Table("label", "patches")
         for name, count in counts.items():
             table.add_row(name, str(count))
+        _out.print(f"{found.name}: {path}", soft_wrap=True)
         _out.print(table)
 
 
@@ -179,7 +180,8 @@ def train(
             last = losses[-1] if losses else None
             print(json.dumps({"head": str(out), "images": len(boxed.images), "patches": counts, "loss": last}))
             return
-        table = Table("class", "patches", title=f"{out}: trained on {len(boxed.images)} images", title_justify="left")
+        table = Table("class", "patches")
         for name, count in counts.items():
             table.add_row(name, f"{count:,}")
+        _out.print(f"{out}: trained on {len(boxed.images)} images", soft_wrap=True)
         _out.print(table)
