@@ -53,7 +53,7 @@ CONTEXTS: dict[str, tuple[Context, Context]] = {
     "crops in training, dense at test": ("patch", "image"),
     "dense in training and at test": ("image", "image"),
 }
-ROWS = "probe,transfer,localisation,paper,objective,overlap,images,flips,crops,finetune,scratch"
+ROWS = "probe,transfer,centre,localisation,paper,objective,overlap,images,flips,crops,finetune,scratch"
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -214,10 +214,8 @@ def rows(experiment: Experiment) -> dict[str, Callable[[], dict[str, Row]]]:
             f"{count} training images": experiment.transfer(f"images {count}", default, images=count)
             for count in (50, 100, 200)
         },
-        "localisation": lambda: {
-            "always the image's centre": summary([image_centre(val)]),
-            "Grad-CAM on the linear probe": summary([grad_cam(train, val)]),
-        },
+        "centre": lambda: {"always the image's centre": summary([image_centre(val)])},
+        "localisation": lambda: {"Grad-CAM on the linear probe": summary([grad_cam(train, val)])},
         "flips": lambda: vary({"with mirror images": replace(default, flips=True)}),
         "crops": lambda: {
             f"{', '.join(f'{scale:g}' for scale in FEW)} only: {title}": experiment.transfer(

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from densescore import DensescoreError, DenseScorer, read_image
 from densescore.cli import app
+from densescore.convolutional import to_dense
 from densescore.data.load import load_boxed
 from densescore.evaluation import evaluate_classes, mean_of, score_set
 from densescore.models import MODELS, ModelEntry, load_head, save_head
@@ -85,13 +86,13 @@ def test_a_killed_training_from_random_weights_goes_on_to_the_same(voc: Path, tm
 def test_a_network_of_one_linear_layer_has_no_fc6() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(DensescoreError, match="Sequential has no FC6 to unfreeze"):
-        below_fc6(DenseScorer(network, labels=("a", "b"), patch_size=20))
+        below_fc6(DenseScorer(network, labels=("a", "b"), patch_size=20), to_dense(network, 20))
 
 
 @pytest.mark.parametrize("context", ["image", "patch"])
 def test_fc6_of_what_lies_below_it_is_the_feature(voc: Path, context: str) -> None:
     scorer, picture = DenseScorer("toy", scales=SCALES), sorted((voc / "JPEGImages").iterdir())[0]
-    windows = below_fc6(scorer).features(picture, context=context)  # type: ignore[arg-type]
+    windows = below_fc6(scorer, to_dense(Toy(), 20)).features(picture, context=context)  # type: ignore[arg-type]
     assert windows.shape == (len(scorer.pyramid(60, 80)), 6 * 9)
     expected = scorer.features(picture, context=context)  # type: ignore[arg-type]
     torch.testing.assert_close(Toy().classifier[:2](windows).detach(), expected, rtol=1e-4, atol=1e-5)

@@ -25,26 +25,28 @@ from densescore.windows import FlattenedWindows, LinearWindows
 from densescore_kernels.errors import DensescoreError
 
 
-def below_fc6(scorer: DenseScorer) -> DenseScorer:
+def below_fc6(scorer: DenseScorer, plain: DenseNetwork) -> DenseScorer:
     """A scorer whose features are what FC6 takes: the flattened window of C5's map, ``[M, C·h·w]``.
+
+    Args:
+        scorer: whose trunk runs.
+        plain: its network, as `to_dense` gives it.
 
     Raises:
         DensescoreError: the network has no FC6.
     """
-    network = scorer.network
-    if not isinstance(network.project, LinearWindows):
+    if not isinstance(plain.project, LinearWindows):
         raise DensescoreError(
             f"{scorer.name} has no FC6 to unfreeze: its classifier is one linear layer, which the head replaces; "
             "networks that end in flatten → several linear layers (krizhevsky, alexnet, vgg16) have one"
         )
-    width = network.window_width
-    windows, same = FlattenedWindows(network.window), nn.Identity()
+    width, same = plain.window_width, nn.Identity()
     cut = copy.copy(scorer)
     cut.network = DenseNetwork(
-        network.trunk, windows, same, same, patch=network.patch, stride=network.stride, window=network.window,
-        window_width=width, feature_width=width, classes=width,
+        scorer.network.trunk, FlattenedWindows(plain.window), same, same, patch=plain.patch, stride=plain.stride,
+        window=plain.window, window_width=width, feature_width=width, classes=width,
     ).eval()  # fmt: skip
-    cut.network.fast_trunk = network.fast_trunk
+    cut.network.fast_trunk = scorer.network.fast_trunk
     cut.weights_digest = hashlib.sha256(f"below FC6 of {scorer.weights_digest}".encode()).hexdigest()
     return cut
 
@@ -80,14 +82,14 @@ def train_unfrozen(
         DensescoreError: the network has no FC6; or see `train_model`.
     """
     recipe = replace(recipe, image_rounds=0)
-    cut = below_fc6(scorer)
+    module = load_classifier(scorer.name, weights=weights).module
+    plain = to_dense(module, scorer.network.patch)
+    cut = below_fc6(scorer, plain)
     features = cache(cut)
     patches = gather(boxed, cached_features(cut, features), recipe, seed, track)
     check_every_class(patches, boxed.classes, recipe)
-    module = load_classifier(scorer.name, weights=weights).module
-    dense = to_dense(module, scorer.network.patch)
-    assert isinstance(dense.project, LinearWindows)
-    below = nn.Sequential(dense.project.linear, dense.embed)
+    assert isinstance(plain.project, LinearWindows)
+    below = nn.Sequential(plain.project.linear, plain.embed)
     path = None if checkpoint is None else Path(checkpoint) / "patches.pt"
     head = train_head(patches, len(boxed.classes), recipe, seed, below=below, checkpoint=path, report=report)
     trained = {id(parameter) for parameter in below.parameters()}
