@@ -92,7 +92,8 @@ def draw_curve(result: SetScores, column: int, k: float, path: str | os.PathLike
     figure = Figure(figsize=(4.5, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.step(curve.recall, curve.precision, where="post", color="#4363d8")
+    recall, precision = np.append(0.0, curve.recall), np.append(curve.precision[0], curve.precision)
+    axes.step(recall, precision, where="pre", color="#4363d8")  # a recall was reached at its own precision
     by_2010, by_2007 = average_precision(curve), average_precision(curve, "voc2007")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axes.set_title(f"{result.boxed.classes[column]}: AP {by_2010:.3f} (2007 rule {by_2007:.3f})")

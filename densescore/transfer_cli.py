@@ -114,7 +114,9 @@ def train(
     overlap: Overlap = "",
     flips: Annotated[bool | None, typer.Option(help="Train on mirror images, too; by default as the recipe.")] = None,
     scales: Scales = "",
-    unfreeze: Annotated[str, typer.Option(help="fc6: train FC6 and FC7, too, in networks that have them.")] = "",
+    unfreeze: Annotated[
+        str, typer.Option(help="fc6: train FC6 and FC7, too, where the network has them; without image labels.")
+    ] = "",
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="The whole network, from random weights (the paper's NO PRETRAIN).")
     ] = False,
@@ -136,8 +138,11 @@ def train(
             raise DensescoreError(f"--recipe: expected {' or '.join(RECIPES)}, got {recipe!r}")
         if unfreeze not in ("", "fc6"):
             raise DensescoreError(f"--unfreeze: expected fc6, got {unfreeze!r}")
-        if unfreeze and from_scratch:
-            raise DensescoreError("--from-scratch trains all layers; --unfreeze has no meaning beside it")
+        if from_scratch and (unfreeze or weights != "default" or flips is not None or context != "image"):
+            raise DensescoreError(
+                "--from-scratch trains all layers, from random weights, on crops that are mirrored at random: "
+                "--unfreeze, --weights, --flips and --context have no meaning beside it"
+            )
         plan = RECIPES[recipe]
         plan = replace(plan, rule=_rule(plan.rule, patch_share, object_share, overlap))
         if objective:
