@@ -14,7 +14,9 @@ from importlib.metadata import version
 from densescore.engine import DenseScorer, classify
 from densescore.geometry import PAPER_SCALES, Level, Pyramid
 from densescore.image import read_image
-from densescore.scores import DenseScores, Ranked, Region
+from densescore.many.stream import Scored, score_many
+from densescore.regions import Region
+from densescore.scores import DenseScores, Ranked
 from densescore_kernels.errors import DensescoreError
 
 __version__ = version("densescore")
@@ -28,7 +30,9 @@ __all__ = [
     "Pyramid",
     "Ranked",
     "Region",
+    "Scored",
     "__version__",
     "classify",
     "read_image",
+    "score_many",
 ]

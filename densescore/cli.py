@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,11 +11,24 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 import densescore
-from densescore.cli_common import Context, Device, Scales, err, numbers, readable_errors
-from densescore.engine import DenseScorer
+from densescore.cli_common import (
+    Context,
+    Device,
+    DType,
+    K,
+    Model,
+    PatchSizes,
+    RuntimeOption,
+    Scales,
+    Weights,
+    err,
+    make_scorer,
+    readable_errors,
+)
 from densescore.evaluation_cli import app as evaluation_app
 from densescore.export import describe, export_heatmaps, list_images
 from densescore.image import read_image
+from densescore.many_cli import app as many_app
 from densescore.models import MODELS
 from densescore.scores import find_label
 from densescore.transfer_cli import app as transfer_app
@@ -29,36 +42,11 @@ app = typer.Typer(
 )
 app.add_typer(transfer_app)
 app.add_typer(evaluation_app)
+app.add_typer(many_app)
 _out = Console()
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)]
-Model = Annotated[str, typer.Option(help="A name that `densescore models` lists, or a trained head (.safetensors).")]
-Weights = Annotated[str, typer.Option(help="A weights file for the model, 'default', or 'random'.")]
-PatchSizes = Annotated[str, typer.Option(help="Sides of the patches in image pixels, instead of --scales.")]
-K = Annotated[float | None, typer.Option("--k", help="Exponent of the image score, eq. (1); 5 by default.")]
-DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-RuntimeOption = Annotated[str, typer.Option("--runtime", help="On a CPU: auto, torch or openvino.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of tables.")]
-
-
-def _scorer(
-    model: str, weights: str, scales: str, patch_sizes: str, k: float | None, device: str, dtype: str, runtime: str
-) -> DenseScorer:
-    options: dict[str, Any] = {}
-    if scales:
-        options["scales"] = numbers(scales, "--scales")
-    if patch_sizes:
-        options["patch_sizes"] = numbers(patch_sizes, "--patch-sizes")
-    random = weights == "random"
-    return DenseScorer(
-        model,
-        weights=None if random else weights,
-        k=k,
-        device=device,
-        dtype=dtype,
-        runtime=runtime,  # type: ignore[arg-type]
-        **options,
-    )
 
 
 def _each(paths: list[Path], as_json: bool, work: Callable[[Path], None]) -> None:
@@ -97,7 +85,7 @@ def classify(
     """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
     with readable_errors():
         paths = list_images(images)
-        scorer = _scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime)
+        scorer = make_scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime)
 
         def work(path: Path) -> None:
             scores = scorer.score(path, context=context)  # type: ignore[arg-type]
@@ -142,7 +130,7 @@ def heatmap(
     """Write response maps: per class an overlay PNG and the raw map (npz), per image one manifest.json."""
     with readable_errors():
         paths = list_images(images)
-        scorer = _scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime)
+        scorer = make_scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime)
         chosen = [label.strip() for label in classes.split(",")] if classes else []
         for label in chosen:
             find_label(label, scorer.labels)

@@ -4,7 +4,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -107,6 +107,7 @@ class DenseScorer:
         self.pyramid(224, 224)  # scales are checked now, not at the first image
         # Of all that features follow from; before the weights are packed, after which they cannot be read.
         self.weights_digest = digest_of(network.trunk, network.project, network.embed)
+        self.classifier_digest = digest_of(network.classifier)
         self.runtime = speed_up(self.network, runtime) if self.device.type == "cpu" else "torch"
         if self.device.type == "cpu":
             del classifier, network
@@ -273,8 +274,13 @@ def classify(image: ImageLike, model: str | os.PathLike[str] = "lite0", **option
         >>> classify(skimage.data.chelsea(), scales=(1, 1.3)).top(1)[0].label
         'Egyptian cat'
     """
+    return shared_scorer(model, options).score(image)
+
+
+def shared_scorer(model: str | os.PathLike[str], options: Mapping[str, Any]) -> DenseScorer:
+    """The scorer of a named model, or of a head's file: one per process and choice of options."""
     frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return _shared_scorer(os.fspath(model), **frozen).score(image)
+    return _shared_scorer(os.fspath(model), **frozen)
 
 
 @lru_cache(maxsize=4)

@@ -3,25 +3,29 @@
 import difflib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from densescore import interchange
 from densescore.files import written_whole
 from densescore.geometry import Level, Pyramid
 from densescore.models import BACKGROUND
 from densescore.models.weights import read_metadata, read_weights
+from densescore.regions import Region, find_regions
 from densescore_kernels import Grid, power_mean, response_map
 from densescore_kernels import Level as GridLevel
 from densescore_kernels.errors import DensescoreError
+
+if TYPE_CHECKING:
+    from supervision import Detections
 
 _FORMAT = "densescore-scores-1"
 
@@ -42,13 +46,6 @@ class Place(NamedTuple):
     x: float
     y: float
     response: float
-
-
-class Region(NamedTuple):
-    """A connected region of a response map: its box in image pixels (``x0 y0 x1 y1``) and the map's peak in it."""
-
-    box: tuple[int, int, int, int]
-    peak: float
 
 
 def find_label(label: str, labels: Sequence[str]) -> int:
@@ -208,17 +205,26 @@ class DenseScores:
         Returns:
             Regions, highest peak first; boxes hold whole pixels, ``x1`` and ``y1`` exclusive.
         """
-        if not 0 < share <= 1:
-            raise DensescoreError(f"share must lie in (0, 1], got {share}")
-        values = self.response_map([label])[0].cpu().numpy()  # [H, W]
-        mask = (values >= share * values.max()).astype(np.uint8)
-        count, regions, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-        found = []
-        for region in range(1, count):
-            x, y, width, height = map(int, stats[region, :4])
-            inside = values[y : y + height, x : x + width][regions[y : y + height, x : x + width] == region]
-            found.append(Region((x, y, x + width, y + height), float(inside.max())))
-        return sorted(found, key=lambda region: (-region.peak, region.box))
+        return find_regions(self.response_map([label])[0].cpu().numpy(), share)
+
+    def to_row(self, top: int = 5, labels: Sequence[str] | None = None) -> dict[str, Any]:
+        """A row for ``pandas.DataFrame``; see `densescore.interchange.to_row`."""
+        return interchange.to_row(self, top, labels)
+
+    def to_supervision(self, labels: str | Sequence[str] | None = None, share: float = 0.5) -> "Detections":
+        """Regions as ``supervision.Detections``; see `densescore.interchange.to_supervision`."""
+        return interchange.to_supervision(self, labels, share)
+
+    def to_coco(
+        self,
+        image_id: int,
+        labels: str | Sequence[str] | None = None,
+        *,
+        category_ids: Mapping[str, int] | None = None,
+        share: float = 0.5,
+    ) -> list[dict[str, Any]]:
+        """Regions in the format of COCO's results; see `densescore.interchange.to_coco`."""
+        return interchange.to_coco(self, image_id, labels, category_ids=category_ids, share=share)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write to a safetensors file, whole or not at all; `load` reads it back.
