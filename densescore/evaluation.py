@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from densescore.average_precision import Curve, Rule, average_precision, precision_recall
 from densescore.data.boxed import DIFFICULT, POSITIVE, BoxedImage, BoxedSet
-from densescore.scores import DenseScores
+from densescore.scores import DenseScores, Locate
 from densescore_kernels.errors import DensescoreError
 
 TOLERANCE = 18.0
-"""Pixels past a box at which a map's maximum still counts as inside: Oquab et al., "Is object localization for free?",
+"""Pixels past a box at which a place still counts as inside: Oquab et al., "Is object localization for free?",
 CVPR 2015, Section 6."""
 
 Scorer = Callable[[BoxedImage], DenseScores]
@@ -26,16 +26,14 @@ class SetScores:
         boxed: the set that was scored.
         ks: K exponents.
         scores: float64 ``[K, N, C]``, image scores in the order of the set's images and classes.
-        peaks: float64 ``[N, C, 2]``, x and y in pixels of each response map's maximum (its pixel's centre); NaN where
-            maps were not asked for.
-        heights: float64 ``[N, C]``, the maps' maxima; NaN where they were not asked for.
+        places: float64 ``[N, C, 2]``, x and y in pixels of where each class is (`DenseScores.locate`); None if that was
+            not asked for.
     """
 
     boxed: BoxedSet
     ks: tuple[float, ...]
     scores: NDArray[np.float64]
-    peaks: NDArray[np.float64]
-    heights: NDArray[np.float64]
+    places: NDArray[np.float64] | None
 
 
 def score_set(
@@ -43,7 +41,7 @@ def score_set(
     score: Scorer,
     ks: Sequence[float],
     *,
-    maps: bool = True,
+    locate: Locate | None = "shrunk",
     track: Callable[[Iterable[BoxedImage]], Iterable[BoxedImage]] = iter,
 ) -> SetScores:
     """Score every image of a set.
@@ -52,7 +50,7 @@ def score_set(
         boxed: the set.
         score: image → scores, whose labels hold the set's classes, in any order, and others (background).
         ks: exponents of the image score to evaluate.
-        maps: also find the maximum of each class's response map.
+        locate: how each class is located, as `DenseScores.locate` takes it; None leaves it out.
         track: wraps the iteration, for a progress bar.
 
     Raises:
@@ -60,7 +58,7 @@ def score_set(
     """
     count, classes = len(boxed.images), len(boxed.classes)
     scores = np.zeros((len(ks), count, classes))
-    peaks, heights = np.full((count, classes, 2), np.nan), np.full((count, classes), np.nan)
+    places = None if locate is None else np.zeros((count, classes, 2))
     for index, image in enumerate(track(boxed.images)):
         result = score(image)
         missing = [label for label in boxed.classes if label not in result.labels]
@@ -69,13 +67,9 @@ def score_set(
         columns = [result.index(label) for label in boxed.classes]
         for row, k in enumerate(ks):
             scores[row, index] = result.image_scores(k)[columns].cpu().numpy()
-        if maps:
-            values = result.response_map(list(boxed.classes)).cpu().numpy()  # [C, H, W]
-            flat = values.reshape(classes, -1)
-            best = flat.argmax(1)
-            peaks[index] = np.stack([best % values.shape[2], best // values.shape[2]], axis=1) + 0.5
-            heights[index] = flat.max(1)
-    return SetScores(boxed, tuple(ks), scores, peaks, heights)
+        if locate is not None and places is not None:
+            places[index] = [place[:2] for place in result.locate(boxed.classes, by=locate)]
+    return SetScores(boxed, tuple(ks), scores, places)
 
 
 def judged(result: SetScores, column: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -96,16 +90,16 @@ def class_curve(result: SetScores, column: int, k: float) -> Curve | None:
 
 
 def located(result: SetScores, tolerance: float = TOLERANCE) -> NDArray[np.bool_]:
-    """Whether each map's maximum lies in a box of its class, or near: ``[N, C]``.
+    """Whether each class's place lies in a box of it, or near: ``[N, C]``; nowhere, if there are no places.
 
     Args:
-        result: of `score_set`, with maps.
+        result: of `score_set`.
         tolerance: pixels past the box that still count. Difficult boxes count as well.
     """
-    inside = np.zeros(result.heights.shape, bool)
-    for index, image in enumerate(result.boxed.images):
+    inside = np.zeros(result.scores.shape[1:], bool)
+    for index, image in enumerate(result.boxed.images if result.places is not None else ()):
         for box, column in zip(image.boxes, image.classes, strict=True):
-            x, y = result.peaks[index, column]
+            x, y = result.places[index, column]  # type: ignore[index]
             x0, y0, x1, y1 = box
             inside[index, column] |= bool(
                 x0 - tolerance <= x <= x1 + tolerance and y0 - tolerance <= y <= y1 + tolerance
@@ -115,15 +109,15 @@ def located(result: SetScores, tolerance: float = TOLERANCE) -> NDArray[np.bool_
 
 @dataclass(frozen=True)
 class ClassResult:
-    """One class's numbers; shares in [0, 1], None where no image of the set is positive or no maps were made.
+    """One class's numbers; shares in [0, 1], None where no image of the set is positive or no places were found.
 
     Attributes:
         label: the class.
         positives: images that show it, difficult ones not counted.
         ap: by the rule of 2010 and later.
         ap_2007: by the 11-point rule.
-        pointing: share of the positive images whose map has its maximum in a box of the class.
-        located_ap: AP of score and location: a positive image whose maximum lies elsewhere is a false one.
+        pointing: share of the positive images in which the class's place lies in a box of it.
+        located_ap: AP of score and location: a positive image whose place lies elsewhere is a false one.
     """
 
     label: str
@@ -142,8 +136,7 @@ def evaluate_classes(result: SetScores, k: float) -> list[ClassResult]:
         k: exponent of the image score.
     """
     row = result.ks.index(k)
-    with_maps = not np.isnan(result.heights).any()
-    inside = located(result) if with_maps else np.zeros(result.heights.shape, bool)
+    inside = located(result)
     rows = []
     for column, label in enumerate(result.boxed.classes):
         kept, truth = judged(result, column)
@@ -152,7 +145,7 @@ def evaluate_classes(result: SetScores, k: float) -> list[ClassResult]:
             rows.append(ClassResult(label, 0, None, None, None, None))
             continue
         pointing = located_ap = None
-        if with_maps:
+        if result.places is not None:
             pointing = float(inside[kept, column][truth].mean())
             true_places = precision_recall(
                 result.scores[row, kept, column], truth & inside[kept, column], int(truth.sum())

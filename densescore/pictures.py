@@ -110,10 +110,11 @@ def draw_top(
 ) -> None:
     """Draw the best-ranked true images of a class and the best-ranked false ones with their maps (Figures 5 and 6).
 
-    A map is coloured from 0 to the highest peak in the picture, so that images compare; a cross marks its maximum.
+    A map is coloured from 0 to the highest peak in the picture, so that images compare; a cross marks the class's place
+    (`DenseScores.locate`).
 
     Args:
-        result: of `score_set`, with maps.
+        result: of `score_set`.
         column: index of the class.
         k: exponent of the image score.
         score: image → scores, asked again for the few images that are drawn.
@@ -126,10 +127,12 @@ def draw_top(
     order = np.argsort(-scores, kind="stable")
     rows = [kept[order[truth[order]]][:shown], kept[order[~truth[order]]][:shown]]
     inside = located(result)
-    top = max(result.heights[index, column] for row in rows for index in row)
+    chosen = [result.boxed.images[index] for row in rows for index in row]
+    maps = {image.name: score(image).response_map(label)[0].cpu().numpy() for image in chosen}  # [H, W] each
+    top = max(float(values.max()) for values in maps.values())
     figure = Figure(figsize=(3 * shown, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
-    norm = PowerNorm(0.5, 0, max(float(top), 1e-12), clip=True)
+    norm = PowerNorm(0.5, 0, max(top, 1e-12), clip=True)
     for line, (title, row) in enumerate(zip(("true", "false"), rows, strict=True)):
         for place in range(shown):
             axes = figure.add_subplot(2, shown, line * shown + place + 1)
@@ -137,7 +140,7 @@ def draw_top(
             if place >= len(row):
                 continue
             image = result.boxed.images[row[place]]
-            values = score(image).response_map(label)[0].cpu().numpy()  # [H, W]
+            values = maps[image.name]
             extent = (0, image.width, image.height, 0)
             axes.imshow(read_image(image.path), extent=extent)
             axes.imshow(values, cmap="turbo", norm=norm, alpha=0.1 + 0.6 * np.asarray(norm(values)), extent=extent)
@@ -145,7 +148,9 @@ def draw_top(
                 if owner == column:
                     axes.add_patch(_rectangle(box, "white", "-", 1.5))
             hit = line == 0 and inside[row[place], column]
-            axes.plot(*result.peaks[row[place], column], "+", color="lime" if hit else "red", markersize=14, mew=2)
+            if result.places is not None:
+                at = result.places[row[place], column]
+                axes.plot(*at, "+", color="lime" if hit else "red", markersize=14, mew=2)
             value = result.scores[result.ks.index(k), row[place], column]
             axes.set_title(f"{title} {place + 1}: {image.name}\nscore {value:.2g}", fontsize=8)
     figure.suptitle(f"{label}: best-ranked true images, and best-ranked false ones")

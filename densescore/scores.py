@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -25,12 +25,23 @@ from densescore_kernels.errors import DensescoreError
 
 _FORMAT = "densescore-scores-1"
 
+Locate = Literal["shrunk", "mean"]
+"""How `DenseScores.locate` finds a class's place."""
+
 
 class Ranked(NamedTuple):
     """A class and its image score."""
 
     label: str
     score: float
+
+
+class Place(NamedTuple):
+    """Where a class is most: the centre of a pixel, in image pixels, and the response map there."""
+
+    x: float
+    y: float
+    response: float
 
 
 class Region(NamedTuple):
@@ -141,10 +152,51 @@ class DenseScores:
             DensescoreError: no such class.
         """
         names = self.labels if labels is None else [labels] if isinstance(labels, str) else labels
+        return response_map(self.patch_scores, self._grid, classes=[self.index(name) for name in names])
+
+    @cached_property
+    def _grid(self) -> Grid:
         pyramid = self.pyramid
         levels = tuple(GridLevel(level.height, level.width, level.rows, level.cols) for level in pyramid.levels)
-        grid = Grid(pyramid.height, pyramid.width, pyramid.patch, pyramid.stride, levels)
-        return response_map(self.patch_scores, grid, classes=[self.index(name) for name in names])
+        return Grid(pyramid.height, pyramid.width, pyramid.patch, pyramid.stride, levels)
+
+    @cached_property
+    def coverage(self) -> Tensor:
+        """How many patches, of all scales, hold each pixel's centre: int64 ``[H, W]``; fewer towards the border."""
+        axes = [(self._grid.down(number), self._grid.across(number)) for number in range(len(self.levels))]
+        counts = [np.outer(down.cells[down.segment], across.cells[across.segment]) for down, across in axes]
+        return torch.from_numpy(np.sum(counts, axis=0))
+
+    def locate(self, labels: str | Sequence[str] | None = None, *, by: Locate = "shrunk") -> list[Place]:
+        """The pixel that speaks most for each class.
+
+        Near the image's border few patches hold a pixel, and a mean of few is extreme more often: a response map's
+        maximum is drawn there. ``by="shrunk"`` adds to each pixel's mean as many patches that score 0 as the best-held
+        pixel has patches, ``Σ y / (n + max n)``, which few patches must outweigh.
+
+        Args:
+            labels: as for `response_map`.
+            by: ``"shrunk"``, or ``"mean"``: the response map's own maximum.
+
+        Returns:
+            A place per label.
+
+        Example:
+            >>> scores = DenseScores(torch.tensor([[0.8], [0.7]]), ("cat",), Pyramid.of(224, 256, scales=(1,)))
+            >>> place = scores.locate("cat")[0]  # both patches: 1.5 / (2 + 2); the left one alone: 0.8 / (1 + 2)
+            >>> place.x, place.y, round(place.response, 2)
+            (32.5, 0.5, 0.75)
+            >>> scores.locate("cat", by="mean")[0].x
+            0.5
+        """
+        maps = self.response_map(labels)  # [C, H, W]
+        counts = self.coverage.to(maps)
+        votes = maps * (counts / (counts + counts.max())) if by == "shrunk" else maps
+        best = votes.flatten(1).argmax(1)  # [C]
+        responses = maps.flatten(1).gather(1, best[:, None])[:, 0]
+        width = self.pyramid.width
+        pairs = zip(best.tolist(), responses.tolist(), strict=True)
+        return [Place(index % width + 0.5, index // width + 0.5, response) for index, response in pairs]
 
     def boxes_from_map(self, label: str, share: float = 0.5) -> list[Region]:
         """Boxes of the connected regions where a class's response map reaches a share of its peak.

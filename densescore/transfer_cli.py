@@ -201,7 +201,9 @@ def evaluate(
         scorer = _scorer(model, scales, device, k)
         score = cached_scores(scorer, _cache(scorer, cache, cache_size, context))
         with _progress() as progress:
-            result = score_set(boxed, score, (scorer.k,), maps=maps, track=_tracked(progress, "images"))
+            result = score_set(
+                boxed, score, (scorer.k,), locate="shrunk" if maps else None, track=_tracked(progress, "images")
+            )
         rows = evaluate_classes(result, scorer.k)
         fields = ("ap", "ap_2007", "pointing", "located_ap")
         means = {field: mean_of(rows, field, names) for field in fields}
@@ -247,7 +249,7 @@ def tune_k(
         scorer = _scorer(model, scales, device)
         score = cached_scores(scorer, _cache(scorer, cache, cache_size, context))
         with _progress() as progress:
-            result = score_set(boxed, score, numbers(ks, "--ks"), maps=False, track=_tracked(progress, "images"))
+            result = score_set(boxed, score, numbers(ks, "--ks"), locate=None, track=_tracked(progress, "images"))
         curve = k_curve(result, classes=names)
         best = max(curve, key=lambda point: (point[1], -point[0]))  # the smallest of equals
         if out is not None:

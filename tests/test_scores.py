@@ -123,3 +123,23 @@ def test_unknown_classes_are_answered_with_near_ones() -> None:
 def test_a_wrong_shape_is_refused() -> None:
     with pytest.raises(DensescoreError, match=r"expected \[M, C\]"):
         DenseScores(torch.zeros(3, 2), ("a", "b"), Pyramid.of(20, 20, scales=(1,), patch=20, stride=4))
+
+
+def test_coverage_counts_the_patches_over_each_pixel() -> None:
+    scores = make()
+    boxes = scores.boxes.double()
+    for x, y in ((0, 0), (64, 45), (129, 89), (3, 80)):
+        held = (boxes[:, 0] <= x + 0.5) & (x + 0.5 < boxes[:, 2]) & (boxes[:, 1] <= y + 0.5) & (y + 0.5 < boxes[:, 3])
+        assert scores.coverage[y, x] == held.sum()
+
+
+def test_a_class_is_where_the_shrunk_mean_is_highest() -> None:
+    scores = make()
+    sums = scores.response_map().double() * scores.coverage / (scores.coverage + scores.coverage.max())
+    for votes, place, label in zip(sums, scores.locate(), scores.labels, strict=True):
+        x, y = int(place.x), int(place.y)
+        assert votes[y, x] >= votes.max() * (1 - 1e-6)
+        assert place.response == scores.response_map(label)[0, y, x]
+    means = scores.response_map("a")[0]
+    place = scores.locate("a", by="mean")[0]
+    assert means[int(place.y), int(place.x)] == means.max() == place.response
