@@ -13,6 +13,7 @@ from rich.table import Table
 import densescore
 from densescore.cli_common import Context, Device, Scales, err, numbers, readable_errors
 from densescore.engine import DenseScorer
+from densescore.evaluation_cli import app as evaluation_app
 from densescore.export import describe, export_heatmaps, list_images
 from densescore.image import read_image
 from densescore.models import MODELS
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(transfer_app)
+app.add_typer(evaluation_app)
 _out = Console()
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)]

@@ -1,12 +1,16 @@
 """What the command line's parts share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 
+from densescore.engine import DenseScorer
+from densescore.transfer.cache import FeatureCache
 from densescore_kernels.errors import DensescoreError
 
 err = Console(stderr=True)
@@ -14,6 +18,13 @@ err = Console(stderr=True)
 Scales = Annotated[str, typer.Option(help="Short side of the image over side of a patch, with commas: 1,2,4.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Context = Annotated[str, typer.Option(help="image: one dense pass. patch: the paper's crops (slow).")]
+Weights = Annotated[str, typer.Option(help="A weights file for the network, or 'default'.")]
+Data = Annotated[Path, typer.Option(help="Folder in VOC's, COCO's or YOLO's layout.", show_default=False)]
+Split = Annotated[str, typer.Option("--set", help="Image set of the data.")]
+Cache = Annotated[Path, typer.Option(help="Folder in which features are kept.")]
+CacheSize = Annotated[float, typer.Option(help="Most that it may hold, in GB.", min=0)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
 
 
 @contextmanager
@@ -36,3 +47,28 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise DensescoreError(f"{option}: expected numbers with commas between, got {text!r}") from error
+
+
+def check_new(path: Path | None, overwrite: bool) -> None:
+    """Before the work, not after: refuse to write over what is there.
+
+    Raises:
+        DensescoreError: `path` exists and `overwrite` is off.
+    """
+    if path is not None and path.exists() and not overwrite:
+        raise DensescoreError(f"{path}: exists already; choose another --out, or --overwrite")
+
+
+def feature_cache(scorer: DenseScorer, folder: Path, gigabytes: float, context: str) -> FeatureCache:
+    """The cache that the options ask for."""
+    return FeatureCache(scorer, folder, max_bytes=int(gigabytes * 1e9), context=context)  # type: ignore[arg-type]
+
+
+def progress_bar() -> Progress:
+    """A bar on stderr that is gone when the work is done."""
+    return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=err, transient=True)
+
+
+def tracked(progress: Progress, description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
+    """Wraps an iteration, for the bar."""
+    return lambda items: progress.track(items, description=description)

@@ -1,6 +1,8 @@
 """The cache, the draw, training and its resumption, and the commands from a folder of boxes to a head that works."""
 
 import json
+import multiprocessing
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +34,7 @@ from tests.voc_set import CLASSES, write_voc
 
 SCALES = (1.0, 1.5, 2.3)
 QUICK = Recipe(width=32, round=512, batch=64, most_rounds=6, settled=0.02)
+SLOW = replace(QUICK, most_rounds=20, patience=20)
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +214,28 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     path.write_bytes(b"half")
     with pytest.raises(DensescoreError, match=r"head\.checkpoint: cannot be read"):
         train_head(patches, 3, QUICK, 5, checkpoint=path)
+
+
+def slow_training(path: Path) -> None:
+    """In another process: a training of 60 rounds that sleeps between them, so that it can be killed in its middle."""
+    train_head(clusters(3), 3, SLOW, 5, checkpoint=path, report=lambda *_: time.sleep(0.05))
+
+
+def test_a_training_killed_by_the_system_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    path = tmp_path / "head.checkpoint"
+    process = multiprocessing.get_context("spawn").Process(target=slow_training, args=(path,))
+    process.start()
+    while not path.exists() and process.is_alive():
+        time.sleep(0.005)
+    time.sleep(0.3)
+    process.kill()
+    process.join()
+    assert process.exitcode not in (0, 1)  # it neither ended nor failed by itself
+    rounds: list[int] = []
+    resumed = train_head(clusters(3), 3, SLOW, 5, checkpoint=path, report=lambda *_: rounds.append(1)).state_dict()
+    assert 0 < len(rounds) < 60
+    expected = train_head(clusters(3), 3, SLOW, 5).state_dict()
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
 def with_bags(classes: int) -> TrainingPatches:

@@ -4,13 +4,13 @@ torchvision's ``VOCDetection`` stops at the first problem and knows no ``<class>
 """
 
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
 from densescore.data.boxed import (
-    DIFFICULT,
     NEGATIVE,
     POSITIVE,
     BoxedImage,
@@ -66,14 +66,17 @@ def read_voc(folder: Path, split: str, *, need_positives: bool = False) -> Boxed
     return boxed
 
 
-class _Object:
-    def __init__(self, where: str, label: str, corners: tuple[float, float, float, float], difficult: bool) -> None:
-        self.where, self.label, self.corners, self.difficult = where, label, corners, difficult
+class _Object(NamedTuple):
+    where: str
+    label: str
+    corners: tuple[float, float, float, float]
+    difficult: bool
 
 
-class _Annotation:
-    def __init__(self, width: int, height: int, objects: list[_Object]) -> None:
-        self.width, self.height, self.objects = width, height, objects
+class _Annotation(NamedTuple):
+    width: int
+    height: int
+    objects: list[_Object]
 
 
 def _read_names(path: Path, problems: Problems) -> list[str]:
@@ -195,6 +198,3 @@ def _official_truth(
         if said == POSITIVE and seen == NEGATIVE:
             problems.add(f"image {name}", f"class {label}: listed as positive, but no box in its annotation")
     return truth
-
-
-__all__ = ["DIFFICULT", "find_voc", "read_voc"]

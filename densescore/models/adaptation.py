@@ -21,6 +21,7 @@ Activation = Literal["softmax", "sigmoid"]
 """Logits → probabilities: one distribution over classes and background, or independent classes (no background)."""
 
 _FORMAT = "densescore-adaptation-1"
+_BACKBONE = "backbone."  # before the names of the backbone's tensors in a file
 
 
 class AdaptationHead(nn.Module):
@@ -59,6 +60,8 @@ class HeadFile:
         scales: λ per level at which the head is best used; None for the paper's.
         k: exponent of the image score that is best with this head.
         training: how the head came about: recipe, seed, data, versions. Plain JSON values, for the record.
+        backbone_weights: tensors of the network that were trained along with the head, by the network's names; they
+            take the place of its own. Empty where the network stayed as it was.
     """
 
     head: AdaptationHead
@@ -71,6 +74,7 @@ class HeadFile:
     scales: tuple[float, ...] | None = None
     k: float = 5.0
     training: dict[str, Any] = field(default_factory=dict)
+    backbone_weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_head(path: str | os.PathLike[str], file: HeadFile, *, overwrite: bool = False) -> None:
@@ -81,10 +85,12 @@ def save_head(path: str | os.PathLike[str], file: HeadFile, *, overwrite: bool =
     """
     if len(file.labels) != file.head.fcb.out_features:
         raise DensescoreError(f"labels: got {len(file.labels)} for {file.head.fcb.out_features} outputs of FCb")
-    description = {entry.name: getattr(file, entry.name) for entry in fields(file) if entry.name != "head"}
+    tensors = file.head.state_dict() | {_BACKBONE + name: tensor for name, tensor in file.backbone_weights.items()}
+    words = [entry.name for entry in fields(file) if entry.name not in ("head", "backbone_weights")]
+    description = {name: getattr(file, name) for name in words}
     metadata = {"format": _FORMAT, "densescore": json.dumps(description)}
     with written_whole(path, overwrite=overwrite) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in file.head.state_dict().items()}, temporary, metadata)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 
 def load_head(path: str | os.PathLike[str]) -> HeadFile:
@@ -100,6 +106,7 @@ def load_head(path: str | os.PathLike[str]) -> HeadFile:
     try:
         description = json.loads(metadata["densescore"])
         labels = tuple(map(str, description["labels"]))
+        backbone = {name: weights.pop(name) for name in list(weights) if name.startswith(_BACKBONE)}
         width, features = weights["fca.weight"].shape
         with torch.device("meta"):
             head = AdaptationHead(features, len(labels), width)
@@ -121,6 +128,7 @@ def load_head(path: str | os.PathLike[str]) -> HeadFile:
             None if scales is None else tuple(map(float, scales)),
             float(description.get("k", 5.0)),
             dict(description.get("training", {})),
+            {name.removeprefix(_BACKBONE): tensor for name, tensor in backbone.items()},
         )
     except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
         raise DensescoreError(f"{path}: adaptation head without a valid {error}") from error

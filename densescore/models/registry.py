@@ -2,10 +2,11 @@
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import torchvision
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from densescore.geometry import PAPER_SCALES
 from densescore.models import krizhevsky, lite0
 from densescore.models.adaptation import Activation, AdaptationHead, load_head
-from densescore.models.weights import read_weights
+from densescore.models.weights import fill, read_weights
 from densescore_kernels.errors import DensescoreError
 
 Weights = Literal["default"] | str | os.PathLike[str] | None
@@ -184,7 +185,7 @@ def load_classifier(
         classifier = Classifier(name, module, imagenet_labels(), _IMAGENET_MEAN, _IMAGENET_STD, 224)
     elif Path(model).suffix == ".safetensors":
         file = load_head(model)
-        backbone, head = _load_named(file.backbone, weights), file.head
+        backbone, head = _load_named(file.backbone, weights, file.backbone_weights), file.head
         classifier = Classifier(
             os.fspath(model), backbone.module, file.labels, file.mean, file.std, file.patch_size, head,
             file.activation, file.scales or PAPER_SCALES, file.k,
@@ -197,12 +198,13 @@ def load_classifier(
     return classifier
 
 
-def _load_named(name: str, weights: Weights) -> Classifier:
+def _load_named(name: str, weights: Weights, trained: Mapping[str, Tensor] = MappingProxyType({})) -> Classifier:
+    """A named network; `trained` tensors take the place of its own, and where they are all, it needs no others."""
     entry = MODELS.get(name)
     if entry is None:
         known = ", ".join(MODELS)
         raise DensescoreError(f"unknown model {name!r}: expected one of {known}, or an adaptation head (.safetensors)")
-    if weights is None:
+    if weights is None or (trained and trained.keys() >= entry.build(None).state_dict().keys()):
         state = None
     elif weights != "default":
         state = read_weights(weights)
@@ -211,6 +213,8 @@ def _load_named(name: str, weights: Weights) -> Classifier:
     else:
         raise DensescoreError(f"{name} has no published weights: pass weights= with a file, or None for random ones")
     module = entry.build(state)
+    if trained:
+        fill(module, module.state_dict() | dict(trained), f"trained weights of {name}")
     return Classifier(name, module, imagenet_labels(), entry.mean, entry.std, entry.patch_size, scales=entry.scales)
 
 

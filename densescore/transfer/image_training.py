@@ -17,7 +17,7 @@ from densescore.models.adaptation import AdaptationHead
 from densescore.transfer.patches import TrainingPatches
 from densescore.transfer.progress import Progress, fingerprint
 from densescore.transfer.recipe import Recipe
-from densescore.transfer.training import STAGES, Report, patch_loss
+from densescore.transfer.training import STAGES, Report, check_finite, patch_loss
 
 
 def tune_on_images(
@@ -41,12 +41,15 @@ def tune_on_images(
 
     Returns:
         The head, in evaluation mode.
+
+    Raises:
+        DensescoreError: the loss is not finite, or `checkpoint` belongs to another training.
     """
     bags, truth = torch.from_numpy(patches.bags), torch.from_numpy(patches.truth)
     optimiser = torch.optim.SGD(
         head.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
-    progress = Progress(checkpoint, fingerprint(patches, recipe, seed), head, optimiser)
+    progress = Progress(checkpoint, fingerprint(recipe, seed, patches.labels, patches.bags[:, 0]), head, optimiser)
     progress.resume()
     lengths = (recipe.image_rounds - recipe.image_rounds // 4, recipe.image_rounds // 4)
     head.train()
@@ -58,6 +61,7 @@ def tune_on_images(
             torch.manual_seed(int(draw.integers(2**62)))  # of dropout
             loss = _run_round(head, optimiser, bags, truth, patches, recipe, draw)
         report(STAGES + progress.stage, progress.round, loss)
+        check_finite(loss, recipe.learning_rate)
         progress.advance(loss, 0.0, recipe.image_rounds + 1, lengths[progress.stage])
     return head.eval()
 

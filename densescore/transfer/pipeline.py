@@ -83,7 +83,7 @@ def train_model(
     patches = gather(boxed, cached_features(scorer, cache), recipe, seed, track)
     check_every_class(patches, boxed.classes, recipe)
     head = train_both(patches, len(boxed.classes), recipe, seed, checkpoint=checkpoint, report=report)
-    return head_file(boxed, scorer, cache, patches, head, recipe, seed)
+    return head_file(boxed, patches, head, recipe, seed, **describe(scorer, cache))
 
 
 def train_both(
@@ -103,31 +103,50 @@ def train_both(
     return head
 
 
+def describe(scorer: DenseScorer, cache: FeatureCache) -> dict[str, Any]:
+    """What a head's file says of the features that it was trained on: arguments of `head_file`."""
+    return {
+        "backbone": scorer.name,
+        "mean": scorer.mean,
+        "std": scorer.std,
+        "patch_size": scorer.network.patch,
+        "context": cache.context,
+        "backbone_digest": scorer.weights_digest,
+    }
+
+
 def head_file(
     boxed: BoxedSet,
-    scorer: DenseScorer,
-    cache: FeatureCache,
     patches: TrainingPatches,
     head: AdaptationHead,
     recipe: Recipe,
     seed: int,
+    *,
+    backbone: str,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    patch_size: int,
+    **more: Any,
 ) -> HeadFile:
-    """A trained head with all that its file says: what `train_model` gives."""
+    """A trained head with all that its file says; `more` is kept in its record of the training."""
     softmax = recipe.objective == "softmax"
-    labels = (*boxed.classes, BACKGROUND) if softmax else boxed.classes
     training: dict[str, Any] = {
         "recipe": asdict(recipe),
         "seed": seed,
         "set": boxed.name,
         "images": len(boxed.images),
         "patches": dict(zip((*boxed.classes, BACKGROUND), patches.counts(len(boxed.classes)), strict=True)),
-        "context": cache.context,
-        "scales": scorer.scales,
-        "backbone_digest": scorer.weights_digest,
         "versions": {name: version(name) for name in ("densescore", "torch", "timm")},
+        **more,
     }
     return HeadFile(
-        head, labels, scorer.name, scorer.mean, scorer.std, scorer.network.patch, "softmax" if softmax else "sigmoid",
-        scales=recipe.test_scales or scorer.scales,
+        head,
+        (*boxed.classes, BACKGROUND) if softmax else boxed.classes,
+        backbone,
+        mean,
+        std,
+        patch_size,
+        "softmax" if softmax else "sigmoid",
+        scales=recipe.test_scales or recipe.scales,
         training=training,
-    )  # fmt: skip
+    )

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from densescore.files import written_whole
-from densescore.transfer.patches import TrainingPatches
 from densescore.transfer.recipe import Recipe
 from densescore_kernels.errors import DensescoreError
 
@@ -75,9 +75,10 @@ class Progress:
             setattr(self, name, value)
 
 
-def fingerprint(patches: TrainingPatches, recipe: Recipe, seed: int) -> str:
-    """A digest that tells one training from another: settings, seed and (a sample of) the data."""
-    digest = hashlib.sha256(json.dumps([asdict(recipe), seed, patches.features.shape]).encode())
-    digest.update(np.ascontiguousarray(patches.labels).tobytes())
-    digest.update(np.ascontiguousarray(patches.features[::97]).tobytes())
+def fingerprint(recipe: Recipe, seed: int, *data: NDArray[Any]) -> str:
+    """A digest that tells one training from another: settings, seed and data (of features, a sample will do)."""
+    digest = hashlib.sha256(json.dumps([asdict(recipe), seed]).encode())
+    for array in data:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

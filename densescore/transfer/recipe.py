@@ -74,7 +74,9 @@ class Recipe:
             raise DensescoreError(f"objective must be one of {', '.join(get_args(Objective))}, got {self.objective!r}")
         if not 0 < self.background <= 1:
             raise DensescoreError(f"background must lie in (0, 1], got {self.background}")
-        for name in ("width", "batch", "round", "patience", "most_rounds"):
+        if not 0 <= self.dropout < 1:
+            raise DensescoreError(f"dropout must lie in [0, 1), got {self.dropout}")
+        for name in ("width", "batch", "round", "patience", "most_rounds", "image_bag", "image_patches", "image_batch"):
             if getattr(self, name) < 1:
                 raise DensescoreError(f"{name} must be at least 1, got {getattr(self, name)}")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from densescore.models.adaptation import AdaptationHead
 from densescore.transfer.patches import TrainingPatches
@@ -16,6 +16,9 @@ from densescore_kernels.errors import DensescoreError
 
 STAGES = 3
 """The first learning rate, then a tenth of it, twice: "initially 0.01, divided by 10 each time" of Section 3.2."""
+
+BELOW_RATE = 0.1
+"""Learning rate of layers that were trained before, over that of the new ones."""
 
 Report = Callable[[int, int, float], None]
 """(stage, round, mean loss of the round) → nothing."""
@@ -27,16 +30,19 @@ def train_head(
     recipe: Recipe,
     seed: int,
     *,
+    below: nn.Module | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     report: Report = lambda *_: None,
 ) -> AdaptationHead:
-    """Train a head.
+    """Train a head, and the layers below it if they are given.
 
     Args:
         patches: drawn by the same recipe.
         classes: C, without background.
         recipe: see `Recipe`.
         seed: of the layer's first weights, the order of the patches and dropout.
+        below: trained layers (FC6 and FC7) that stand between the patches' features and the head; changed in place, at
+            a tenth of the head's learning rate. Features are then not standardised: the layers know them as they are.
         checkpoint: a file that is written after each round and read at the start if it is there, so that a training
             that was killed goes on from its last round to the very weights that it would have had. The caller removes
             it.
@@ -50,33 +56,49 @@ def train_head(
         DensescoreError: the loss is not finite, or `checkpoint` belongs to another training.
     """
     features = torch.from_numpy(patches.features)
+    width = features.shape[1]
+    if below is not None:
+        with torch.no_grad():
+            width = below.eval()(features[:1].float()).shape[1]
     labels = torch.from_numpy(patches.labels)
     weights = _weights(patches, classes, recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         outputs = classes + 1 if recipe.objective == "softmax" else classes
-        head = AdaptationHead(features.shape[1], outputs, recipe.width)
+        head = AdaptationHead(width, outputs, recipe.width)
     head.dropout.p = recipe.dropout
-    shift, scale = feature_moments(features) if recipe.standardise else (torch.zeros(()), torch.ones(()))
-    optimiser = torch.optim.SGD(
-        head.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    standardise = recipe.standardise and below is None
+    shift, scale = feature_moments(features) if standardise else (torch.zeros(()), torch.ones(()))
+    network = head if below is None else nn.Sequential(below, head)
+    groups = [{"params": head.parameters(), "rate": recipe.learning_rate}]
+    if below is not None:
+        groups.append({"params": below.parameters(), "rate": recipe.learning_rate * BELOW_RATE})
+    optimiser = torch.optim.SGD(groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    progress = Progress(
+        checkpoint, fingerprint(recipe, seed, patches.labels, patches.features[::97]), network, optimiser
     )
-    progress = Progress(checkpoint, fingerprint(patches, recipe, seed), head, optimiser)
     progress.resume()
-    head.train()
+    network.train()
     while progress.stage < STAGES:
         for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate / 10**progress.stage
-        loss = _run_round(head, optimiser, features, labels, weights, shift, scale, recipe, [seed, progress.total])
+            group["lr"] = group["rate"] / 10**progress.stage
+        loss = _run_round(network, optimiser, features, labels, weights, shift, scale, recipe, [seed, progress.total])
         report(progress.stage, progress.round, loss)
-        if not np.isfinite(loss):
-            raise DensescoreError(
-                f"the training loss became {loss} in stage {progress.stage + 1}, round {progress.round + 1}; "
-                f"use a learning rate below {recipe.learning_rate}, or standardised features"
-            )
+        check_finite(loss, recipe.learning_rate)
         progress.advance(loss, recipe.settled, recipe.patience, recipe.most_rounds)
     fold_standardisation(head, shift, scale)
-    return head.eval()
+    network.eval()
+    return head
+
+
+def check_finite(loss: float, rate: float) -> None:
+    """Stop a training that diverged, before its state is written.
+
+    Raises:
+        DensescoreError: it has.
+    """
+    if not np.isfinite(loss):
+        raise DensescoreError(f"the training loss became {loss}: the learning rate {rate} is too high for these data")
 
 
 def patch_loss(logits: Tensor, labels: Tensor, objective: Objective) -> Tensor:
@@ -129,7 +151,7 @@ def _weights(patches: TrainingPatches, classes: int, recipe: Recipe) -> Tensor |
 
 
 def _run_round(
-    head: AdaptationHead,
+    network: nn.Module,
     optimiser: torch.optim.Optimizer,
     features: Tensor,
     labels: Tensor,
@@ -151,7 +173,7 @@ def _run_round(
         torch.manual_seed(int(np.random.default_rng([*seeds, 1]).integers(2**62)))  # of dropout
         for batch in order.split(recipe.batch):
             standard = (features[batch].float() - shift) * scale  # [N, D]
-            loss = patch_loss(head(standard), labels[batch], recipe.objective)
+            loss = patch_loss(network(standard), labels[batch], recipe.objective)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
