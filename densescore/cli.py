@@ -1,4 +1,4 @@
-"""The command line: ``densescore classify``, ``densescore heatmap``, ``densescore models``."""
+"""The command line: all commands; those of this file are ``classify``, ``heatmap`` and ``models``."""
 
 import json
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from densescore.evaluation_cli import app as evaluation_app
 from densescore.export import describe, export_heatmaps, list_images
 from densescore.image import read_image
 from densescore.models import MODELS
+from densescore.pretrain_cli import app as pretrain_app
 from densescore.scores import find_label
 from densescore.transfer_cli import app as transfer_app
 from densescore_kernels.errors import DensescoreError
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(transfer_app)
 app.add_typer(evaluation_app)
+app.add_typer(pretrain_app)
 _out = Console()
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)]
