@@ -1,17 +1,25 @@
-"""The commands for source networks: ``densescore source-classes``."""
+"""The commands for source networks: ``densescore source-classes | pretrain``."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from densescore.cli_common import err, readable_errors
+from densescore.cli_common import Device, err, readable_errors
 from densescore.files import written_whole
+from densescore.pretrain.images import available_classes, find_images
+from densescore.pretrain.pipeline import pretrain_krizhevsky
+from densescore.pretrain.processes import places
+from densescore.pretrain.recipe import SourceRecipe
 from densescore.pretrain.source_classes import choose, differences_from_paper, fall_2011
+from densescore.pretrain.training import Event
 from densescore.pretrain.wordnet import DEFAULT_WORDNET, WordNet
+from densescore_kernels.errors import DensescoreError
 
 app = typer.Typer()
 _out = Console()
@@ -54,3 +62,100 @@ def source_classes(
         _out.print(table)
         for difference in differences:
             err.print(f"unlike the paper: {difference}", highlight=False)
+
+
+@app.command()
+def pretrain(
+    data: Annotated[
+        Path, typer.Option(help="Folder with train/<class>/* and val/<class>/*, or <class>/*.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The network's file (.safetensors).", show_default=False)],
+    classes: Classes = "all",
+    wordnet: WordNetFolder = DEFAULT_WORDNET,
+    width: Annotated[
+        int, typer.Option(help="Of FC6 and FC7; by default the paper's: 4096, and 6144 above 1,000 classes.", min=0)
+    ] = 0,
+    batch: Annotated[int, typer.Option(help="Images per step, of all devices together.", min=1)] = SourceRecipe.batch,
+    learning_rate: Annotated[float, typer.Option(help="At first.")] = SourceRecipe.learning_rate,
+    patience: Annotated[
+        int, typer.Option(help="Epochs without gain before the learning rate is divided.", min=0)
+    ] = SourceRecipe.patience,
+    epochs: Annotated[int, typer.Option(help="At most.", min=1)] = SourceRecipe.most_epochs,
+    seed: Annotated[int, typer.Option(help="Of all draws; recorded in the file.", min=0)] = 0,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    workers: Annotated[int, typer.Option(help="Processes that read images, per device.", min=0)] = 4,
+    checkpoint_steps: Annotated[int, typer.Option(help="Steps between two checkpoints.", min=1)] = 1000,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train the paper's network on a folder of labelled images. A training that was killed goes on where it was.
+
+    On many devices: torchrun --nproc-per-node 8 -m densescore pretrain …
+    """
+    with readable_errors():
+        if out.suffix != ".safetensors":
+            raise DensescoreError(f"--out: a network's file ends in .safetensors, got {out}")
+        if out.exists() and not overwrite:  # before the work, not after
+            raise DensescoreError(f"{out}: exists already; choose another --out, or --overwrite")
+        recipe = SourceRecipe(batch=batch, learning_rate=learning_rate, patience=patience, most_epochs=epochs)
+        choice = choose(classes, available_classes(data), lambda: WordNet(wordnet))
+        images = find_images(data, choice.wnids)
+        with places(device) as place, SourceProgress(place.rank == 0) as progress:
+            for difference in differences_from_paper(choice):
+                progress.say(f"unlike the paper: {difference}")
+            progress.say(f"{len(choice.wnids):,} classes, {len(images.train):,} + {len(images.val):,} images")
+            result = pretrain_krizhevsky(
+                out,
+                images,
+                recipe,
+                place,
+                width=width or (4096 if len(choice.wnids) <= 1000 else 6144),
+                precision=precision,
+                seed=seed,
+                workers=workers,
+                checkpoint_steps=checkpoint_steps,
+                report=progress.report,
+                overwrite=overwrite,
+            )
+        if place.rank == 0:
+            if as_json:
+                print(json.dumps({"out": str(out), "classes": len(choice.wnids), **asdict(result)}))
+            else:
+                _out.print(f"{out}: by ten views, top-1 {result.top1:.3f}, top-5 {result.top5:.3f}", soft_wrap=True)
+
+
+class SourceProgress:
+    """Shows a pre-training's events: a bar per epoch, a line for each that is done. Of many processes, one shows."""
+
+    def __init__(self, shown: bool) -> None:
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+        self._bar = Progress(*columns, console=err, transient=True, disable=not shown)
+        self._shown, self._task = shown, self._bar.add_task("", rate="")
+
+    def __enter__(self) -> "SourceProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._shown:
+            err.print(text, highlight=False, soft_wrap=True)
+
+    def report(self, event: Event) -> None:
+        """Show an event."""
+        rate = f"{event.rate:.0f} images/s"
+        description = f"epoch {event.epoch + 1}, loss {event.loss:.3f}"
+        self._bar.update(
+            self._task, total=event.steps, completed=event.step, description=description, rate=rate, refresh=True
+        )
+        if event.validation is not None:
+            self.say(
+                f"{description}, {rate}, learning rate {event.learning_rate:g}; validation: loss "
+                f"{event.validation.loss:.4f}, top-1 {event.validation.top1:.3f}, top-5 {event.validation.top5:.3f}"
+            )
+        for problem in event.unreadable:
+            err.print(f"left out: {problem}", highlight=False, soft_wrap=True)

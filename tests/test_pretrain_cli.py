@@ -4,7 +4,9 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from densescore.cli import app
+from densescore.models import load_classifier
 from densescore.pretrain.source_classes import ilsvrc
+from tests.image_tree import write_tree
 
 runner = CliRunner()
 
@@ -25,3 +27,26 @@ def test_source_classes_are_counted_and_written(tmp_path: Path) -> None:
     wrong = runner.invoke(app, ["source-classes", "--classes", "subtree:furniture", "--wordnet", str(tmp_path)])
     assert wrong.exit_code == 2
     assert "data.noun: no such file" in wrong.stderr
+
+
+def test_pretrain_writes_a_network_that_loads(tmp_path: Path) -> None:
+    data, out = write_tree(tmp_path / "images", count=6), tmp_path / "source.safetensors"
+    command = ["pretrain", "--data", str(data), "--classes", "random:2:0", "--width", "16", "--batch", "5"]
+    command += ["--epochs", "1", "--workers", "0", "--device", "cpu", "--out", str(out), "--json"]
+    result = runner.invoke(app, command)
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout)
+    assert measured["classes"] == 2
+    assert measured["images"] == 2
+    assert measured["top5"] == 1
+    assert "2 classes, 10 + 2 images" in result.stderr
+    assert "images/s" in result.stderr
+    assert not list(tmp_path.glob("*.checkpoint"))
+    classifier = load_classifier("krizhevsky", weights=out)
+    assert len(set(classifier.labels) & {"n00000001", "n00000002", "n00000003"}) == 2
+    again = runner.invoke(app, command)
+    assert again.exit_code == 2
+    assert "exists already" in again.stderr
+    missing = runner.invoke(app, [*command[:4], "n00000001,n00000009", "--out", str(tmp_path / "x.safetensors")])
+    assert missing.exit_code == 2
+    assert "1 of 2 classes have no folder: n00000009" in missing.stderr

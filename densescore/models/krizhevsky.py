@@ -1,5 +1,6 @@
 """The paper's own network: Krizhevsky, Sutskever, Hinton (NIPS 2012), on one GPU."""
 
+import torch
 from torch import Tensor, nn
 
 from densescore.models.weights import fill
@@ -48,15 +49,32 @@ class Krizhevsky(nn.Module):
         return self.classifier(self.features(pixels).flatten(1))
 
 
+def initialise(network: Krizhevsky, seed: int) -> None:
+    """First weights as Krizhevsky et al. drew them (Section 5): N(0, 0.01²).
+
+    Biases are 1 in C2, C4, C5, FC6 and FC7, so that ReLUs start in their linear part, and 0 elsewhere.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    convolutions = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
+    linear = [layer for layer in network.classifier if isinstance(layer, nn.Linear)]
+    ones = (convolutions[1], *convolutions[3:], *linear[:-1])
+    for layer in (*convolutions, *linear):
+        weight, bias = layer.parameters()
+        nn.init.normal_(weight, std=0.01, generator=generator)
+        nn.init.constant_(bias, float(layer in ones))
+
+
 def build(weights: dict[str, Tensor] | None, *, width: int = 4096, caffe: bool = False) -> nn.Module:
-    """The network with `weights`, whose FC8 says the number of classes, or random ones.
+    """The network with `weights`, which say the number of classes and the width of FC6 and FC7, or random ones.
 
     Args:
         weights: by this module's names (``features.0.weight`` … ``classifier.6.bias``), or None.
-        width: of FC6 and FC7.
+        width: of FC6 and FC7 without weights.
         caffe: Caffe's reference variant: no padding in C1, and α divided by the window's 5, k = 1, in the LRN.
     """
-    classes = 1000 if weights is None else len(weights.get("classifier.6.bias", range(1000)))
+    given = weights or {}
+    classes = len(given.get("classifier.6.bias", range(1000)))
+    width = len(given.get("classifier.0.bias", range(width)))
     variant = {"padding": 0, "lrn_alpha": 1e-4 / 5, "lrn_k": 1.0} if caffe else {}
     network = Krizhevsky(classes, width, **variant)  # type: ignore[arg-type]
     if weights is not None:
