@@ -1,4 +1,4 @@
-"""The commands for source networks: ``densescore source-classes | pretrain``."""
+"""The commands for source networks: ``densescore source-classes | pretrain | convert-caffe``."""
 
 import json
 from dataclasses import asdict
@@ -10,8 +10,11 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from densescore.cli_common import Device, err, readable_errors
+from densescore.cli_common import Device, err, numbers, readable_errors
 from densescore.files import written_whole
+from densescore.models.caffe import CAFFE_MEAN, convert_caffe
+from densescore.models.registry import imagenet_labels
+from densescore.models.weights import save_weights
 from densescore.pretrain.images import available_classes, find_images
 from densescore.pretrain.pipeline import pretrain_krizhevsky
 from densescore.pretrain.processes import places
@@ -123,6 +126,35 @@ def pretrain(
                 print(json.dumps({"out": str(out), "classes": len(choice.wnids), **asdict(result)}))
             else:
                 _out.print(f"{out}: by ten views, top-1 {result.top1:.3f}, top-5 {result.top5:.3f}", soft_wrap=True)
+
+
+@app.command("convert-caffe")
+def convert(
+    onnx: Annotated[Path, typer.Argument(help="ONNX file of BVLC's AlexNet or CaffeNet.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The network's file (.safetensors).", show_default=False)],
+    mean: Annotated[str, typer.Option(help="Taken off its pixels: blue, green, red, in 0..255.")] = ",".join(
+        map(str, CAFFE_MEAN)
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Convert Caffe's reference AlexNet or CaffeNet from ONNX, and check it by running both on the same input."""
+    with readable_errors():
+        values = numbers(mean, "--mean")
+        if len(values) != 3:
+            raise DensescoreError(f"--mean: expected three numbers, got {mean!r}")
+        converted = convert_caffe(onnx, (values[0], values[1], values[2]))
+        classes = len(converted.weights["classifier.6.bias"])
+        labels = imagenet_labels() if classes == 1000 else tuple(f"class {index}" for index in range(classes))
+        save_weights(out, converted.weights, labels, {"converted_from": onnx.name}, overwrite=overwrite)
+        if as_json:
+            print(json.dumps({"out": str(out), "model": converted.name, "difference": converted.difference}))
+            return
+        _out.print(
+            f"{out}: weights for {converted.name}; probabilities differ by at most {converted.difference:.1g} of the "
+            "highest",
+            soft_wrap=True,
+        )
 
 
 class SourceProgress:

@@ -230,7 +230,7 @@ def test_krizhevskys_first_weights() -> None:
 
 def test_a_written_network_carries_its_width_its_labels_and_its_origin(tmp_path: Path) -> None:
     path = tmp_path / "source.safetensors"
-    save_weights(path, Krizhevsky(classes=3, width=16), ("n1", "n2", "n3"), {"seed": 0})
+    save_weights(path, Krizhevsky(classes=3, width=16).state_dict(), ("n1", "n2", "n3"), {"seed": 0})
     classifier = load_classifier("krizhevsky", weights=path)
     assert classifier.labels == ("n1", "n2", "n3")
     assert classifier.module(torch.zeros(1, 3, 224, 224)).shape == (1, 3)
@@ -256,7 +256,7 @@ with places("cpu") as place:
     train_source(network, images, RECIPE, place, normalise=NORMALISE, precision=FLOAT32, checkpoint=checkpoint,
         checkpoint_steps=4, report=lambda event: time.sleep(pause if event.epoch else 0), report_steps=1)
     if place.rank == 0:
-        save_weights(out, network, images.classes)
+        save_weights(out, network.state_dict(), images.classes)
 """
 
 

@@ -130,7 +130,15 @@ MODELS: dict[str, ModelEntry] = {
         partial(krizhevsky.build, caffe=True),
         None,
         "none published in a safe format; yours",
-        "built here; weights: a file of yours, converted",
+        "built here; weights: BVLC's, from ONNX by densescore convert-caffe",
+        patch_size=227,
+    ),
+    "krizhevsky-caffenet": ModelEntry(
+        "the same as Caffe's CaffeNet has it: pools before normalisations",
+        partial(krizhevsky.build, caffe=True, pool_first=True),
+        None,
+        "none published in a safe format; yours",
+        "built here; weights: BVLC's, from ONNX by densescore convert-caffe",
         patch_size=227,
     ),
     "alexnet": ModelEntry(

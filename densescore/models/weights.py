@@ -47,7 +47,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 def save_weights(
     path: str | os.PathLike[str],
-    module: nn.Module,
+    weights: dict[str, Tensor],
     labels: Sequence[str],
     training: dict[str, Any] | None = None,
     *,
@@ -57,7 +57,7 @@ def save_weights(
 
     Args:
         path: the file.
-        module: the network.
+        weights: by the network's names.
         labels: one per output; `load_classifier` takes them from the file.
         training: plain JSON values, for the record.
         overwrite: replace what is there.
@@ -67,7 +67,7 @@ def save_weights(
     """
     metadata = {"labels": json.dumps(list(labels)), "training": json.dumps(training or {})}
     with written_whole(path, overwrite=overwrite) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, temporary, metadata)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary, metadata)
 
 
 def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...] | None:

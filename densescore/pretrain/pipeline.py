@@ -70,7 +70,7 @@ def pretrain_krizhevsky(
             "ten_views": asdict(result),
             "versions": {name: version(name) for name in ("densescore", "torch", "torchvision")},
         }
-        save_weights(out, network, images.classes, training, overwrite=overwrite)
+        save_weights(out, network.state_dict(), images.classes, training, overwrite=overwrite)
         checkpoint.unlink(missing_ok=True)
     place.wait()
     return result
