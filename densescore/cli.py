@@ -11,6 +11,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 import densescore
+from densescore.actions_cli import app as actions_app
 from densescore.cli_common import Context, Device, Scales, err, numbers, readable_errors
 from densescore.engine import DenseScorer
 from densescore.evaluation_cli import app as evaluation_app
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(transfer_app)
 app.add_typer(evaluation_app)
 app.add_typer(pretrain_app)
+app.add_typer(actions_app)
 _out = Console()
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)]
