@@ -12,7 +12,7 @@ from rich.table import Table
 
 from densescore.actions.evaluation import evaluate_persons, mean_ap, write_action_results
 from densescore.actions.file import is_actions_file, load_actions, save_actions
-from densescore.actions.training import ActionRecipe, read_patches, score_persons, train_persons
+from densescore.actions.training import ActionRecipe, read_patches, run_frozen, score_persons, train_persons
 from densescore.cli_common import Device, Scales, err, numbers, readable_errors
 from densescore.data.voc_actions import as_boxes, read_actions
 from densescore.engine import DenseScorer
@@ -117,7 +117,8 @@ def evaluate_actions(
         if is_actions_file(model):
             network, labels, classifier, recipe = load_actions(model, _weights(weights))
             patches = read_patches(actions, classifier.patch_size, recipe.margin)
-            scores = score_persons(network.to(_device(device)), patches, _device(device))
+            frozen = run_frozen(network.to(_device(device)), patches, _device(device))
+            scores = score_persons(network, frozen, _device(device))
             rows = evaluate_persons(actions, scores, labels)
             if out is not None:
                 write_action_results(actions, scores, labels, out, overwrite=overwrite)

@@ -104,46 +104,73 @@ def train_persons(
     """
     device = device or torch.device("cpu")
     labels, targets, several = labels_of(actions)
-    kept = torch.from_numpy(~several).nonzero()[:, 0]
+    kept = (~several).nonzero()[0].tolist()
+    network = new_network(classifier, len(labels), recipe, seed).to(device)
+    persons = ActionSet(actions.name, actions.actions, tuple(actions.persons[index] for index in kept))
+    patches = read_patches(persons, classifier.patch_size, recipe.margin, track)
+    fit(network, run_frozen(network, patches, device), targets[kept], recipe, seed, device=device, report=report)
+    return network, labels
+
+
+def new_network(classifier: Classifier, outputs: int, recipe: ActionRecipe, seed: int) -> PersonNetwork:
+    """A network whose head has the first weights that follow from the seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = PersonNetwork(classifier, len(labels), recipe.retrain, recipe.width).to(device).eval()
-        persons = ActionSet(actions.name, actions.actions, tuple(actions.persons[index] for index in kept.tolist()))
-        patches = read_patches(persons, classifier.patch_size, recipe.margin, track)
-        # What is frozen gives the same each time: once for each patch, and for its mirror image.
-        frozen = [run_frozen(network, part, device) for part in (patches, patches.flip(3))]  # 2 × [N, …]
-        _fit(network, frozen, targets[kept], recipe, device, report)
-    return network.eval(), labels
+        return PersonNetwork(classifier, outputs, recipe.retrain, recipe.width).eval()
 
 
-def run_frozen(network: PersonNetwork, patches: Tensor, device: torch.device) -> Tensor:
-    """The frozen part's output for each patch, on the CPU."""
+def run_frozen(network: PersonNetwork, patches: Tensor, device: torch.device | None = None) -> Tensor:
+    """What the frozen part gives for each patch and its mirror image, on the CPU: ``[N, 2, …]``.
+
+    It gives the same each time, so it is run once and not in each epoch.
+    """
+    device = device or torch.device("cpu")
     with torch.no_grad():
-        return torch.cat([network.frozen(part.to(device)).cpu() for part in patches.split(32)])
+        views = (torch.stack([part, part.flip(3)], 1) for part in patches.split(16))  # [n, 2, 3, P, P]
+        return torch.cat([network.frozen(view.flatten(0, 1).to(device)).cpu().unflatten(0, (-1, 2)) for view in views])
 
 
-def score_persons(network: PersonNetwork, patches: Tensor, device: torch.device | None = None) -> NDArray[np.float64]:
-    """Probability of each label for each patch and its mirror image, averaged: float64 ``[N, outputs]``."""
+def score_persons(network: PersonNetwork, frozen: Tensor, device: torch.device | None = None) -> NDArray[np.float64]:
+    """Probability of each label for each person, averaged over the patch and its mirror image.
+
+    Args:
+        network: trained.
+        frozen: ``[N, 2, …]`` of `run_frozen`.
+        device: of the network.
+
+    Returns:
+        float64 ``[N, outputs]``.
+    """
     device = device or torch.device("cpu")
     with torch.inference_mode():
-        views = ((part, part.flip(3)) for part in patches.split(32))
-        parts = [sum(network(view.to(device)).softmax(1).double() for view in pair) / 2 for pair in views]
-    return torch.cat([torch.as_tensor(part) for part in parts]).cpu().numpy()
+        parts = [network.finish(part.flatten(0, 1).to(device)).softmax(1).double() for part in frozen.split(16)]
+    return torch.cat(parts).unflatten(0, (-1, 2)).mean(1).cpu().numpy()
 
 
-def _fit(
+def fit(
     network: PersonNetwork,
-    frozen: list[Tensor],
+    frozen: Tensor,
     targets: Tensor,
     recipe: ActionRecipe,
-    device: torch.device,
-    report: Callable[[int, float], None],
+    seed: int,
+    *,
+    device: torch.device | None = None,
+    report: Callable[[int, float], None] = lambda *_: None,
 ) -> None:
-    rates = [recipe.retrained_rate, recipe.learning_rate]
-    groups = [
-        {"params": list(part.parameters()), "lr": rate}
-        for part, rate in zip((network.retrained, network.head), rates, strict=True)
-    ]
+    """Train a network in place; it is left in evaluation mode.
+
+    Args:
+        network: of `new_network`, on `device`.
+        frozen: ``[N, 2, …]`` of `run_frozen`.
+        targets: int64 ``[N]``, an output for each person.
+        recipe: see `ActionRecipe`.
+        seed: of the order, mirroring and dropout.
+        device: to train on; a CPU by default.
+        report: told of each epoch's number and mean loss.
+    """
+    device = device or torch.device("cpu")
+    rates = ((network.retrained, recipe.retrained_rate), (network.head, recipe.learning_rate))
+    groups = [{"params": list(part.parameters()), "lr": rate} for part, rate in rates]
     groups = [group for group in groups if group["params"]]
     optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
     steps = recipe.epochs * -(-len(targets) // recipe.batch)
@@ -151,17 +178,21 @@ def _fit(
     network.head.train()
     # A transferred stage keeps the statistics of its source; one that starts from nothing must gather its own.
     network.retrained.train(recipe.retrain == "all")
-    for epoch in range(recipe.epochs):
-        total = 0.0
-        for chosen in torch.randperm(len(targets)).split(recipe.batch):
-            mirrored = torch.rand(len(chosen)) < 0.5
-            inputs = torch.stack([frozen[int(flip)][index] for index, flip in zip(chosen, mirrored, strict=True)])
-            loss = F.cross_entropy(network.finish(inputs.to(device)), targets[chosen].to(device))
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            total += loss.item() * len(chosen)
-        if not np.isfinite(total):
-            raise DensescoreError(f"the training loss became {total} in epoch {epoch + 1}; use lower learning rates")
-        report(epoch, total / len(targets))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for epoch in range(recipe.epochs):
+            total = 0.0
+            for chosen in torch.randperm(len(targets)).split(recipe.batch):
+                mirrored = torch.randint(2, (len(chosen),))
+                loss = F.cross_entropy(network.finish(frozen[chosen, mirrored].to(device)), targets[chosen].to(device))
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+                total += loss.item() * len(chosen)
+            if not np.isfinite(total):
+                raise DensescoreError(
+                    f"the training loss became {total} in epoch {epoch + 1}; use lower learning rates"
+                )
+            report(epoch, total / len(targets))
+    network.eval()
