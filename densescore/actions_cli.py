@@ -13,7 +13,18 @@ from rich.table import Table
 from densescore.actions.evaluation import evaluate_persons, mean_ap, write_action_results
 from densescore.actions.file import is_actions_file, load_actions, save_actions
 from densescore.actions.training import ActionRecipe, read_patches, run_frozen, score_persons, train_persons
-from densescore.cli_common import Device, Scales, err, numbers, readable_errors
+from densescore.cli_common import (
+    Cache,
+    Device,
+    Json,
+    Overwrite,
+    Scales,
+    Split,
+    check_new,
+    err,
+    numbers,
+    readable_errors,
+)
 from densescore.data.voc_actions import as_boxes, read_actions
 from densescore.engine import DenseScorer
 from densescore.evaluation import evaluate_classes, mean_of, score_set
@@ -28,11 +39,7 @@ app = typer.Typer()
 _out = Console()
 
 Data = Annotated[Path, typer.Option(help="Folder with VOC's ImageSets/Action.", show_default=False)]
-Split = Annotated[str, typer.Option("--set", help="Image set of the data.")]
 WeightsFile = Annotated[str, typer.Option(help="Weights of the model: a file, 'default', or 'random'.")]
-Cache = Annotated[Path, typer.Option(help="Folder in which features are kept (--sliding).")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
 
 
 def _weights(text: str) -> Weights:
@@ -66,8 +73,7 @@ def train_actions(
     with readable_errors():
         if out.suffix != ".safetensors":
             raise DensescoreError(f"--out: the file ends in .safetensors, got {out}")
-        if out.exists() and not overwrite:  # before the work, not after
-            raise DensescoreError(f"{out}: exists already; choose another --out, or --overwrite")
+        check_new(out, overwrite)
         actions = read_actions(data, split)
         if sliding:
             plan = RECIPES["default"]
@@ -113,6 +119,7 @@ def evaluate_actions(
 ) -> None:
     """Average precision per action: of persons in given boxes, or of whole images if trained with --sliding."""
     with readable_errors():
+        check_new(out, overwrite)
         actions = read_actions(data, split)
         if is_actions_file(model):
             network, labels, classifier, recipe = load_actions(model, _weights(weights))

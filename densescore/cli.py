@@ -19,6 +19,7 @@ from densescore.export import describe, export_heatmaps, list_images
 from densescore.image import read_image
 from densescore.models import MODELS
 from densescore.pretrain_cli import app as pretrain_app
+from densescore.reproduce_cli import app as reproduce_app
 from densescore.scores import find_label
 from densescore.transfer_cli import app as transfer_app
 from densescore_kernels.errors import DensescoreError
@@ -33,6 +34,7 @@ app.add_typer(transfer_app)
 app.add_typer(evaluation_app)
 app.add_typer(pretrain_app)
 app.add_typer(actions_app)
+app.add_typer(reproduce_app)
 _out = Console()
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)]

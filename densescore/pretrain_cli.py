@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from densescore.cli_common import Device, err, numbers, readable_errors
+from densescore.cli_common import Device, Json, Overwrite, check_new, err, numbers, readable_errors
 from densescore.files import written_whole
 from densescore.models.caffe import CAFFE_MEAN, convert_caffe
 from densescore.models.registry import imagenet_labels
@@ -35,7 +35,6 @@ Classes = Annotated[
     ),
 ]
 WordNetFolder = Annotated[Path, typer.Option("--wordnet", help="Folder with WordNet 3.0's data.noun.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
 
 
 @app.command("source-classes")
@@ -43,7 +42,7 @@ def source_classes(
     classes: Classes = "pre-1512",
     out: Annotated[Path | None, typer.Option(help="Write the wnids to this file, one a line.")] = None,
     wordnet: WordNetFolder = DEFAULT_WORDNET,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Resolve a choice of ImageNet's classes, among the 21,841 of the release of fall 2011, and count them."""
@@ -89,7 +88,7 @@ def pretrain(
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     workers: Annotated[int, typer.Option(help="Processes that read images, per device.", min=0)] = 4,
     checkpoint_steps: Annotated[int, typer.Option(help="Steps between two checkpoints.", min=1)] = 1000,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train the paper's network on a folder of labelled images. A training that was killed goes on where it was.
@@ -99,8 +98,7 @@ def pretrain(
     with readable_errors():
         if out.suffix != ".safetensors":
             raise DensescoreError(f"--out: a network's file ends in .safetensors, got {out}")
-        if out.exists() and not overwrite:  # before the work, not after
-            raise DensescoreError(f"{out}: exists already; choose another --out, or --overwrite")
+        check_new(out, overwrite)
         recipe = SourceRecipe(batch=batch, learning_rate=learning_rate, patience=patience, most_epochs=epochs)
         choice = choose(classes, available_classes(data), lambda: WordNet(wordnet))
         images = find_images(data, choice.wnids)
@@ -135,7 +133,7 @@ def convert(
     mean: Annotated[str, typer.Option(help="Taken off its pixels: blue, green, red, in 0..255.")] = ",".join(
         map(str, CAFFE_MEAN)
     ),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Convert Caffe's reference AlexNet or CaffeNet from ONNX, and check it by running both on the same input."""

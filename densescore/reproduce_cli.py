@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from densescore.cli_common import Device, readable_errors
+from densescore.cli_common import Device, Json, readable_errors
 from densescore.pretrain.wordnet import DEFAULT_WORDNET
 from densescore.pretrain_cli import SourceProgress
 from densescore.reproduce.chain import Chain
@@ -38,7 +38,7 @@ def reproduce(
     device: Device = "auto",
     workers: Annotated[int, typer.Option(help="Processes that read images.", min=0)] = 4,
     cache_size: Annotated[float, typer.Option(help="Most that cached features may take, in GB.", min=0)] = 100.0,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Run or resume the paper's Tables 1 to 3: pre-train, transfer, measure; write them beside the paper's numbers."""
     with readable_errors():

@@ -85,7 +85,7 @@ class Chain:
         return measured
 
     def source(self, name: str) -> Path:
-        """The file of a source network, pre-trained now or earlier (by ``densescore pretrain`` on many devices, say)."""
+        """The file of a source network, pre-trained now or earlier: by ``densescore pretrain`` on many devices, say."""
         path = self.work / f"{name.lower()}.safetensors"
         if path.is_file():
             return path

@@ -46,7 +46,14 @@ SMOKE = Plan(
     widths={"PRE-1000C": 24, "PRE-1000R": 24, "PRE-1512": 32},
     source=SourceRecipe(batch=4, most_epochs=1, divisions=0),
     transfer=replace(
-        RECIPES["paper"], scales=(1.0, 1.5), background=1.0, width=16, batch=8, round=64, most_rounds=1, standardise=True
+        RECIPES["paper"],
+        scales=(1.0, 1.5),
+        background=1.0,
+        width=16,
+        batch=8,
+        round=64,
+        most_rounds=1,
+        standardise=True,
     ),
     actions=ActionRecipe(epochs=1, batch=4, width=16),
     crops=8,
