@@ -144,12 +144,12 @@ def transfer(network: nn.Sequential, target: SourceImages, seed: int) -> float:
 def run(variant: str, seed: int, target: SourceImages, folder: Path, count: int, epochs: int) -> dict[str, Any]:
     """Pre-train, transfer and measure one variant."""
     start = time.perf_counter()
-    recipe = SourceRecipe(side=SIDE, patch=PATCH, batch=32, learning_rate=0.03, most_epochs=epochs, patience=2)
+    recipe = SourceRecipe(side=SIDE, patch=PATCH, batch=16, learning_rate=0.02, most_epochs=epochs, patience=2)
     settings: dict[str, Any] = {"normalise": NORMALISE, "precision": FLOAT32, "seed": seed}
     record: dict[str, Any] = {"variant": variant, "seed": seed}
     if variant == "NO PRETRAIN":
         network = small_network(len(target.classes), seed)
-        scratch = replace(recipe, batch=16, most_epochs=10 * epochs, patience=20)
+        scratch = replace(recipe, most_epochs=10 * epochs, patience=20)
         # What steers the learning rate is not the test set, but training pictures, by the patch in the middle.
         train_source(network, replace(target, val=target.train[:: len(target.train) // 16]), scratch, CPU, **settings)
         record["accuracy"] = accuracy(*features(network, target, "val"))  # type: ignore[arg-type]
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--count", type=int, default=40, help="training pictures of each source class")
     parser.add_argument("--target-count", type=int, default=5, help="training pictures of each target class")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     runs = []

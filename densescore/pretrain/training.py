@@ -228,7 +228,10 @@ class _Run:
         pixels, labels = (tensor.to(self.place.device, non_blocking=True) for tensor in (pixels, labels))
         devices = [self.place.device] if self.place.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(derive(self.seed, self.total, self.place.rank))  # of dropout
+            chance = derive(self.seed, self.total, self.place.rank)  # of dropout
+            torch.default_generator.manual_seed(chance)
+            if devices:
+                torch.cuda.manual_seed(chance)
             with self.precision.autocast(self.place.device):
                 logits = self.model(self.normalise(pixels))
             loss = F.cross_entropy(logits.float(), labels)

@@ -78,7 +78,8 @@ class Views(Dataset[tuple[Tensor | None, int, str]]):
         if pixels.dtype != torch.uint8:  # 16-bit grey
             pixels = (pixels * 255).round().to(torch.uint8)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(self._seed, epoch, index))
+            # Not torch.manual_seed, which queues a call for each kind of device, for good: this is done for each image.
+            torch.default_generator.manual_seed(derive(self._seed, epoch, index))
             return self._transform(pixels), label, ""
 
 

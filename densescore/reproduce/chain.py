@@ -131,8 +131,9 @@ class Chain:
         source = None if row.source is None else self.source(row.source)
         if not path.is_file():
             recipe = replace(self.plan.actions, retrain=_RETRAIN[row.method])
-            torch.manual_seed(self.seed)  # of a network without weights
-            classifier = load_classifier(MODEL, weights=source)
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)  # of a network without weights
+                classifier = load_classifier(MODEL, weights=source)
             actions = read_actions(folder, table.train)
             network, labels = train_persons(actions, classifier, recipe, self.seed, device=self.device)
             save_actions(path, network, labels, MODEL, classifier.patch_size, recipe, {"seed": self.seed})
