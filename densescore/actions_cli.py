@@ -82,8 +82,6 @@ def train_actions(
             head = train_model(as_boxes(actions), scorer, FeatureCache(scorer, cache), plan, seed)
             save_head(out, head, overwrite=overwrite)
         else:
-            if retrain not in ("none", "last", "all"):
-                raise DensescoreError(f"--retrain: expected none, last or all, got {retrain!r}")
             recipe = ActionRecipe(retrain=retrain, epochs=epochs)  # type: ignore[arg-type]
             classifier = load_classifier(model, weights=_weights(weights))
             network, labels = train_persons(

@@ -75,17 +75,18 @@ def load_actions(
     metadata = read_metadata(path)
     if metadata.get("format") != _FORMAT:
         raise DensescoreError(f"{path}: not trained on actions (format {metadata.get('format')!r}, not {_FORMAT!r})")
-    description = json.loads(metadata["densescore"])
-    recipe = ActionRecipe(**description["recipe"])
-    labels = tuple(map(str, description["labels"]))
-    classifier = load_classifier(
-        description["backbone"],
-        weights=None if recipe.retrain == "all" and weights == "default" else weights,
-        patch_size=int(description["patch_size"]),
-    )
+    try:
+        description = json.loads(metadata["densescore"])
+        recipe = ActionRecipe(**description["recipe"])
+        labels = tuple(map(str, description["labels"]))
+        backbone, side, frozen_digest = description["backbone"], int(description["patch_size"]), description["frozen"]
+    except (KeyError, TypeError, ValueError) as error:  # json's error is a ValueError
+        raise DensescoreError(f"{path}: trained on actions, but without a valid {error}") from error
+    weights = None if recipe.retrain == "all" and weights == "default" else weights
+    classifier = load_classifier(backbone, weights=weights, patch_size=side)
     network = PersonNetwork(classifier, len(labels), recipe.retrain, recipe.width)
-    if digest_of(network.frozen, network.rest) != description["frozen"]:
-        raise DensescoreError(f"{path}: was trained with other weights of {description['backbone']} than {weights}")
+    if digest_of(network.frozen, network.rest) != frozen_digest:
+        raise DensescoreError(f"{path}: was trained with other weights of {backbone} than {weights}")
     state = network.state_dict()
     trained = read_weights(path)
     frozen = {name: value for name, value in state.items() if not name.startswith(("retrained.", "head."))}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
@@ -43,6 +44,13 @@ class ActionRecipe:
     retrained_rate: float = 2e-4
     weight_decay: float = 0.01
     width: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.retrain not in get_args(Retrain):
+            raise DensescoreError(f"retrain must be one of {', '.join(get_args(Retrain))}, got {self.retrain!r}")
+        for name in ("epochs", "batch", "width"):
+            if getattr(self, name) < 1:
+                raise DensescoreError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def read_patches(actions: ActionSet, side: int, margin: float, track: Track = iter) -> Tensor:

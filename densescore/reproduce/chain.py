@@ -23,7 +23,7 @@ from densescore.models.registry import load_classifier
 from densescore.pretrain.images import available_classes, find_images
 from densescore.pretrain.pipeline import pretrain_krizhevsky
 from densescore.pretrain.processes import Place
-from densescore.pretrain.source_classes import choose
+from densescore.pretrain.source_classes import choose, differences_from_paper
 from densescore.pretrain.training import Event
 from densescore.pretrain.wordnet import DEFAULT_WORDNET, WordNet
 from densescore.reproduce.plan import Plan
@@ -92,6 +92,8 @@ class Chain:
         folder = self._folder("imagenet")
         choice = choose(self.plan.classes[name], available_classes(folder), lambda: WordNet(self.wordnet))
         images = find_images(folder, choice.wnids)
+        for difference in differences_from_paper(choice):
+            self.say(f"unlike the paper: {difference}")
         self.say(f"{name}: pre-train on {len(images.classes):,} classes, {len(images.train):,} images")
         place, width = Place(self.device), self.plan.widths[name]
         options = {"width": width, "seed": self.seed, "workers": self.workers}
