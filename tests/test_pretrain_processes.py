@@ -37,9 +37,13 @@ torch.set_num_threads(1)
 tree, out, checkpoint, dropout, pause = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], *map(float, sys.argv[4:])
 images = find_images(tree, available_classes(tree))
 network = small_network(dropout=dropout)
+def wait(event):
+    if (event.epoch, event.step) == (1, 4):
+        time.sleep(pause)
+
 with places("cpu") as place:
     train_source(network, images, RECIPE, place, normalise=NORMALISE, precision=FLOAT32, checkpoint=checkpoint,
-        checkpoint_steps=4, report=lambda event: time.sleep(pause if (event.epoch, event.step) == (1, 4) else 0), report_steps=1)
+        checkpoint_steps=4, report=wait, report_steps=1)
     if place.rank == 0:
         save_weights(out, network.state_dict(), images.classes)
 """
