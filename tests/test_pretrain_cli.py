@@ -1,12 +1,19 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pytest
 from typer.testing import CliRunner
 
 from densescore.cli import app
 from densescore.models import load_classifier
+from densescore.pretrain.accuracy import measure
+from densescore.pretrain.images import find_images
 from densescore.pretrain.source_classes import ilsvrc
+from densescore.pretrain.training import normaliser
+from densescore.pretrain.views import ten_views
 from tests.image_tree import write_tree
+from tests.source_training import CPU, FLOAT32
 
 runner = CliRunner()
 
@@ -44,9 +51,15 @@ def test_pretrain_writes_a_network_that_loads(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.checkpoint"))
     classifier = load_classifier("krizhevsky", weights=out)
     assert len(set(classifier.labels) & {"n00000001", "n00000002", "n00000003"}) == 2
-    again = runner.invoke(app, command)
-    assert again.exit_code == 2
-    assert "exists already" in again.stderr
+    # The file's weights, with the model's own preprocessing, are the network that was measured.
+    val = find_images(data, classifier.labels).val
+    normalise = normaliser(classifier.mean, classifier.std)
+    again = measure(classifier.module, val, ten_views(256, 224), normalise, CPU, precision=FLOAT32)
+    assert again.loss == pytest.approx(measured["loss"], rel=1e-4)
+    assert abs(again.loss - np.log(2)) > 1e-3 * np.log(2)  # which is no network that gives the same for every picture
+    refused = runner.invoke(app, command)
+    assert refused.exit_code == 2
+    assert "exists already" in refused.stderr
     missing = runner.invoke(app, [*command[:4], "n00000001,n00000009", "--out", str(tmp_path / "x.safetensors")])
     assert missing.exit_code == 2
     assert "1 of 2 classes have no folder: n00000009" in missing.stderr

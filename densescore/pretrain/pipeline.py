@@ -5,6 +5,9 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from densescore.models.krizhevsky import Krizhevsky, initialise
 from densescore.models.registry import MODELS
 from densescore.models.weights import save_weights
@@ -14,6 +17,19 @@ from densescore.pretrain.precision import find_precision
 from densescore.pretrain.processes import Place
 from densescore.pretrain.recipe import SourceRecipe
 from densescore.pretrain.training import Event, normaliser, train_source
+
+RAW = (1 / 255,) * 3
+"""Training sees pixels in 0..255 less the mean, as Krizhevsky et al. had them: their first weights, learning rate and
+normalisation are made for numbers of that size, and with smaller ones the network does not start to learn."""
+
+
+def fold_std(weights: dict[str, Tensor], std: tuple[float, float, float]) -> dict[str, Tensor]:
+    """Weights for pixels in [0, 1] less the mean, divided by `std`, from weights for `RAW` ones: C1 takes the factor.
+
+    The mean being the same, zeros past the border mean the same, and the result is exact.
+    """
+    factor = 255 * torch.tensor(std).view(3, 1, 1)
+    return {**weights, "features.0.weight": weights["features.0.weight"].cpu() * factor}
 
 
 def pretrain_krizhevsky(
@@ -54,7 +70,7 @@ def pretrain_krizhevsky(
         images,
         recipe,
         place,
-        normalise=normaliser(entry.mean, entry.std),
+        normalise=normaliser(entry.mean, RAW),
         precision=find_precision(precision, place.device),
         seed=seed,
         workers=workers,
@@ -70,7 +86,7 @@ def pretrain_krizhevsky(
             "ten_views": asdict(result),
             "versions": {name: version(name) for name in ("densescore", "torch", "torchvision")},
         }
-        save_weights(out, network.state_dict(), images.classes, training, overwrite=overwrite)
+        save_weights(out, fold_std(network.state_dict(), entry.std), images.classes, training, overwrite=overwrite)
         checkpoint.unlink(missing_ok=True)
     place.wait()
     return result
