@@ -1,4 +1,4 @@
-"""The command line: ``densescore classify``, ``densescore heatmap``, ``densescore models``."""
+"""The command line: all commands; those of this file are ``classify``, ``heatmap`` and ``models``."""
 
 import json
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 import densescore
+from densescore.actions_cli import app as actions_app
 from densescore.cli_common import (
     Context,
     Device,
@@ -30,6 +31,8 @@ from densescore.export import describe, export_heatmaps, list_images
 from densescore.image import read_image
 from densescore.many_cli import app as many_app
 from densescore.models import MODELS
+from densescore.pretrain_cli import app as pretrain_app
+from densescore.reproduce_cli import app as reproduce_app
 from densescore.scores import find_label
 from densescore.transfer_cli import app as transfer_app
 from densescore_kernels.errors import DensescoreError
@@ -43,6 +46,9 @@ app = typer.Typer(
 app.add_typer(transfer_app)
 app.add_typer(evaluation_app)
 app.add_typer(many_app)
+app.add_typer(pretrain_app)
+app.add_typer(actions_app)
+app.add_typer(reproduce_app)
 _out = Console()
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)]

@@ -22,11 +22,11 @@ from densescore.data.boxed import (
 )
 
 
-def find_voc(folder: Path) -> Path | None:
-    """The folder that holds ``ImageSets/Main``: `folder`, or a year of its ``VOCdevkit`` (the newest)."""
+def find_voc(folder: Path, task: str = "Main") -> Path | None:
+    """The folder that holds ``ImageSets/<task>``: `folder`, or a year of its ``VOCdevkit`` (the newest)."""
     candidates = [folder, *sorted(folder.glob("VOC[0-9]*"), reverse=True)]
     candidates += sorted(folder.glob("VOCdevkit/VOC*"), reverse=True)
-    return next((path for path in candidates if (path / "ImageSets" / "Main").is_dir()), None)
+    return next((path for path in candidates if (path / "ImageSets" / task).is_dir()), None)
 
 
 def read_voc(folder: Path, split: str, *, need_positives: bool = False) -> BoxedSet:

@@ -1,5 +1,6 @@
 """The paper's own network: Krizhevsky, Sutskever, Hinton (NIPS 2012), on one GPU."""
 
+import torch
 from torch import Tensor, nn
 
 from densescore.models.weights import fill
@@ -16,26 +17,39 @@ class Krizhevsky(nn.Module):
         padding: of C1: 2 for 224×224 pixels, 0 for Caffe's 227×227; both give C1's 55×55 map.
         lrn_alpha: α of ``a / (k + α Σ a²)^β``, the sum over 5 channels.
         lrn_k: k of the same.
+        pool_first: in C1 and C2 the pool comes before the normalisation, as in Caffe's CaffeNet.
+        ceil: pools keep an incomplete last window, as Caffe's; it makes no difference to 227×227 pixels.
 
     Shape:
         ``[N, 3, P, P]`` normalised pixels → ``[N, classes]`` logits.
     """
 
     def __init__(
-        self, classes: int = 1000, width: int = 4096, padding: int = 2, lrn_alpha: float = 1e-4, lrn_k: float = 2.0
+        self,
+        classes: int = 1000,
+        width: int = 4096,
+        padding: int = 2,
+        lrn_alpha: float = 1e-4,
+        lrn_k: float = 2.0,
+        pool_first: bool = False,
+        ceil: bool = False,
     ) -> None:
         super().__init__()
 
-        def lrn() -> nn.Module:
+        def pool() -> nn.Module:
+            return nn.MaxPool2d(3, 2, ceil_mode=ceil)
+
+        def lrn_and_pool() -> tuple[nn.Module, nn.Module]:
             # torch divides alpha by the window's size, which Krizhevsky's formula does not.
-            return nn.LocalResponseNorm(5, alpha=5 * lrn_alpha, beta=0.75, k=lrn_k)
+            lrn = nn.LocalResponseNorm(5, alpha=5 * lrn_alpha, beta=0.75, k=lrn_k)
+            return (pool(), lrn) if pool_first else (lrn, pool())
 
         self.features = nn.Sequential(
-            nn.Conv2d(3, 96, 11, stride=4, padding=padding), nn.ReLU(inplace=True), lrn(), nn.MaxPool2d(3, 2),  # C1
-            nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(inplace=True), lrn(), nn.MaxPool2d(3, 2),  # C2
+            nn.Conv2d(3, 96, 11, stride=4, padding=padding), nn.ReLU(inplace=True), *lrn_and_pool(),  # C1
+            nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(inplace=True), *lrn_and_pool(),  # C2
             nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(inplace=True),  # C3
             nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU(inplace=True),  # C4
-            nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2),  # C5
+            nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(inplace=True), pool(),  # C5
         )  # fmt: skip
         self.classifier = nn.Sequential(
             nn.Linear(256 * 6 * 6, width), nn.ReLU(inplace=True), nn.Dropout(0.5),  # FC6
@@ -48,17 +62,38 @@ class Krizhevsky(nn.Module):
         return self.classifier(self.features(pixels).flatten(1))
 
 
-def build(weights: dict[str, Tensor] | None, *, width: int = 4096, caffe: bool = False) -> nn.Module:
-    """The network with `weights`, whose FC8 says the number of classes, or random ones.
+def initialise(network: Krizhevsky, seed: int) -> None:
+    """First weights as Krizhevsky et al. drew them (Section 5): N(0, 0.01²).
+
+    Biases are 1 in C2, C4, C5, FC6 and FC7, so that ReLUs start in their linear part, and 0 elsewhere.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    convolutions = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
+    linear = [layer for layer in network.classifier if isinstance(layer, nn.Linear)]
+    ones = (convolutions[1], *convolutions[3:], *linear[:-1])
+    for layer in (*convolutions, *linear):
+        weight, bias = layer.parameters()
+        nn.init.normal_(weight, std=0.01, generator=generator)
+        nn.init.constant_(bias, float(layer in ones))
+
+
+def build(
+    weights: dict[str, Tensor] | None, *, width: int = 4096, caffe: bool = False, pool_first: bool = False
+) -> nn.Module:
+    """The network with `weights`, which say the number of classes and the width of FC6 and FC7, or random ones.
 
     Args:
         weights: by this module's names (``features.0.weight`` … ``classifier.6.bias``), or None.
-        width: of FC6 and FC7.
-        caffe: Caffe's reference variant: no padding in C1, and α divided by the window's 5, k = 1, in the LRN.
+        width: of FC6 and FC7 without weights.
+        caffe: Caffe's reference variant: no padding in C1, α divided by the window's 5, k = 1 in the LRN, and pools
+            that keep an incomplete last window.
+        pool_first: see `Krizhevsky`.
     """
-    classes = 1000 if weights is None else len(weights.get("classifier.6.bias", range(1000)))
-    variant = {"padding": 0, "lrn_alpha": 1e-4 / 5, "lrn_k": 1.0} if caffe else {}
-    network = Krizhevsky(classes, width, **variant)  # type: ignore[arg-type]
+    given = weights or {}
+    classes = len(given.get("classifier.6.bias", range(1000)))
+    width = len(given.get("classifier.0.bias", range(width)))
+    variant = {"padding": 0, "lrn_alpha": 1e-4 / 5, "lrn_k": 1.0, "ceil": True} if caffe else {}
+    network = Krizhevsky(classes, width, pool_first=pool_first, **variant)  # type: ignore[arg-type]
     if weights is not None:
         fill(network, weights, "weights for krizhevsky")
     return network

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from densescore.geometry import PAPER_SCALES
 from densescore.models import krizhevsky, lite0
 from densescore.models.adaptation import Activation, AdaptationHead, load_head
-from densescore.models.weights import fill, read_weights
+from densescore.models.weights import fill, read_labels, read_weights
 from densescore_kernels.errors import DensescoreError
 
 Weights = Literal["default"] | str | os.PathLike[str] | None
@@ -130,7 +130,15 @@ MODELS: dict[str, ModelEntry] = {
         partial(krizhevsky.build, caffe=True),
         None,
         "none published in a safe format; yours",
-        "built here; weights: a file of yours, converted",
+        "built here; weights: BVLC's, from ONNX by densescore convert-caffe",
+        patch_size=227,
+    ),
+    "krizhevsky-caffenet": ModelEntry(
+        "the same as Caffe's CaffeNet has it: pools before normalisations",
+        partial(krizhevsky.build, caffe=True, pool_first=True),
+        None,
+        "none published in a safe format; yours",
+        "built here; weights: BVLC's, from ONNX by densescore convert-caffe",
         patch_size=227,
     ),
     "alexnet": ModelEntry(
@@ -204,10 +212,11 @@ def _load_named(name: str, weights: Weights, trained: Mapping[str, Tensor] = Map
     if entry is None:
         known = ", ".join(MODELS)
         raise DensescoreError(f"unknown model {name!r}: expected one of {known}, or an adaptation head (.safetensors)")
+    labels = None
     if weights is None or (trained and trained.keys() >= entry.build(None).state_dict().keys()):
         state = None
     elif weights != "default":
-        state = read_weights(weights)
+        state, labels = read_weights(weights), read_labels(weights)
     elif entry.published is not None:
         state = entry.published()
     else:
@@ -215,7 +224,8 @@ def _load_named(name: str, weights: Weights, trained: Mapping[str, Tensor] = Map
     module = entry.build(state)
     if trained:
         fill(module, module.state_dict() | dict(trained), f"trained weights of {name}")
-    return Classifier(name, module, imagenet_labels(), entry.mean, entry.std, entry.patch_size, scales=entry.scales)
+    labels = labels or imagenet_labels()
+    return Classifier(name, module, labels, entry.mean, entry.std, entry.patch_size, scales=entry.scales)
 
 
 def _check(classifier: Classifier) -> None:

@@ -1,15 +1,18 @@
 """Read weights from files, without running anything that they hold."""
 
 import hashlib
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from densescore.files import written_whole
 from densescore_kernels.errors import DensescoreError
 
 
@@ -40,6 +43,39 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
             return dict(file.metadata() or {})
     except Exception as error:
         raise DensescoreError(f"{path}: cannot be read as safetensors: {str(error).splitlines()[0]}") from error
+
+
+def save_weights(
+    path: str | os.PathLike[str],
+    weights: dict[str, Tensor],
+    labels: Sequence[str],
+    training: dict[str, Any] | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a network's weights, its class names and how it came about to a safetensors file, whole or not at all.
+
+    Args:
+        path: the file.
+        weights: by the network's names.
+        labels: one per output; `load_classifier` takes them from the file.
+        training: plain JSON values, for the record.
+        overwrite: replace what is there.
+
+    Raises:
+        DensescoreError: the file exists and `overwrite` is off.
+    """
+    metadata = {"labels": json.dumps(list(labels)), "training": json.dumps(training or {})}
+    with written_whole(path, overwrite=overwrite) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary, metadata)
+
+
+def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
+    """The class names that `save_weights` wrote beside the weights; None if the file has none."""
+    if Path(path).suffix != ".safetensors":
+        return None
+    text = read_metadata(path).get("labels")
+    return None if text is None else tuple(map(str, json.loads(text)))
 
 
 def fill(module: nn.Module, weights: dict[str, Tensor], origin: str) -> None:

@@ -1,0 +1,153 @@
+"""Action recognition on action-mini: does transfer help, and retraining its last stage? Three seeds.
+
+    python benchmarks/action_mini.py --data ../shared/data/action-mini
+
+Each row is kept in ``results/action_mini.json`` as soon as it is done; ``action_mini.md`` is the table made of it.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from densescore import DenseScorer
+from densescore.actions.evaluation import evaluate_persons, mean_ap
+from densescore.actions.network import Retrain
+from densescore.actions.training import (
+    ActionRecipe,
+    fit,
+    labels_of,
+    new_network,
+    read_patches,
+    run_frozen,
+    score_persons,
+)
+from densescore.data.voc_actions import ActionSet, as_boxes, read_actions
+from densescore.evaluation import evaluate_classes, mean_of, score_set
+from densescore.files import written_whole
+from densescore.models.adaptation import load_head, save_head
+from densescore.models.registry import load_classifier
+from densescore.transfer.cache import DEFAULT_CACHE, FeatureCache
+from densescore.transfer.pipeline import cached_scores, train_model
+from densescore.transfer.recipe import RECIPES
+
+RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
+SMALL = 96
+"""Side of the patches on which NO PRETRAIN is affordable on one core; transfer is measured at this size, too."""
+
+
+def persons(
+    sets: tuple[ActionSet, ActionSet], retrain: Retrain, side: int, seeds: range, epochs: int, rate: float
+) -> Row:
+    """Train on a patch per person and rank the persons of the other set; what is frozen runs once for all seeds."""
+    train, val = sets
+    labels, targets, several = labels_of(train)
+    assert not several.any(), "action-mini has no person of several actions"
+    recipe = ActionRecipe(retrain=retrain, epochs=epochs, retrained_rate=rate)
+    weights = None if retrain == "all" else "default"
+    patches = [read_patches(each, side, recipe.margin) for each in sets]
+    frozen: list[torch.Tensor] = []
+    runs: list[Row] = []
+    for seed in seeds:
+        start = time.perf_counter()
+        torch.manual_seed(seed)  # of a network without weights
+        classifier = load_classifier("lite0", weights=weights, patch_size=side)
+        network = new_network(classifier, len(labels), recipe, seed)
+        frozen = frozen or [run_frozen(network, part) for part in patches]
+        losses: list[float] = []
+        fit(network, frozen[0], targets, recipe, seed, report=lambda _, loss: losses.append(loss))  # noqa: B023
+        rows = evaluate_persons(val, score_persons(network, frozen[1]), labels)
+        of_train = evaluate_persons(train, score_persons(network, frozen[0]), labels)
+        seconds = round(time.perf_counter() - start, 1)
+        runs.append({"seed": seed, "map": mean_ap(rows), "actions": {row.action: row.ap for row in rows}})
+        runs[-1] |= {"train_map": mean_ap(of_train), "last_loss": losses[-1], "wall_s": seconds}
+        print({key: value for key, value in runs[-1].items() if key != "actions"}, flush=True)
+    return {"retrain": retrain, "patch": side, "epochs": epochs, "retrained_rate": rate, "runs": runs}
+
+
+def sliding(sets: tuple[ActionSet, ActionSet], cache: Path, heads: Path, scales: tuple[float, ...]) -> Row:
+    """A head for dense scoring, trained with the persons' boxes and tested without: AP of images, and pointing."""
+    train, val = (as_boxes(actions) for actions in sets)
+    path = heads / "sliding-0.safetensors"
+    if not path.is_file():
+        from dataclasses import replace
+
+        recipe = replace(RECIPES["default"], scales=scales, test_scales=None)
+        scorer = DenseScorer("lite0", scales=scales)
+        save_head(path, train_model(train, scorer, FeatureCache(scorer, cache), recipe, seed=0))
+    scorer = DenseScorer(path)
+    result = score_set(val, cached_scores(scorer, FeatureCache(scorer, cache)), (scorer.k,))
+    rows = evaluate_classes(result, scorer.k)
+    run: Row = {"seed": 0, "map": mean_of(rows, "ap"), "pointing": mean_of(rows, "pointing")}
+    run["actions"] = {row.label: row.ap for row in rows}
+    print(run, flush=True)
+    return {"scales": scales, "patches": load_head(path).training["patches"], "runs": [run]}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = ["| | patch | seeds | mAP | lowest, highest | mAP of the training set | pointing |", "| --- " * 7 + "|"]
+    for name, row in results["rows"].items():
+        values = [run["map"] for run in row["runs"]]
+        fitted = [run["train_map"] for run in row["runs"] if "train_map" in run]
+        pointing = [run["pointing"] for run in row["runs"] if "pointing" in run]
+        numbers = [f"{np.mean(part):.3f}" if part else "" for part in (fitted, pointing)]
+        spread = f"{min(values):.3f}, {max(values):.3f}" if len(values) > 1 else ""
+        lines.append(
+            f"| {name} | {row.get('patch', '')} | {len(values)} | {np.mean(values):.3f} | {spread} | "
+            + " | ".join(numbers)
+            + " |"
+        )
+    return (
+        "# action-mini\n\nMade by `python benchmarks/action_mini.py`; numbers are of `action_mini.json`. "
+        f"{results['train_persons']} training and {results['val_persons']} test persons, {results['actions']} actions, "
+        "lite0. Mean AP over actions; persons are ranked, but in the sliding-window row images, no box given.\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/action-mini"))
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
+    parser.add_argument("--heads", type=Path, default=Path("build/action_mini"), help="folder for the trained heads")
+    parser.add_argument("--rows", default="frozen,retrained,frozen-small,retrained-small,scratch,sliding")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    sets = (read_actions(options.data, "train"), read_actions(options.data, "val"))
+    seeds = range(options.seeds)
+    rows: dict[str, tuple[str, Callable[[], Row]]] = {
+        "scratch": ("NO PRETRAIN", lambda: persons(sets, "all", SMALL, seeds, 20, 1e-3)),
+        "frozen-small": ("transfer, frozen, small", lambda: persons(sets, "none", SMALL, seeds, 30, 0)),
+        "retrained-small": (
+            "transfer, last stage retrained, small",
+            lambda: persons(sets, "last", SMALL, seeds, 30, 2e-4),
+        ),
+        "frozen": ("transfer, frozen", lambda: persons(sets, "none", 224, seeds, 30, 0)),
+        "retrained": ("transfer, last stage retrained", lambda: persons(sets, "last", 224, seeds, 30, 2e-4)),
+        "sliding": ("sliding window", lambda: sliding(sets, options.cache, options.heads, (1.0, 1.6, 2.4))),
+    }  # fmt: skip
+    path = options.results / "action_mini.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
+    results |= {"train_persons": len(sets[0].persons), "val_persons": len(sets[1].persons)}
+    results |= {"actions": len(sets[0].actions)}
+    for key in options.rows.split(","):
+        title, measure = rows[key]
+        print(title, flush=True)
+        done = results["rows"] | {title: measure() | {"torch": torch.__version__, "device": "cpu"}}
+        results["rows"] = {name: done[name] for name, _ in rows.values() if name in done}
+        for file, text in ((path, json.dumps(results, indent=1) + "\n"), (path.with_suffix(".md"), table(results))):
+            with written_whole(file, overwrite=True) as temporary:
+                temporary.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The commands for what persons do: ``densescore train-actions | evaluate-actions``."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from densescore.actions.evaluation import evaluate_persons, mean_ap, write_action_results
+from densescore.actions.file import is_actions_file, load_actions, save_actions
+from densescore.actions.training import ActionRecipe, read_patches, run_frozen, score_persons, train_persons
+from densescore.cli_common import (
+    Cache,
+    Device,
+    Json,
+    Overwrite,
+    Scales,
+    Split,
+    check_new,
+    err,
+    numbers,
+    readable_errors,
+)
+from densescore.data.voc_actions import as_boxes, read_actions
+from densescore.engine import DenseScorer
+from densescore.evaluation import evaluate_classes, mean_of, score_set
+from densescore.models.adaptation import save_head
+from densescore.models.registry import Weights, load_classifier
+from densescore.transfer.cache import DEFAULT_CACHE, FeatureCache
+from densescore.transfer.pipeline import cached_scores, train_model
+from densescore.transfer.recipe import RECIPES
+from densescore_kernels.errors import DensescoreError
+
+app = typer.Typer()
+_out = Console()
+
+Data = Annotated[Path, typer.Option(help="Folder with VOC's ImageSets/Action.", show_default=False)]
+WeightsFile = Annotated[str, typer.Option(help="Weights of the model: a file, 'default', or 'random'.")]
+
+
+def _weights(text: str) -> Weights:
+    return None if text == "random" else text
+
+
+def _device(text: str) -> torch.device:
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if text == "auto" else text)
+
+
+@app.command("train-actions")
+def train_actions(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The file to write (.safetensors).", show_default=False)],
+    model: Annotated[str, typer.Option(help="A name that `densescore models` lists.")] = "lite0",
+    weights: WeightsFile = "default",
+    split: Split = "train",
+    retrain: Annotated[str, typer.Option(help="Beside FCa and FCb: none, last (stage, or FC6) or all.")] = "last",
+    sliding: Annotated[
+        bool, typer.Option("--sliding", help="Train a head for dense scoring instead: tested without boxes, with maps.")
+    ] = False,
+    epochs: Annotated[int, typer.Option(help="Passes over the persons.", min=1)] = ActionRecipe.epochs,
+    seed: Annotated[int, typer.Option(help="Of all draws; recorded in the file.", min=0)] = 0,
+    scales: Scales = "",
+    device: Device = "auto",
+    cache: Cache = DEFAULT_CACHE,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Learn what persons do from one square patch around each; persons who do several things are left out."""
+    with readable_errors():
+        if out.suffix != ".safetensors":
+            raise DensescoreError(f"--out: the file ends in .safetensors, got {out}")
+        check_new(out, overwrite)
+        actions = read_actions(data, split)
+        if sliding:
+            plan = RECIPES["default"]
+            chosen = numbers(scales, "--scales") if scales else plan.scales
+            scorer = DenseScorer(model, weights=_weights(weights), scales=chosen, device=device)
+            head = train_model(as_boxes(actions), scorer, FeatureCache(scorer, cache), plan, seed)
+            save_head(out, head, overwrite=overwrite)
+        else:
+            recipe = ActionRecipe(retrain=retrain, epochs=epochs)  # type: ignore[arg-type]
+            classifier = load_classifier(model, weights=_weights(weights))
+            network, labels = train_persons(
+                actions,
+                classifier,
+                recipe,
+                seed,
+                device=_device(device),
+                report=lambda epoch, loss: err.print(f"epoch {epoch + 1}: loss {loss:.4f}", highlight=False),
+            )
+            record = {"seed": seed, "set": split, "persons": len(actions.persons)}
+            record["versions"] = {name: version(name) for name in ("densescore", "torch", "timm")}
+            save_actions(
+                out, network, labels, classifier.name, classifier.patch_size, recipe, record, overwrite=overwrite
+            )
+        if as_json:
+            print(json.dumps({"out": str(out), "persons": len(actions.persons), "actions": actions.actions}))
+        else:
+            _out.print(f"{out}: {len(actions.actions)} actions, {len(actions.persons)} persons", soft_wrap=True)
+
+
+@app.command("evaluate-actions")
+def evaluate_actions(
+    data: Data,
+    model: Annotated[str, typer.Option(help="What train-actions wrote (.safetensors).", show_default=False)],
+    weights: WeightsFile = "default",
+    split: Split = "val",
+    out: Annotated[Path | None, typer.Option(help="Folder for VOC's result files.")] = None,
+    device: Device = "auto",
+    cache: Cache = DEFAULT_CACHE,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Average precision per action: of persons in given boxes, or of whole images if trained with --sliding."""
+    with readable_errors():
+        check_new(out, overwrite)
+        actions = read_actions(data, split)
+        if is_actions_file(model):
+            network, labels, classifier, recipe = load_actions(model, _weights(weights))
+            patches = read_patches(actions, classifier.patch_size, recipe.margin)
+            frozen = run_frozen(network.to(_device(device)), patches, _device(device))
+            scores = score_persons(network, frozen, _device(device))
+            rows = evaluate_persons(actions, scores, labels)
+            if out is not None:
+                write_action_results(actions, scores, labels, out, overwrite=overwrite)
+            lines: list[tuple[str, int, float | None, float | None]]
+            lines = [(row.action, row.persons, row.ap, None) for row in rows]
+            means = {"ap": mean_ap(rows), "pointing": None}
+        else:
+            if out is not None:
+                raise DensescoreError("--out: VOC's action files rank persons; a sliding-window head ranks images")
+            scorer = DenseScorer(model, weights=_weights(weights), device=device)
+            score = cached_scores(scorer, FeatureCache(scorer, cache))
+            classes = evaluate_classes(score_set(as_boxes(actions), score, (scorer.k,)), scorer.k)
+            lines = [(row.label, row.positives, row.ap, row.pointing) for row in classes]
+            means = {field: mean_of(classes, field) for field in ("ap", "pointing")}
+        if as_json:
+            record = [dict(zip(("action", "positives", "ap", "pointing"), line, strict=True)) for line in lines]
+            print(json.dumps({"set": split, "model": model, "means": means, "actions": record}))
+            return
+        table = Table("action", "positives", "AP", "pointing", title=f"{split}: {model}", title_justify="left")
+        for action, positives, ap, pointing in lines:
+            table.add_row(action, str(positives), _share(ap), _share(pointing))
+        table.add_section()
+        table.add_row("mean", "", _share(means["ap"]), _share(means["pointing"]))
+        _out.print(table)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

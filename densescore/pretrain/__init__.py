@@ -1,0 +1,1 @@
+"""Source pre-training: which ImageNet classes, and the network that learns to tell them apart."""
