@@ -33,6 +33,9 @@ Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of t
 Model = Annotated[str, typer.Option(help="A name that `densescore models` lists, or a trained head (.safetensors).")]
 Weights = Annotated[str, typer.Option(help="A weights file for the model, 'default', or 'random'.")]
 PatchSizes = Annotated[str, typer.Option(help="Sides of the patches in image pixels, instead of --scales.")]
+Stride = Annotated[
+    int | None, typer.Option(help="Pixels of a level between patches: 16 or 8 for more than the network's 32.")
+]
 K = Annotated[float | None, typer.Option("--k", help="Exponent of the image score, eq. (1); 5 by default.")]
 DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 RuntimeOption = Annotated[str, typer.Option("--runtime", help="On a CPU: auto, torch or openvino.")]
@@ -40,7 +43,15 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object per line ins
 
 
 def _scorer(
-    model: str, weights: str, scales: str, patch_sizes: str, k: float | None, device: str, dtype: str, runtime: str
+    model: str,
+    weights: str,
+    scales: str,
+    patch_sizes: str,
+    stride: int | None,
+    k: float | None,
+    device: str,
+    dtype: str,
+    runtime: str,
 ) -> DenseScorer:
     options: dict[str, Any] = {}
     if scales:
@@ -51,6 +62,7 @@ def _scorer(
     return DenseScorer(
         model,
         weights=None if random else weights,
+        stride=stride,
         k=k,
         device=device,
         dtype=dtype,
@@ -85,6 +97,7 @@ def classify(
     top: Annotated[int, typer.Option(help="Classes to name per image.", min=1)] = 5,
     scales: Scales = "",
     patch_sizes: PatchSizes = "",
+    stride: Stride = None,
     k: K = None,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -95,7 +108,7 @@ def classify(
     """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
     with readable_errors():
         paths = list_images(images)
-        scorer = _scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime)
+        scorer = _scorer(model, weights, scales, patch_sizes, stride, k, device, dtype, runtime)
 
         def work(path: Path) -> None:
             scores = scorer.score(path, context=context)  # type: ignore[arg-type]
@@ -126,6 +139,7 @@ def heatmap(
     weights: Weights = "default",
     scales: Scales = "",
     patch_sizes: PatchSizes = "",
+    stride: Stride = None,
     k: K = None,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -140,7 +154,7 @@ def heatmap(
     """Write response maps: per class an overlay PNG and the raw map (npz), per image one manifest.json."""
     with readable_errors():
         paths = list_images(images)
-        scorer = _scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime)
+        scorer = _scorer(model, weights, scales, patch_sizes, stride, k, device, dtype, runtime)
         chosen = [label.strip() for label in classes.split(",")] if classes else []
         for label in chosen:
             find_label(label, scorer.labels)
