@@ -21,6 +21,7 @@ from densescore.cli_common import (
     PatchSizes,
     RuntimeOption,
     Scales,
+    Stride,
     Weights,
     err,
     make_scorer,
@@ -81,6 +82,7 @@ def classify(
     top: Annotated[int, typer.Option(help="Classes to name per image.", min=1)] = 5,
     scales: Scales = "",
     patch_sizes: PatchSizes = "",
+    stride: Stride = None,
     k: K = None,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -91,7 +93,7 @@ def classify(
     """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
     with readable_errors():
         paths = list_images(images)
-        scorer = make_scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime)
+        scorer = make_scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime, stride)
 
         def work(path: Path) -> None:
             scores = scorer.score(path, context=context)  # type: ignore[arg-type]
@@ -122,6 +124,7 @@ def heatmap(
     weights: Weights = "default",
     scales: Scales = "",
     patch_sizes: PatchSizes = "",
+    stride: Stride = None,
     k: K = None,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -136,7 +139,7 @@ def heatmap(
     """Write response maps: per class an overlay PNG and the raw map (npz), per image one manifest.json."""
     with readable_errors():
         paths = list_images(images)
-        scorer = make_scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime)
+        scorer = make_scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime, stride)
         chosen = [label.strip() for label in classes.split(",")] if classes else []
         for label in chosen:
             find_label(label, scorer.labels)

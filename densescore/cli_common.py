@@ -20,6 +20,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Model = Annotated[str, typer.Option(help="A name that `densescore models` lists, or a trained head (.safetensors).")]
 Weights = Annotated[str, typer.Option(help="A weights file for the model, 'default', or 'random'.")]
 PatchSizes = Annotated[str, typer.Option(help="Sides of the patches in image pixels, instead of --scales.")]
+Stride = Annotated[
+    int | None, typer.Option(help="Pixels of a level between patches: 16 or 8 for more than the network's 32.")
+]
 K = Annotated[float | None, typer.Option("--k", help="Exponent of the image score, eq. (1); 5 by default.")]
 DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 RuntimeOption = Annotated[str, typer.Option("--runtime", help="On a CPU: auto, torch or openvino.")]
@@ -34,10 +37,19 @@ Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
 
 
 def make_scorer(
-    model: str, weights: str, scales: str, patch_sizes: str, k: float | None, device: str, dtype: str, runtime: str
+    model: str,
+    weights: str,
+    scales: str,
+    patch_sizes: str,
+    k: float | None,
+    device: str,
+    dtype: str,
+    runtime: str,
+    stride: int | None = None,
 ) -> DenseScorer:
     """The scorer that the options of a command ask for."""
-    return DenseScorer(**scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime))
+    options = scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime)
+    return DenseScorer(**options, stride=stride)
 
 
 def scorer_options(

@@ -39,7 +39,7 @@ def speed_up(network: DenseNetwork, runtime: Runtime) -> str:
     if runtime == "torch" or (runtime == "auto" and not openvino_trunk.available(_dtype(network))):
         return "torch"
     try:
-        candidate = OpenVINOTrunk(network.trunk, network.patch, _dtype(network))
+        candidate = OpenVINOTrunk(network.level_trunk, network.patch, _dtype(network))
     except DensescoreError as error:
         if runtime == "openvino":
             raise
@@ -53,7 +53,7 @@ def speed_up(network: DenseNetwork, runtime: Runtime) -> str:
 
 
 def _fuse_all(network: DenseNetwork) -> None:
-    network.fast_trunk = fuse(_traced(network.trunk))
+    network.fast_trunk = fuse(_traced(network.level_trunk))
     project = network.project
     if isinstance(project, LinearWindows):
         assert isinstance(project.linear, nn.Linear)

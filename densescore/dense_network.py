@@ -1,7 +1,8 @@
 """A classifier in four parts that can slide over an image; `densescore.convolutional` makes it."""
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from densescore.offsets import with_offsets
 from densescore.windows import Blocks
 from densescore_kernels.errors import DensescoreError
 
@@ -12,11 +13,14 @@ class DenseNetwork(nn.Module):
     Attributes:
         trunk: ``[1, 3, P + nS, P + mS]`` pixels → ``[1, C, h + n, w + m]`` feature map.
         project: blocks of feature maps → one row per window: its average, its flattened values, or FC6's outputs.
-        fast_trunk: what runs the trunk over levels: `trunk` itself, or a faster equal (see `densescore.cpu`).
+        level_trunk: the trunk over levels, ``[1, 3, …]`` → ``[phases², C, …]``: `trunk` itself, but for a network made
+            finer.
+        fast_trunk: what runs it: `level_trunk` itself, or a faster equal (see `densescore.cpu`).
         embed: rows → ``[N, D]`` features.
         classifier: ``[N, D]`` features → ``[N, classes]`` logits.
         patch: P, side of the network's input in pixels.
-        stride: S, pixels of input per step of the feature map.
+        stride: S, pixels of input from one cell to the next.
+        phases: cells per step of the feature map; 1, but for a network made finer.
         window: (h, w) of the feature map that one patch gives.
         window_width: numbers that one window takes while it is projected.
         feature_width: D, the width of the features: FC7's, or the pooled channels'.
@@ -39,8 +43,8 @@ class DenseNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk, self.project, self.embed, self.classifier = trunk, project, embed, classifier
-        self.fast_trunk = trunk
-        self.patch, self.stride, self.window = patch, stride, window
+        self.level_trunk, self.fast_trunk = trunk, trunk
+        self.patch, self.stride, self.phases, self.window = patch, stride, 1, window
         self.window_width, self.feature_width, self.classes = window_width, feature_width, classes
 
     def replace_classifier(self, head: nn.Module, features: int, classes: int) -> None:
@@ -52,6 +56,16 @@ class DenseNetwork(nn.Module):
         if features != self.feature_width:
             raise DensescoreError(f"the head takes {features} features, but the network gives {self.feature_width}")
         self.classifier, self.classes = head, classes
+
+    def make_finer(self, stride: int) -> None:
+        """Put cells `stride` pixels apart, by offset pooling (see `densescore.offsets`); crops go as before.
+
+        Raises:
+            DensescoreError: `stride` does not divide the network's, or a layer that makes it cannot begin late.
+        """
+        assert isinstance(self.trunk, fx.GraphModule)
+        self.level_trunk = self.fast_trunk = with_offsets(self.trunk, self.patch, self.stride, stride)
+        self.stride, self.phases = stride, self.stride // stride
 
     def block(self, feature_map: Tensor, rows: range, cols: range) -> Tensor:
         """The part of a level's map that a block of its cells sees: ``[1, C, rows + h - 1, cols + w - 1]``."""

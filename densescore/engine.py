@@ -4,7 +4,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -49,6 +49,8 @@ class DenseScorer:
         scales: λ per level: the short side of the image over the side of a patch. By default the paper's
             nine (`PAPER_SCALES`), its first six for lite0, or those that a trained head was made for.
         patch_sizes: sides of the patches in image pixels, instead of `scales`.
+        stride: pixels of a level from one patch to the next, instead of the network's own (32): half, a quarter, … of
+            it, for that many more patches down and across; see `densescore.offsets`.
         k: exponent of the image score, at least 1. By default 5, or what a trained head is best with.
         device: ``"auto"`` (a CUDA device if there is one), ``"cpu"``, ``"cuda:1"``, …
         dtype: ``"auto"`` (the module's own; float32 for named models), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
@@ -78,6 +80,7 @@ class DenseScorer:
         patch_size: int | None = None,
         scales: Sequence[float] | None = None,
         patch_sizes: Sequence[float] | None = None,
+        stride: int | None = None,
         k: float | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
@@ -91,6 +94,8 @@ class DenseScorer:
         if classifier.head is not None:
             head = classifier.head
             network.replace_classifier(head, head.fca.in_features, head.fcb.out_features)
+        if stride not in (None, network.stride):
+            network.make_finer(stride)
         self.name = classifier.name
         self.labels = _fit_labels(classifier.labels, network.classes, given=labels is not None)
         k = classifier.k if k is None else k
@@ -113,7 +118,7 @@ class DenseScorer:
             del classifier, network
             gc.collect()  # the traced module is a cycle, and still holds the weights that were packed
 
-    def pyramid(self, height: int, width: int) -> Pyramid:
+    def pyramid(self, height: int, width: int, max_cells: int | None = None) -> Pyramid:
         """The patches that an image of this size has; rows of `score` and `features` come in its order."""
         return Pyramid.of(
             height,
@@ -122,7 +127,8 @@ class DenseScorer:
             patch_sizes=self.patch_sizes,
             patch=self.network.patch,
             stride=self.network.stride,
-            max_cells=self.max_cells,
+            phases=self.network.phases,
+            max_cells=self.max_cells if max_cells is None else max_cells,
         )
 
     def score(self, image: ImageLike, *, context: Context = "image") -> DenseScores:
@@ -154,10 +160,28 @@ class DenseScorer:
         return self._scores(outputs, self.pyramid(height, width), context, {})
 
     def _scores(self, outputs: Tensor, pyramid: Pyramid, context: Context, timings: dict[str, float]) -> DenseScores:
+        return DenseScores(
+            self._probabilities(outputs), self.labels, pyramid, self.k, self.name, context, self.runtime, timings
+        )
+
+    def _probabilities(self, outputs: Tensor) -> Tensor:
         probabilities = outputs.float().sigmoid() if self.activation == "sigmoid" else outputs.float().softmax(1)
         if not torch.isfinite(probabilities).all():
             raise DensescoreError(f"{self.name} in {self.dtype} gave scores that are not finite; try another dtype")
-        return DenseScores(probabilities, self.labels, pyramid, self.k, self.name, context, self.runtime, timings)
+        return probabilities
+
+    def score_maps(self, maps: Sequence[Tensor], levels: Sequence[Level]) -> Tensor:
+        """Score cells whose maps are known: the last part of `score`, for levels that come in parts.
+
+        Args:
+            maps: per level, what ``network.fast_trunk`` gave: ``[phases², C, rows + h - 1, cols + w - 1]``.
+            levels: grids of cells, numbered from 0 on.
+
+        Returns:
+            Probabilities, float32 ``[M, C]``.
+        """
+        with torch.inference_mode():
+            return self._probabilities(self._head(maps, levels, self.network.classifier))
 
     def features(self, image: ImageLike, *, context: Context = "image") -> Tensor:
         """FC7's output, or the pooled map, of every patch: the transferable mid-level representation.
@@ -188,11 +212,23 @@ class DenseScorer:
                 parts = [classifier(features) for features in embedded]
                 clock.lap("crops")
             else:
-                parts = []
-                for blocks in self._blocks(self._maps(levels, clock), pyramid):
-                    parts.append(classifier(self.network.embed_blocks(blocks)))
-                    clock.lap("head")
+                parts = [self._head(self._maps(levels, clock), pyramid.levels, classifier, clock)]
         return pyramid, torch.cat(parts)  # outside inference mode: a tensor that a user may train on
+
+    def _head(
+        self, maps: Iterable[Tensor], levels: Sequence[Level], classifier: nn.Module, clock: "_Clock | None" = None
+    ) -> Tensor:
+        """`classifier`'s output for the cells of levels, in order."""
+        parts = []
+        for blocks in self._blocks(maps, levels):
+            parts.append(classifier(self.network.embed_blocks(blocks)))
+            if clock:
+                clock.lap("head")
+        outputs = torch.cat(parts)
+        if self.network.phases == 1:
+            return outputs
+        cells = [phase.ravel() for level in levels for phase in level.phases(self.network.phases)]
+        return outputs[torch.from_numpy(np.argsort(np.concatenate(cells))).to(outputs.device)]
 
     def _levels(self, pixels: Pixels, pyramid: Pyramid, clock: "_Clock") -> Iterator[Tensor]:
         """The levels, normalised, one after another: ``[1, 3, h, w]``, channels last."""
@@ -202,7 +238,7 @@ class DenseScorer:
             yield tensor
 
     def _maps(self, levels: Iterator[Tensor], clock: "_Clock") -> Iterator[Tensor]:
-        """The trunk's map of each level, ``[1, C, h, w]``."""
+        """The trunk's map of each level, ``[phases², C, h, w]``."""
         for level in levels:
             feature_map = self.network.fast_trunk(level)
             clock.lap("trunk")
@@ -210,33 +246,38 @@ class DenseScorer:
 
     def level(self, pixels: Pixels, pyramid: Pyramid, level: Level) -> Tensor:
         """One level as the network takes it, resized, padded and normalised: ``[1, 3, P + nS, P + mS]``."""
-        resized = level_pixels(pixels, pyramid, level)
-        height, width, _ = resized.shape
-        most = 255.0 if resized.dtype == np.uint8 else 1.0
+        return self.normalise(level_pixels(pixels, pyramid, level))
+
+    def normalise(self, pixels: Pixels) -> Tensor:
+        """RGB ``[h, w, 3]`` as the network takes it: ``[1, 3, h, w]``, channels last."""
+        height, width, _ = pixels.shape
+        most = 255.0 if pixels.dtype == np.uint8 else 1.0
         # In numpy, row by row: torch's threads would go on spinning for a while, in the way of the trunk's.
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        scaled = np.multiply(resized.reshape(height, -1), np.tile(1 / (most * std), width), dtype=np.float32)
+        scaled = np.multiply(pixels.reshape(height, -1), np.tile(1 / (most * std), width), dtype=np.float32)
         scaled -= np.tile(mean / std, width)
         tensor = torch.from_numpy(scaled).view(height, width, 3).permute(2, 0, 1)[None]
         return tensor.to(self.device, self.dtype)
 
-    def _blocks(self, maps: Iterator[Tensor], pyramid: Pyramid) -> Iterator[list[Tensor]]:
-        """Blocks that hold the cells of all levels in order, in as few lots as `HEAD_BYTES` allows."""
+    def _blocks(self, maps: Iterable[Tensor], levels: Sequence[Level]) -> Iterator[list[Tensor]]:
+        """Blocks that hold the cells of all levels, phase by phase, in as few lots as `HEAD_BYTES` allows."""
         network = self.network
         # A window is held twice while it is projected; features, a hidden layer as wide, and logits follow.
         numbers = 2 * (network.window_width + network.feature_width) + network.classes
         most = max(1, HEAD_BYTES // (numbers * self.dtype.itemsize))
-        lots = -(-len(pyramid) // most)
-        most = -(-len(pyramid) // lots)  # of equal size: a small last one would cost nearly what a large one does
+        cells_in_all = sum(level.rows * level.cols for level in levels)
+        lots = -(-cells_in_all // most)
+        most = -(-cells_in_all // lots)  # of equal size: a small last one would cost nearly what a large one does
         lot: list[Tensor] = []
         count = 0
-        for feature_map, level in zip(maps, pyramid.levels, strict=True):
-            for rows, cols in _blocks(level.rows, level.cols, most):
-                if count + len(rows) * len(cols) > most:
-                    yield lot
-                    lot, count = [], 0
-                lot.append(network.block(feature_map, rows, cols))
-                count += len(rows) * len(cols)
+        for feature_map, level in zip(maps, levels, strict=True):
+            for phase, cells in zip(feature_map.split(1), level.phases(network.phases), strict=True):
+                for rows, cols in _blocks(cells.shape[0], cells.shape[1], most):
+                    if count + len(rows) * len(cols) > most:
+                        yield lot
+                        lot, count = [], 0
+                    lot.append(network.block(phase, rows, cols))
+                    count += len(rows) * len(cols)
         yield lot
 
 
@@ -295,7 +336,7 @@ def _blocks(rows: int, cols: int, most: int) -> Iterator[tuple[range, range]]:
             for col in range(0, cols, most):
                 yield range(row, row + 1), range(col, min(col + most, cols))
         return
-    step = most // cols
+    step = most // max(cols, 1)
     step -= step % WHOLE_TILES if step > WHOLE_TILES else 0
     for row in range(0, rows, step):
         yield range(row, min(row + step, rows)), range(cols)

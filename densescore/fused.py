@@ -81,6 +81,7 @@ def fuse(part: fx.GraphModule) -> fx.GraphModule:
     """
     graph = copy.deepcopy(part.graph)
     layers = dict(part.named_modules())
+    made: dict[tuple[nn.Module | None, ...], str] = {}  # a graph of several phases runs a layer in each
     for node in list(graph.nodes):
         first = _layer(layers, node)
         if not (_packs(first) or type(first) is nn.Linear):
@@ -97,8 +98,10 @@ def fuse(part: fx.GraphModule) -> fx.GraphModule:
             elif type(layer) not in (nn.Identity, nn.Dropout):
                 break
             absorbed.append(follower)
-        node.target = f"fused_{node.name}"
-        if isinstance(first, nn.Conv2d):
+        node.target = made.setdefault((first, norm, activation), f"fused_{node.name}")
+        if node.target in layers:
+            pass
+        elif isinstance(first, nn.Conv2d):
             layers[node.target] = FusedConv2d(first, norm, activation)
         elif isinstance(first, nn.Linear):
             clamp = _NONE if activation is None else _CLAMPS[type(activation)]

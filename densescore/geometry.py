@@ -47,6 +47,11 @@ class Level:
         """This level's rows of every per-patch array."""
         return slice(self.start, self.start + self.rows * self.cols)
 
+    def phases(self, count: int) -> list[NDArray[np.int64]]:
+        """Numbers of the cells from each of the first `count` × `count` cells on, in steps of `count`, row by row."""
+        grid = np.arange(self.start, self.start + self.rows * self.cols).reshape(self.rows, self.cols)
+        return [grid[down::count, across::count] for down in range(count) for across in range(count)]
+
 
 @dataclass(frozen=True)
 class Pyramid:
@@ -83,6 +88,7 @@ class Pyramid:
         patch_sizes: Sequence[float] | None = None,
         patch: int = 224,
         stride: int = 32,
+        phases: int = 1,
         max_cells: int = DEFAULT_MAX_CELLS,
     ) -> "Pyramid":
         """Lay out the levels of an image of `height` × `width` pixels.
@@ -93,7 +99,9 @@ class Pyramid:
             scales: λ per level, relative to the short side of the image; positive.
             patch_sizes: sides of the patches in image pixels, instead of `scales`: the absolute form.
             patch: P, side of the network's input in pixels.
-            stride: S, the network's stride in pixels.
+            stride: S, step from one cell to the next in level pixels.
+            phases: cells per stride of the network, where they are closer than that. A level is padded to
+                ``P + n · phases · S``: as far as without, so that the cells that are there without see the same.
             max_cells: most cells allowed over all levels.
 
         Raises:
@@ -112,7 +120,7 @@ class Pyramid:
         for scale in scales:
             ratio = patch * scale / short
             level_height, level_width = max(1, round(height * ratio)), max(1, round(width * ratio))
-            rows, cols = _cells_along(level_height, patch, stride), _cells_along(level_width, patch, stride)
+            rows, cols = (_cells_along(side, patch, stride, phases) for side in (level_height, level_width))
             levels.append(Level(float(scale), level_height, level_width, rows, cols, start))
             start += rows * cols
         if start > max_cells:
@@ -161,9 +169,9 @@ class Pyramid:
         return np.concatenate(parts).astype(np.float32)
 
 
-def _cells_along(length: int, patch: int, stride: int) -> int:
-    """Cells along an axis: the fewest whose windows reach its end."""
-    return math.ceil(max(length - patch, 0) / stride) + 1
+def _cells_along(length: int, patch: int, stride: int, phases: int) -> int:
+    """Cells along an axis: the fewest, in whole strides of the network, whose windows reach its end."""
+    return math.ceil(max(length - patch, 0) / (stride * phases)) * phases + 1
 
 
 def _check_positive(name: str, values: Sequence[float]) -> None:

@@ -9,12 +9,9 @@ import warnings
 from importlib.util import find_spec
 
 import torch
-import torch.nn.functional as F
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.padding import get_same_padding
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
+from densescore.offsets import static_padding
 from densescore_kernels.errors import DensescoreError
 
 _HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -49,7 +46,9 @@ class OpenVINOTrunk(nn.Module):
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # OpenVINO traces by torch.jit, which is deprecated
                 # OpenVINO rounds to bfloat16 by itself, and better: it misreads weights that are in it already.
-                exact = _with_fixed_padding(trunk if dtype == torch.float32 else copy.deepcopy(trunk).float(), patch)
+                exact = trunk if dtype == torch.float32 else copy.deepcopy(trunk).float()
+                if isinstance(exact, fx.GraphModule):
+                    exact = static_padding(exact, patch)  # which OpenVINO fuses with the convolution
                 model = openvino.convert_model(exact, example_input=torch.zeros(1, 3, patch, patch))
                 steps = openvino.preprocess.PrePostProcessor(model)
                 # Levels come channels last, and their maps are cut into windows channels last.
@@ -68,39 +67,3 @@ class OpenVINOTrunk(nn.Module):
         """Run the trunk."""
         result = self._request.infer({0: pixels.permute(0, 2, 3, 1).float().contiguous().numpy()}, share_inputs=True)
         return torch.from_numpy(result[0].copy()).permute(0, 3, 1, 2).to(self._dtype)
-
-
-def _with_fixed_padding(trunk: nn.Module, patch: int) -> nn.Module:
-    """The trunk with the paddings that `Conv2dSame` works out from a map's size written down: OpenVINO fuses them then.
-
-    They depend on the size modulo a stride that divides the trunk's own; levels differ by multiples of that one.
-    """
-    if not isinstance(trunk, fx.GraphModule) or not any(isinstance(layer, Conv2dSame) for layer in trunk.modules()):
-        return trunk
-    graph, layers = copy.deepcopy(trunk.graph), dict(trunk.named_modules())
-    ShapeProp(fx.GraphModule(layers, graph)).propagate(torch.zeros(1, 3, patch, patch))
-    for node in graph.nodes:
-        layer = layers.get(str(node.target))
-        if node.op != "call_module" or not isinstance(layer, Conv2dSame):
-            continue
-        sides: list[int] = []
-        for axis in (1, 0):
-            size = node.args[0].meta["tensor_meta"].shape[2 + axis]
-            total = get_same_padding(size, layer.kernel_size[axis], layer.stride[axis], layer.dilation[axis])
-            sides += [total // 2, total - total // 2]
-        node.target = f"padded_{node.name}"
-        layers[node.target] = _PaddedConv2d(layer, sides)
-    return fx.GraphModule(layers, graph)
-
-
-class _PaddedConv2d(nn.Module):
-    """A convolution after zeros on the left, right, top and bottom."""
-
-    def __init__(self, layer: nn.Conv2d, sides: list[int]) -> None:
-        super().__init__()
-        self.layer, self.sides = layer, sides
-
-    def forward(self, x: Tensor) -> Tensor:
-        layer = self.layer
-        x = F.pad(x, self.sides)
-        return F.conv2d(x, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)

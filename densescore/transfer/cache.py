@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ class FeatureCache:
     ) -> None:
         self.scorer, self.folder, self.max_bytes, self.context = scorer, Path(folder), max_bytes, context
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._maker = {
+        self._maker: dict[str, Any] = {
             "version": _VERSION,
             "weights": scorer.weights_digest,
             "mean": scorer.mean,
@@ -60,6 +61,8 @@ class FeatureCache:
             "context": context,
             "dtype": str(scorer.dtype),
         }
+        if scorer.network.phases > 1:  # the network's own stride follows from its weights
+            self._maker["stride"] = scorer.network.stride
         for scratch in self.folder.glob(".*-*"):
             if scratch.stat().st_mtime < time.time() - _STALE:
                 shutil.rmtree(scratch, ignore_errors=True)
