@@ -267,20 +267,19 @@ def main() -> None:
     parser.add_argument(
         "--heads", type=Path, default=Path("build/voc2012_mini"), help="folder of trained heads and their numbers"
     )
-    parser.add_argument(
-        "--rows", default="probe,transfer,localisation,paper,objective,overlap,images,flips,crops,finetune,scratch"
-    )
+    parser.add_argument("--rows", default=ROWS, help="groups of rows, with commas between; all by default")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     experiment = Experiment(options.data, options.cache, options.seeds, options.heads)
     path = options.results / "voc2012_mini.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
-    results |= {"train_images": len(experiment.train.images), "val_images": len(experiment.val.images)}
     groups = rows(experiment)
     for name in options.rows.split(","):
         start = time.perf_counter()
-        for title, row in groups[name]().items():
+        made = groups[name]()
+        results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
+        results |= {"train_images": len(experiment.train.images), "val_images": len(experiment.val.images)}
+        for title, row in made.items():
             results["rows"][title] = row | {"torch": torch.__version__, "device": "cpu"}
         results["rows"][title]["group_s"] = round(time.perf_counter() - start, 1)
         results["rows"][title]["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
