@@ -134,11 +134,19 @@ class CookToom(nn.Module):
         self._output, self._data = output.float(), data.float()  # [m, t], [t, t]
         transform = torch.kron(kernel, kernel).float()  # [t², r²]
         self._planes: list[PackedConv2d] = []  # per slice of outputs, the t² matrices that take the place of r² ones
-        for part in weight.detach().unflatten(0, (groups, -1)).split(_OUTPUTS, dim=1):
-            taps = rearrange(
-                part.float(), "g f c (p i) (q j) -> (i j) (g f p q c)", p=tiling.parts, q=tiling.parts
-            )  # [r², g · slice · C']
-            planes = (transform @ taps).view(-1, weight.shape[1] * tiling.parts**2, 1, 1)  # [t² · g · slice, C', 1, 1]
+        slices = weight.detach().unflatten(0, (groups, -1)).split(_OUTPUTS, dim=1)  # [g, slice, C, kernel, kernel]
+        # All slices are transformed in the memory of the first. If each had its own, freed between weights that stay,
+        # something small would cut into it, and the next would not fit: the holes take as much as the weights.
+        largest = slices[0].numel() // tiling.taps**2
+        taps_memory, planes_memory = (torch.empty(points * largest) for points in (tiling.taps**2, tiling.side**2))
+        for part in slices:
+            numbers = part.numel() // tiling.taps**2  # g · slice · C', C' = C · parts²
+            taps = taps_memory[: tiling.taps**2 * numbers].view(-1, numbers)  # [r², g · slice · C']
+            taps.view(tiling.taps, tiling.taps, groups, -1, tiling.parts, tiling.parts, weight.shape[1]).copy_(
+                rearrange(part, "g f c (p i) (q j) -> i j g f p q c", p=tiling.parts, q=tiling.parts)
+            )
+            planes = torch.mm(transform, taps, out=planes_memory[: len(transform) * numbers].view(-1, numbers))
+            planes = planes.view(-1, weight.shape[1] * tiling.parts**2, 1, 1)  # [t² · g · slice, C', 1, 1]
             self._planes.append(PackedConv2d(planes.to(self.dtype), groups=tiling.side**2 * groups, size=(_TILES, 1)))
 
     def saves(self, grids: Sequence[tuple[int, int]]) -> bool:
