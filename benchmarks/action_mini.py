@@ -118,7 +118,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/action-mini"))
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
     parser.add_argument("--heads", type=Path, default=Path("build/action_mini"), help="folder for the trained heads")
-    parser.add_argument("--rows", default="frozen,retrained,frozen-small,retrained-small,scratch,sliding")
+    parser.add_argument(
+        "--rows", default="frozen,retrained,retrained-slow,frozen-small,retrained-small,scratch,sliding"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -133,6 +135,10 @@ def main() -> None:
         ),
         "frozen": ("transfer, frozen", lambda: persons(sets, "none", 224, seeds, 30, 0)),
         "retrained": ("transfer, last stage retrained", lambda: persons(sets, "last", 224, seeds, 30, 2e-4)),
+        "retrained-slow": (
+            "transfer, last stage retrained at a quarter of the rate",
+            lambda: persons(sets, "last", 224, seeds, 30, 5e-5),
+        ),
         "sliding": ("sliding window", lambda: sliding(sets, options.cache, options.heads, (1.0, 1.6, 2.4))),
     }  # fmt: skip
     path = options.results / "action_mini.json"
