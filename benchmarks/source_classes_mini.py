@@ -3,7 +3,7 @@
     python benchmarks/source_classes_mini.py
 
 Classes are characters, drawn in the twelve DejaVu fonts that matplotlib ships: rotated, scaled, shifted, on darker
-strokes, in many greys. The target is 16 Cyrillic letters with five training images each. Sources are other
+strokes, in many greys. The target is 16 Cyrillic letters with three training images each. Sources are other
 characters, none of which is a Cyrillic letter:
 
 - PRE related: 40 Latin and Greek letters;
@@ -151,7 +151,7 @@ def run(variant: str, seed: int, target: SourceImages, folder: Path, count: int,
     record: dict[str, Any] = {"variant": variant, "seed": seed}
     if variant == "NO PRETRAIN":
         network = small_network(len(target.classes), seed)
-        scratch = replace(recipe, most_epochs=8 * epochs, patience=20)
+        scratch = replace(recipe, most_epochs=15 * epochs, patience=20)
         # What steers the learning rate is not the test set, but training pictures, by the patch in the middle.
         train_source(network, replace(target, val=target.train[:: len(target.train) // 16]), scratch, CPU, **settings)
         record["accuracy"] = accuracy(*features(network, target, "val"))  # type: ignore[arg-type]
@@ -214,9 +214,9 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--count", type=int, default=40, help="training pictures of each source class")
-    parser.add_argument("--target-count", type=int, default=5, help="training pictures of each target class")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--count", type=int, default=100, help="training pictures of each source class")
+    parser.add_argument("--target-count", type=int, default=3, help="training pictures of each target class")
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     runs = []
