@@ -8,7 +8,7 @@ Each row is kept in ``results/action_mini.json`` as soon as it is done; ``action
 import argparse
 import json
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,42 @@ Row = dict[str, Any]
 SMALL = 96
 """Side of the patches on which NO PRETRAIN is affordable on one core; transfer is measured at this size, too."""
 
+PERSON_ROWS: dict[str, tuple[str, Retrain, int, int, float, float]] = {
+    "scratch": ("NO PRETRAIN", "all", SMALL, 20, 1e-3, 1.0),
+    "frozen-small": ("transfer, frozen, small", "none", SMALL, 30, 0.0, 1.0),
+    "retrained-small": ("transfer, last stage retrained, small", "last", SMALL, 30, 2e-4, 1.0),
+    "frozen-small-half": ("transfer, frozen, small, half the persons", "none", SMALL, 30, 0.0, 0.5),
+    "retrained-small-half": ("transfer, last stage retrained, small, half the persons", "last", SMALL, 30, 2e-4, 0.5),
+    "frozen-small-quarter": ("transfer, frozen, small, a quarter of them", "none", SMALL, 30, 0.0, 0.25),
+    "retrained-small-quarter": ("transfer, last stage retrained, small, a quarter", "last", SMALL, 30, 2e-4, 0.25),
+    "frozen": ("transfer, frozen", "none", 224, 30, 0.0, 1.0),
+    "retrained": ("transfer, last stage retrained", "last", 224, 30, 2e-4, 1.0),
+    "retrained-slow": ("transfer, last stage retrained at a quarter of the rate", "last", 224, 30, 5e-5, 1.0),
+}
+"""By the name that ``--rows`` takes: title; what is retrained, side of the patches, epochs, learning rate of what is
+retrained, share of the training persons."""
+
+
+def share_of(targets: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+    """Indices of a share of the persons of each action, at least one of each, drawn by the seed."""
+    draw = np.random.default_rng(seed)
+    chosen = [draw.permutation(np.flatnonzero(targets.numpy() == action)) for action in targets.unique().tolist()]
+    return torch.from_numpy(np.sort(np.concatenate([own[: max(1, round(share * len(own)))] for own in chosen])))
+
 
 def persons(
-    sets: tuple[ActionSet, ActionSet], retrain: Retrain, side: int, seeds: range, epochs: int, rate: float
+    sets: tuple[ActionSet, ActionSet],
+    retrain: Retrain,
+    side: int,
+    epochs: int,
+    rate: float,
+    share: float,
+    seeds: range,
 ) -> Row:
-    """Train on a patch per person and rank the persons of the other set; what is frozen runs once for all seeds."""
+    """Train on a patch per person and rank the persons of the other set; what is frozen runs once for all seeds.
+
+    `share`: of the training persons only so many, drawn by the seed.
+    """
     train, val = sets
     labels, targets, several = labels_of(train)
     assert not several.any(), "action-mini has no person of several actions"
@@ -61,12 +92,13 @@ def persons(
         network = new_network(classifier, len(labels), recipe, seed)
         frozen = frozen or [run_frozen(network, part) for part in patches]
         losses: list[float] = []
-        fit(network, frozen[0], targets, recipe, seed, report=lambda _, loss: losses.append(loss))  # noqa: B023
+        kept = share_of(targets, share, seed)
+        fit(network, frozen[0][kept], targets[kept], recipe, seed, report=lambda _, loss: losses.append(loss))  # noqa: B023
         rows = evaluate_persons(val, score_persons(network, frozen[1]), labels)
         of_train = evaluate_persons(train, score_persons(network, frozen[0]), labels)
         seconds = round(time.perf_counter() - start, 1)
         runs.append({"seed": seed, "map": mean_ap(rows), "actions": {row.action: row.ap for row in rows}})
-        runs[-1] |= {"train_map": mean_ap(of_train), "last_loss": losses[-1], "wall_s": seconds}
+        runs[-1] |= {"persons": len(kept), "train_map": mean_ap(of_train), "last_loss": losses[-1], "wall_s": seconds}
         print({key: value for key, value in runs[-1].items() if key != "actions"}, flush=True)
     return {"retrain": retrain, "patch": side, "epochs": epochs, "retrained_rate": rate, "runs": runs}
 
@@ -76,8 +108,6 @@ def sliding(sets: tuple[ActionSet, ActionSet], cache: Path, heads: Path, scales:
     train, val = (as_boxes(actions) for actions in sets)
     path = heads / "sliding-0.safetensors"
     if not path.is_file():
-        from dataclasses import replace
-
         recipe = replace(RECIPES["default"], scales=scales, test_scales=None)
         scorer = DenseScorer("lite0", scales=scales)
         save_head(path, train_model(train, scorer, FeatureCache(scorer, cache), recipe, seed=0))
@@ -118,32 +148,24 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/action-mini"))
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
     parser.add_argument("--heads", type=Path, default=Path("build/action_mini"), help="folder for the trained heads")
-    parser.add_argument("--rows", default="frozen,retrained,frozen-small,retrained-small,scratch,sliding")
+    parser.add_argument("--rows", default=",".join([*PERSON_ROWS, "sliding"]))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     sets = (read_actions(options.data, "train"), read_actions(options.data, "val"))
-    seeds = range(options.seeds)
-    rows: dict[str, tuple[str, Callable[[], Row]]] = {
-        "scratch": ("NO PRETRAIN", lambda: persons(sets, "all", SMALL, seeds, 20, 1e-3)),
-        "frozen-small": ("transfer, frozen, small", lambda: persons(sets, "none", SMALL, seeds, 30, 0)),
-        "retrained-small": (
-            "transfer, last stage retrained, small",
-            lambda: persons(sets, "last", SMALL, seeds, 30, 2e-4),
-        ),
-        "frozen": ("transfer, frozen", lambda: persons(sets, "none", 224, seeds, 30, 0)),
-        "retrained": ("transfer, last stage retrained", lambda: persons(sets, "last", 224, seeds, 30, 2e-4)),
-        "sliding": ("sliding window", lambda: sliding(sets, options.cache, options.heads, (1.0, 1.6, 2.4))),
-    }  # fmt: skip
+    titles = {key: title for key, (title, *_) in PERSON_ROWS.items()} | {"sliding": "sliding window"}
     path = options.results / "action_mini.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
     results |= {"train_persons": len(sets[0].persons), "val_persons": len(sets[1].persons)}
     results |= {"actions": len(sets[0].actions)}
     for key in options.rows.split(","):
-        title, measure = rows[key]
-        print(title, flush=True)
-        done = results["rows"] | {title: measure() | {"torch": torch.__version__, "device": "cpu"}}
-        results["rows"] = {name: done[name] for name, _ in rows.values() if name in done}
+        print(titles[key], flush=True)
+        if key == "sliding":
+            row = sliding(sets, options.cache, options.heads, (1.0, 1.6, 2.4))
+        else:
+            row = persons(sets, *PERSON_ROWS[key][1:], seeds=range(options.seeds))
+        done = results["rows"] | {titles[key]: row | {"torch": torch.__version__, "device": "cpu"}}
+        results["rows"] = {title: done[title] for title in titles.values() if title in done}
         for file, text in ((path, json.dumps(results, indent=1) + "\n"), (path.with_suffix(".md"), table(results))):
             with written_whole(file, overwrite=True) as temporary:
                 temporary.write_text(text)

@@ -57,7 +57,7 @@ def train_actions(
     model: Annotated[str, typer.Option(help="A name that `densescore models` lists.")] = "lite0",
     weights: WeightsFile = "default",
     split: Split = "train",
-    retrain: Annotated[str, typer.Option(help="Beside FCa and FCb: none, last (stage, or FC6) or all.")] = "last",
+    retrain: Annotated[str, typer.Option(help="Beside FCa and FCb: none, last (stage, or FC6) or all.")] = "none",
     sliding: Annotated[
         bool, typer.Option("--sliding", help="Train a head for dense scoring instead: tested without boxes, with maps.")
     ] = False,

@@ -36,7 +36,7 @@ class ActionRecipe:
         width: of FCa.
     """
 
-    retrain: Retrain = "last"
+    retrain: Retrain = "none"
     margin: float = 1.0
     epochs: int = 30
     batch: int = 32
