@@ -18,6 +18,7 @@ import tifffile
 import typer
 
 from densescore.bench.machine import describe_machine
+from densescore.files import written_whole
 
 RESULTS = Path(__file__).parent / "results"
 CHILD = """
@@ -60,17 +61,18 @@ def main(
                 for start in [row * 256 % cat.shape[0]]
                 for piece in [band[start : start + 256, col * 256 : (col + 1) * 256]]
             )
-            tifffile.imwrite(
-                path,
-                tiles,
-                shape=(side, side, 3),
-                dtype="uint8",
-                tile=(256, 256),
-                compression="zlib",
-                photometric="rgb",
-            )
+            with written_whole(path) as temporary:
+                tifffile.imwrite(
+                    temporary,
+                    tiles,
+                    shape=(side, side, 3),
+                    dtype="uint8",
+                    tile=(256, 256),
+                    compression="zlib",
+                    photometric="rgb",
+                )
         command = [sys.executable, "-c", CHILD, str(path), str(out / f"{side}-scores"), model, str(patch_size)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append({"side": side, **json.loads(done.stdout)})
         print(json.dumps(rows[-1]), flush=True)
     record = {"command": f"python benchmarks/huge_memory.py --out DIR --model {model} --patch-size {patch_size:g}"}
