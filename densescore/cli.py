@@ -29,8 +29,10 @@ from densescore.cli_common import (
 )
 from densescore.evaluation_cli import app as evaluation_app
 from densescore.export import describe, export_heatmaps, list_images
+from densescore.huge_cli import app as huge_app
 from densescore.image import read_image
 from densescore.many_cli import app as many_app
+from densescore.model_export_cli import app as model_export_app
 from densescore.models import MODELS
 from densescore.pretrain_cli import app as pretrain_app
 from densescore.reproduce_cli import app as reproduce_app
@@ -50,6 +52,8 @@ app.add_typer(many_app)
 app.add_typer(pretrain_app)
 app.add_typer(actions_app)
 app.add_typer(reproduce_app)
+app.add_typer(huge_app)
+app.add_typer(model_export_app)
 _out = Console()
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)]

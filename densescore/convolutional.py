@@ -117,9 +117,9 @@ def _trace(module: nn.Module, patch: int) -> fx.GraphModule:
     except Exception as error:  # tracing runs the user's own forward
         raise DensescoreError(f"{type(module).__name__} cannot be traced: {tracer.current}: {error}") from error
     parameter = next(module.parameters(), torch.empty(0))
-    sample = torch.zeros(1, 3, patch, patch, dtype=parameter.dtype, device=parameter.device)
     try:
         with torch.inference_mode():
+            sample = torch.zeros(1, 3, patch, patch, dtype=parameter.dtype, device=parameter.device)
             ShapeProp(graph).propagate(sample)
     except Exception as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

@@ -13,15 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from densescore.convolutional import to_dense
-from densescore.cook_toom import WHOLE_TILES
 from densescore.cpu import Runtime, speed_up
+from densescore.devices import find_device, find_dtype
 from densescore.geometry import DEFAULT_MAX_CELLS, Level, Pyramid
 from densescore.image import ImageLike, Pixels, level_pixels, read_image
+from densescore.lots import lots_of
+from densescore.memory import in_memory
 from densescore.models import load_classifier
 from densescore.models.registry import Weights
 from densescore.models.weights import digest_of
 from densescore.scores import DenseScores
 from densescore.sliding_window import crop_batches
+from densescore.tiling import trunk_in_tiles
 from densescore_kernels.errors import DensescoreError
 
 Context = Literal["image", "patch"]
@@ -31,8 +34,6 @@ HEAD_BYTES = 96 * 2**20
 
 CROP_BATCH = 64
 """Crops per forward pass in ``context="patch"``."""
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class DenseScorer:
@@ -105,8 +106,8 @@ class DenseScorer:
         self.scales = classifier.scales if scales is None else tuple(scales)
         self.patch_sizes = None if patch_sizes is None else tuple(patch_sizes)
         self.k, self.max_cells = float(k), max_cells
-        self.device = _find_device(device)
-        self.dtype = _find_dtype(dtype, network, self.device)
+        self.device = find_device(device)
+        self.dtype = find_dtype(dtype, network, self.device)
         self.network = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         self.mean, self.std = classifier.mean, classifier.std
         self.pyramid(224, 224)  # scales are checked now, not at the first image
@@ -143,8 +144,8 @@ class DenseScorer:
             DensescoreError: the image cannot be read, has too many patches, or the scores are not finite.
         """
         timings: dict[str, float] = {}
-        pyramid, outputs = self._run(image, context, self.network.classifier, timings)
-        return self._scores(outputs, pyramid, context, timings)
+        pyramid, outputs, retried = self._run(image, context, self.network.classifier, timings)
+        return self._scores(outputs, pyramid, context, timings, retried)
 
     def score_features(self, features: Tensor, height: int, width: int, *, context: Context = "image") -> DenseScores:
         """Score patches whose features are known: what is left of `score` after `features`.
@@ -159,9 +160,19 @@ class DenseScorer:
             outputs = self.network.classifier(features.to(self.device, self.dtype))
         return self._scores(outputs, self.pyramid(height, width), context, {})
 
-    def _scores(self, outputs: Tensor, pyramid: Pyramid, context: Context, timings: dict[str, float]) -> DenseScores:
+    def _scores(
+        self, outputs: Tensor, pyramid: Pyramid, context: Context, timings: dict[str, float], retried: bool = False
+    ) -> DenseScores:
         return DenseScores(
-            self._probabilities(outputs), self.labels, pyramid, self.k, self.name, context, self.runtime, timings
+            self._probabilities(outputs),
+            self.labels,
+            pyramid,
+            self.k,
+            self.name,
+            context,
+            self.runtime,
+            timings,
+            retried,
         )
 
     def _probabilities(self, outputs: Tensor) -> Tensor:
@@ -193,38 +204,55 @@ class DenseScorer:
         Returns:
             ``[M, D]`` in the scorer's dtype, in the order of `score`'s rows.
         """
-        return self._run(image, context, torch.nn.Identity(), {})[1].flatten(1)
+        return self._run(image, context, torch.nn.Identity(), {})[1].flatten(1).clone()  # a user may train on it
 
     def _run(
         self, image: ImageLike, context: Context, classifier: nn.Module, timings: dict[str, float]
-    ) -> tuple[Pyramid, Tensor]:
-        """Everything but the softmax: `classifier`'s output for each patch, ``[M, …]``, as an ordinary tensor."""
+    ) -> tuple[Pyramid, Tensor, bool]:
+        """Everything but the softmax: `classifier`'s output for each patch, ``[M, …]``.
+
+        Where memory runs out, the image is scored once more in smaller parts; the last value says so.
+        """
         if context not in ("image", "patch"):
             raise DensescoreError(f"context must be 'image' or 'patch', got {context!r}")
         clock = _Clock(self.device, timings)
         pixels = read_image(image)
         pyramid = self.pyramid(*pixels.shape[:2])
         clock.lap("decode")
+        size = f"an image of {pyramid.height}×{pyramid.width} pixels with {len(pyramid):,} patches"
+        outputs, parts = in_memory(
+            lambda parts: self._outputs(pixels, pyramid, context, classifier, clock, parts), size
+        )
+        return pyramid, outputs, parts > 1
+
+    def _outputs(
+        self, pixels: Pixels, pyramid: Pyramid, context: Context, classifier: nn.Module, clock: "_Clock", parts: int
+    ) -> Tensor:
+        """`_run` in one go; with `parts`, in about so many times smaller pieces."""
         with torch.inference_mode():
             levels = self._levels(pixels, pyramid, clock)
             if context == "patch":
-                embedded = (self.network.embed_crops(crops) for crops in crop_batches(levels, pyramid, CROP_BATCH))
-                parts = [classifier(features) for features in embedded]
+                crops = crop_batches(levels, pyramid, CROP_BATCH // parts)
+                outputs = torch.cat([classifier(self.network.embed_crops(batch)) for batch in crops])
                 clock.lap("crops")
-            else:
-                parts = [self._head(self._maps(levels, clock), pyramid.levels, classifier, clock)]
-        return pyramid, torch.cat(parts)  # outside inference mode: a tensor that a user may train on
+                return outputs
+            return self._head(self._maps(levels, clock, parts), pyramid.levels, classifier, clock, parts)
 
     def _head(
-        self, maps: Iterable[Tensor], levels: Sequence[Level], classifier: nn.Module, clock: "_Clock | None" = None
+        self,
+        maps: Iterable[Tensor],
+        levels: Sequence[Level],
+        classifier: nn.Module,
+        clock: "_Clock | None" = None,
+        parts: int = 1,
     ) -> Tensor:
         """`classifier`'s output for the cells of levels, in order."""
-        parts = []
-        for blocks in self._blocks(maps, levels):
-            parts.append(classifier(self.network.embed_blocks(blocks)))
+        lots = []
+        for blocks in lots_of(maps, levels, self.network, HEAD_BYTES // parts):
+            lots.append(classifier(self.network.embed_blocks(blocks)))
             if clock:
                 clock.lap("head")
-        outputs = torch.cat(parts)
+        outputs = torch.cat(lots)
         if self.network.phases == 1:
             return outputs
         cells = [phase.ravel() for level in levels for phase in level.phases(self.network.phases)]
@@ -237,10 +265,11 @@ class DenseScorer:
             clock.lap("pyramid")
             yield tensor
 
-    def _maps(self, levels: Iterator[Tensor], clock: "_Clock") -> Iterator[Tensor]:
-        """The trunk's map of each level, ``[phases², C, h, w]``."""
+    def _maps(self, levels: Iterator[Tensor], clock: "_Clock", parts: int) -> Iterator[Tensor]:
+        """The trunk's map of each level, ``[phases², C, h, w]``; with `parts`, from as many times smaller tiles."""
         for level in levels:
-            feature_map = self.network.fast_trunk(level)
+            side = int(max(level.shape[2:]) / parts**0.5)
+            feature_map = self.network.fast_trunk(level) if parts == 1 else trunk_in_tiles(self.network, level, side)
             clock.lap("trunk")
             yield feature_map
 
@@ -258,27 +287,6 @@ class DenseScorer:
         scaled -= np.tile(mean / std, width)
         tensor = torch.from_numpy(scaled).view(height, width, 3).permute(2, 0, 1)[None]
         return tensor.to(self.device, self.dtype)
-
-    def _blocks(self, maps: Iterable[Tensor], levels: Sequence[Level]) -> Iterator[list[Tensor]]:
-        """Blocks that hold the cells of all levels, phase by phase, in as few lots as `HEAD_BYTES` allows."""
-        network = self.network
-        # A window is held twice while it is projected; features, a hidden layer as wide, and logits follow.
-        numbers = 2 * (network.window_width + network.feature_width) + network.classes
-        most = max(1, HEAD_BYTES // (numbers * self.dtype.itemsize))
-        cells_in_all = sum(level.rows * level.cols for level in levels)
-        lots = -(-cells_in_all // most)
-        most = -(-cells_in_all // lots)  # of equal size: a small last one would cost nearly what a large one does
-        lot: list[Tensor] = []
-        count = 0
-        for feature_map, level in zip(maps, levels, strict=True):
-            for phase, cells in zip(feature_map.split(1), level.phases(network.phases), strict=True):
-                for rows, cols in _blocks(cells.shape[0], cells.shape[1], most):
-                    if count + len(rows) * len(cols) > most:
-                        yield lot
-                        lot, count = [], 0
-                    lot.append(network.block(phase, rows, cols))
-                    count += len(rows) * len(cols)
-        yield lot
 
 
 class _Clock:
@@ -329,44 +337,9 @@ def _shared_scorer(model: str, **options: Any) -> DenseScorer:
     return DenseScorer(model, **options)
 
 
-def _blocks(rows: int, cols: int, most: int) -> Iterator[tuple[range, range]]:
-    """Cut a grid, in the order of its cells, into blocks of at most `most` cells: whole rows, or parts of one row."""
-    if cols > most:
-        for row in range(rows):
-            for col in range(0, cols, most):
-                yield range(row, row + 1), range(col, min(col + most, cols))
-        return
-    step = most // max(cols, 1)
-    step -= step % WHOLE_TILES if step > WHOLE_TILES else 0
-    for row in range(0, rows, step):
-        yield range(row, min(row + step, rows)), range(cols)
-
-
 def _fit_labels(labels: tuple[str, ...], classes: int, given: bool) -> tuple[str, ...]:
     if len(labels) == classes:
         return labels
     if given:
         raise DensescoreError(f"labels: got {len(labels)} names for a network of {classes} classes")
     return tuple(f"class {index}" for index in range(classes))
-
-
-def _find_device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise DensescoreError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return found
-
-
-def _find_dtype(dtype: str | torch.dtype, network: nn.Module, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        return next(network.parameters()).dtype
-    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found is None or found not in _DTYPES.values():
-        raise DensescoreError(f"dtype must be 'auto', {', '.join(map(repr, _DTYPES))}, got {dtype!r}")
-    if found == torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise DensescoreError(f"dtype 'bfloat16' is not supported by {torch.cuda.get_device_name(device)}")
-    return found

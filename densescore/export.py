@@ -58,7 +58,7 @@ def export_heatmaps(
         raise DensescoreError(f"image: expected the {size} pixels that were scored, got {image.shape[:2]}")
     labels = list(dict.fromkeys(labels))
     maps = scores.response_map(labels).cpu().numpy()  # [len(labels), H, W]
-    names = _file_names(labels)
+    names = file_names(labels)
     manifest = describe(scores, source)
     manifest["classes"] = [
         _describe_class(scores, label, values, name) for label, values, name in zip(labels, maps, names, strict=True)
@@ -131,6 +131,7 @@ def describe(scores: DenseScores, source: str) -> dict[str, Any]:
             ],
         },
         "top": [ranked._asdict() for ranked in scores.top(5)],
+        **({"retried": True} if scores.retried else {}),
         "timings": {stage: round(seconds, 4) for stage, seconds in scores.timings.items()},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }
@@ -154,7 +155,7 @@ def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32]
     }
 
 
-def _file_names(labels: Sequence[str]) -> list[str]:
+def file_names(labels: Sequence[str]) -> list[str]:
     """A file name per class: its label in plain characters, numbered where two come out alike."""
     names: list[str] = []
     for label in labels:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from densescore_kernels.errors import DensescoreError
 
 
@@ -20,7 +22,7 @@ def written_whole(path: str | os.PathLike[str], *, overwrite: bool = False, fold
         folder: `path` is a folder; the temporary one exists already.
 
     Raises:
-        DensescoreError: `path` exists and `overwrite` is off, or it cannot be written.
+        DensescoreError: `path` exists and `overwrite` is off, or it cannot be written: a full disk, no permission.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -38,5 +40,8 @@ def written_whole(path: str | os.PathLike[str], *, overwrite: bool = False, fold
         if path.is_dir():  # a folder cannot be replaced in one step: set it aside, and it goes with the scratch folder
             path.rename(scratch / "replaced")
         temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DensescoreError(f"{path}: cannot be written: {reason}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

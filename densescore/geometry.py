@@ -21,6 +21,8 @@ PAPER_SCALES = (1.0, 1.3, 1.6, 2.0, 2.4, 2.8, 3.2, 3.6, 4.0)
 DEFAULT_MAX_CELLS = 100_000
 """Most patches that one image may have before `Pyramid.of` refuses: nine paper scales pass it beyond 46:1."""
 
+_LONGEST = 2**31  # pixels of a level's side, as OpenCV counts them
+
 
 @dataclass(frozen=True)
 class Level:
@@ -109,16 +111,23 @@ class Pyramid:
         """
         if height < 1 or width < 1:
             raise DensescoreError(f"image size must be at least 1×1, got {height}×{width} (height × width)")
+        if min(patch, stride, phases) < 1:
+            raise DensescoreError(f"patch, stride and phases must be at least 1, got {patch}, {stride} and {phases}")
         short = min(height, width)
         if patch_sizes is not None:
             _check_positive("patch_sizes", patch_sizes)
-            scales = [short / size for size in patch_sizes]
+            scales = [min(short / size, _LONGEST) for size in patch_sizes]
         _check_positive("scales", scales)
 
         levels: list[Level] = []
         start = 0
         for scale in scales:
             ratio = patch * scale / short
+            if not max(height, width) * ratio < _LONGEST:
+                raise DensescoreError(
+                    f"an image of {height}×{width} pixels at scale {scale:g}, with patches of {patch} pixels, would be "
+                    f"{max(height, width) * ratio:.3g} pixels long: use a smaller scale, or a larger patch size"
+                )
             level_height, level_width = max(1, round(height * ratio)), max(1, round(width * ratio))
             rows, cols = (_cells_along(side, patch, stride, phases) for side in (level_height, level_width))
             levels.append(Level(float(scale), level_height, level_width, rows, cols, start))

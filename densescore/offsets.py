@@ -21,7 +21,7 @@ from timm.layers.padding import get_same_padding
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from densescore_kernels.errors import DensescoreError
+from densescore_kernels.errors import DensescoreError, reason_of
 
 Phase = tuple[int, int]
 """Pixels, down and across, at which a map begins."""
@@ -77,7 +77,7 @@ def with_offsets(trunk: fx.GraphModule, patch: int, stride: int, finer: int) -> 
     try:
         _shapes(offset, patch)
     except RuntimeError as error:  # branches of unlike layers, which begin late by unlike amounts
-        raise DensescoreError(f"stride {finer} is too fine for this network: {str(error).splitlines()[-1]}") from error
+        raise DensescoreError(f"stride {finer} is too fine for this network: {reason_of(error)}") from error
     return offset
 
 
@@ -153,11 +153,11 @@ def _strided_layer(trunk: fx.GraphModule, node: fx.Node, shape: torch.Size) -> t
         )
         return layer, (across // 2, across - across // 2, down // 2, down - down // 2)
     padded: Any = getattr(layer, "padding", 0)
-    if kind is nn.Conv2d and layer.padding_mode == "zeros" and padded != "same":
+    if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and padded != "same":
         down, across = (0, 0) if padded == "valid" else padded
         return layer, (across, across, down, down)
     whole = not getattr(layer, "ceil_mode", False) and (not padded or getattr(layer, "count_include_pad", True))
-    if kind in (nn.MaxPool2d, nn.AvgPool2d) and whole:
+    if isinstance(layer, nn.Module) and kind in (nn.MaxPool2d, nn.AvgPool2d) and whole:
         down, across = (padded, padded) if isinstance(padded, int) else padded
         return layer, (across, across, down, down)
     name = f"layer {node.target} ({kind.__name__})" if layer else f"operation {node.target}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from densescore.offsets import static_padding
-from densescore_kernels.errors import DensescoreError
+from densescore_kernels.errors import DensescoreError, reason_of
 
 _HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -60,7 +60,7 @@ class OpenVINOTrunk(nn.Module):
                 settings = {"INFERENCE_PRECISION_HINT": _HINTS[dtype], "INFERENCE_NUM_THREADS": torch.get_num_threads()}
                 self._request = openvino.compile_model(model, "CPU", settings).create_infer_request()
         except RuntimeError as error:
-            raise DensescoreError(f"OpenVINO cannot convert the trunk: {str(error).splitlines()[0]}") from error
+            raise DensescoreError(f"OpenVINO cannot convert the trunk: {reason_of(error)}") from error
         self._dtype = dtype
 
     def forward(self, pixels: Tensor) -> Tensor:

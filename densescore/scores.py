@@ -78,6 +78,7 @@ class DenseScores:
         context: ``"image"`` (dense) or ``"patch"`` (crops).
         runtime: what ran the trunk: ``"torch"`` or ``"openvino"``.
         timings: seconds per stage: decode, pyramid, trunk, head.
+        retried: memory ran out, and the image was scored once more, in smaller parts.
 
     Example:
         >>> pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
@@ -96,6 +97,7 @@ class DenseScores:
     context: str = "image"
     runtime: str = "torch"
     timings: dict[str, float] = field(default_factory=dict)
+    retried: bool = False
 
     def __post_init__(self) -> None:
         expected = (len(self.pyramid), len(self.labels))
@@ -235,7 +237,7 @@ class DenseScores:
         description = {
             "labels": self.labels,
             "pyramid": asdict(self.pyramid),
-            **{name: getattr(self, name) for name in ("k", "model", "context", "runtime", "timings")},
+            **{name: getattr(self, name) for name in ("k", "model", "context", "runtime", "timings", "retried")},
         }
         metadata = {"format": _FORMAT, "densescore": json.dumps(description)}
         with written_whole(path, overwrite=overwrite) as temporary:
@@ -252,8 +254,11 @@ class DenseScores:
         metadata = read_metadata(path) if Path(path).suffix == ".safetensors" else {}
         if metadata.get("format") != _FORMAT:
             raise DensescoreError(f"{path}: not saved scores (format {metadata.get('format')!r}, not {_FORMAT!r})")
-        description = json.loads(metadata["densescore"])
-        pyramid = description.pop("pyramid")
-        levels = tuple(Level(**level) for level in pyramid.pop("levels"))
-        labels = tuple(description.pop("labels"))
-        return cls(tensors["patch_scores"], labels, Pyramid(**pyramid, levels=levels), **description)
+        try:
+            description = json.loads(metadata["densescore"])
+            pyramid = description.pop("pyramid")
+            levels = tuple(Level(**level) for level in pyramid.pop("levels"))
+            labels = tuple(description.pop("labels"))
+            return cls(tensors["patch_scores"], labels, Pyramid(**pyramid, levels=levels), **description)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DensescoreError(f"{path}: saved scores without a valid {error}") from error

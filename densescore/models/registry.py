@@ -1,6 +1,7 @@
 """Names → networks with all that is needed to run them."""
 
 import copy
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -230,8 +231,10 @@ def _load_named(name: str, weights: Weights, trained: Mapping[str, Tensor] = Map
 
 def _check(classifier: Classifier) -> None:
     for name, values in (("mean", classifier.mean), ("std", classifier.std)):
-        if len(values) != 3 or (name == "std" and min(values) <= 0):
-            raise DensescoreError(f"{name} must be three numbers, one per channel (std above 0), got {tuple(values)}")
+        if len(values) != 3 or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
+            raise DensescoreError(
+                f"{name} must be three finite numbers, one per channel (std above 0), got {tuple(values)}"
+            )
     if classifier.patch_size < 1:
         raise DensescoreError(f"patch_size must be at least 1, got {classifier.patch_size}")
     repeated = sorted({label for label in classifier.labels if classifier.labels.count(label) > 1})

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from densescore.files import written_whole
-from densescore_kernels.errors import DensescoreError
+from densescore_kernels.errors import DensescoreError, reason_of
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -30,7 +30,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             return load_file(path)
         weights: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, pickle and zip each raise their own
-        raise DensescoreError(f"{path}: cannot be read as weights: {str(error).splitlines()[0]}") from error
+        raise DensescoreError(f"{path}: cannot be read as weights: {reason_of(error)}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise DensescoreError(f"{path}: expected tensors by name (a state_dict), got {type(weights).__name__}")
     return weights
@@ -42,7 +42,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except Exception as error:
-        raise DensescoreError(f"{path}: cannot be read as safetensors: {str(error).splitlines()[0]}") from error
+        raise DensescoreError(f"{path}: cannot be read as safetensors: {reason_of(error)}") from error
 
 
 def save_weights(
@@ -71,11 +71,18 @@ def save_weights(
 
 
 def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
-    """The class names that `save_weights` wrote beside the weights; None if the file has none."""
+    """The class names that `save_weights` wrote beside the weights; None if the file has none.
+
+    Raises:
+        DensescoreError: they are no names.
+    """
     if Path(path).suffix != ".safetensors":
         return None
     text = read_metadata(path).get("labels")
-    return None if text is None else tuple(map(str, json.loads(text)))
+    try:
+        return None if text is None else tuple(map(str, json.loads(text)))
+    except (TypeError, ValueError) as error:
+        raise DensescoreError(f"{path}: labels are not a list of names: {reason_of(error)}") from error
 
 
 def fill(module: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
