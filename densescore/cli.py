@@ -27,6 +27,7 @@ from densescore.cli_common import (
     make_scorer,
     readable_errors,
 )
+from densescore.demo_cli import app as demo_app
 from densescore.evaluation_cli import app as evaluation_app
 from densescore.export import describe, export_heatmaps, list_images
 from densescore.image import read_image
@@ -50,6 +51,7 @@ app.add_typer(many_app)
 app.add_typer(pretrain_app)
 app.add_typer(actions_app)
 app.add_typer(reproduce_app)
+app.add_typer(demo_app)
 _out = Console()
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)]

@@ -19,6 +19,7 @@ from densescore.cli_common import (
     PatchSizes,
     RuntimeOption,
     Scales,
+    Stride,
     Weights,
     err,
     readable_errors,
@@ -66,6 +67,7 @@ def score(
     weights: Weights = "default",
     scales: Scales = "",
     patch_sizes: PatchSizes = "",
+    stride: Stride = None,
     k: K = None,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -90,7 +92,7 @@ def score(
         kept = Kept(top, all_scores, mapped, chosen, maps, patch_scores)
         if runtime == "auto":  # which one is faster is timed; parts of one table must come from the same
             runtime = recorded(out, "runtime") or "auto"
-        options = scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime)
+        options = scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime) | {"stride": stride}
         if engine not in ("local", "ray"):
             raise DensescoreError(f"--engine: expected local or ray, got {engine!r}")
         scorer = DenseScorer(**options)

@@ -7,6 +7,7 @@ shared. Ray holds parts back while workers are busy or this process is behind, a
 
 import io
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -57,13 +58,14 @@ def ray_engine(
         mine = not ray.is_initialized()
         try:
             if mine:
-                ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="error")
+                ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # no cluster at the address, another version of Ray or Python, …
             raise DensescoreError(f"address {address!r}: no Ray cluster: {error}") from error
         try:
             parts = [{"start": part.start, "images": [run.images[i] for i in part]} for part in run.pending()]
             attempts = ray.remote(num_cpus=0)(_Attempts).remote()
             count = workers or max(1, int(ray.cluster_resources().get("CPU", 1) / cpus))
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
             ray.data.DataContext.get_current().enable_progress_bars = False
             tables = ray.data.from_items(parts, override_num_blocks=max(1, len(parts))).map(
                 _Worker,

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("ray", reason="needs the extra: pip install 'densescore[ray]'")
 import pyarrow.parquet as pq
-import ray
+from ray.cluster_utils import Cluster
 
 from densescore import DensescoreError, DenseScorer
 from densescore.image import read_image
@@ -47,10 +47,12 @@ def _read_or_die(source: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
-    yield
-    ray.shutdown()
+def cluster() -> Iterator[str]:
+    """A cluster of its own processes; its address."""
+    head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield cluster.address
+    cluster.shutdown()
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def options(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_the_same_table_as_one_process(
-    cluster: None, options: dict[str, Any], pictures: list[str], tmp_path: Path
+    cluster: str, options: dict[str, Any], pictures: list[str], tmp_path: Path
 ) -> None:
     zarr = pytest.importorskip("zarr")
     scorer = DenseScorer(**options)
@@ -74,7 +76,13 @@ def test_the_same_table_as_one_process(
         names.extend(row["image"] for row in rows)
 
     failed = score_table(
-        pictures, there, scorer, kept, part_size=2, engine=ray_engine(options, workers=2), report=report
+        pictures,
+        there,
+        scorer,
+        kept,
+        part_size=2,
+        engine=ray_engine(options, address=cluster, workers=2),
+        report=report,
     )
     assert failed == 2
     assert sorted(names) == sorted(pictures)
@@ -88,7 +96,7 @@ def test_the_same_table_as_one_process(
 
 
 def test_a_lost_workers_part_is_done_by_another(
-    cluster: None, options: dict[str, Any], pictures: list[str], tmp_path: Path
+    cluster: str, options: dict[str, Any], pictures: list[str], tmp_path: Path
 ) -> None:
     scorer = DenseScorer(**options)
     here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
@@ -102,13 +110,15 @@ def test_a_lost_workers_part_is_done_by_another(
             killed.append(min(workers))
             os.kill(killed[0], signal.SIGKILL)
 
-    score_table(images, there, scorer, part_size=1, engine=ray_engine(options, workers=2), report=report)
+    score_table(
+        images, there, scorer, part_size=1, engine=ray_engine(options, address=cluster, workers=2), report=report
+    )
     assert len(killed) == 1
     assert pq.read_table(there).equals(pq.read_table(here))
 
 
 def test_a_stopped_run_goes_on_with_the_other_engine(
-    cluster: None, options: dict[str, Any], pictures: list[str], tmp_path: Path
+    cluster: str, options: dict[str, Any], pictures: list[str], tmp_path: Path
 ) -> None:
     scorer = DenseScorer(**options)
     out, whole = tmp_path / "results.parquet", tmp_path / "whole.parquet"
@@ -118,30 +128,32 @@ def test_a_stopped_run_goes_on_with_the_other_engine(
         if rows:
             raise KeyboardInterrupt
 
-    for engine in (ray_engine(options, workers=1), None):
+    for engine in (ray_engine(options, address=cluster, workers=1), None):
         with pytest.raises(KeyboardInterrupt):
             score_table(pictures, out, scorer, part_size=2, engine=engine, report=stop)
-    score_table(pictures, out, scorer, part_size=2, engine=ray_engine(options, workers=1))
+    score_table(pictures, out, scorer, part_size=2, engine=ray_engine(options, address=cluster, workers=1))
     assert pq.read_table(out).equals(pq.read_table(whole))
 
 
 def test_a_worker_with_another_model_is_refused(
-    cluster: None, options: dict[str, Any], pictures: list[str], tmp_path: Path
+    cluster: str, options: dict[str, Any], pictures: list[str], tmp_path: Path
 ) -> None:
     scorer = DenseScorer(**options)
     with pytest.raises(DensescoreError, match=r"a worker has another scales: \[1, 2\], not \[1, 1.5\]"):
-        score_table(pictures, tmp_path / "r.parquet", scorer, engine=ray_engine({**options, "scales": (1, 2)}))
+        score_table(
+            pictures, tmp_path / "r.parquet", scorer, engine=ray_engine({**options, "scales": (1, 2)}, address=cluster)
+        )
     assert not (tmp_path / "r.parquet").exists()
 
 
 def test_an_image_that_kills_its_workers_is_given_up(
-    cluster: None, options: dict[str, Any], pictures: list[str], tmp_path: Path
+    cluster: str, options: dict[str, Any], pictures: list[str], tmp_path: Path
 ) -> None:
     scorer = DenseScorer(**options)
     deadly = tmp_path / "deadly.png"
     deadly.symlink_to(pictures[0])
     images = [*pictures[:2], str(deadly), pictures[4]]
-    failed = score_table(images, tmp_path / "r.parquet", scorer, engine=ray_engine(options, workers=1))
+    failed = score_table(images, tmp_path / "r.parquet", scorer, engine=ray_engine(options, address=cluster, workers=1))
     rows = pq.read_table(tmp_path / "r.parquet").to_pylist()
     assert failed == 1
     assert [row["error"] for row in rows] == [None, None, f"{deadly}: 3 workers died while they scored it", None]
