@@ -27,6 +27,7 @@ from densescore.cli_common import (
     make_scorer,
     readable_errors,
 )
+from densescore.demo_cli import app as demo_app
 from densescore.evaluation_cli import app as evaluation_app
 from densescore.export import describe, export_heatmaps, list_images
 from densescore.huge_cli import app as huge_app
@@ -54,6 +55,7 @@ app.add_typer(actions_app)
 app.add_typer(reproduce_app)
 app.add_typer(huge_app)
 app.add_typer(model_export_app)
+app.add_typer(demo_app)
 _out = Console()
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)]

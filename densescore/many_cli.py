@@ -19,6 +19,7 @@ from densescore.cli_common import (
     PatchSizes,
     RuntimeOption,
     Scales,
+    Stride,
     Weights,
     err,
     readable_errors,
@@ -26,9 +27,11 @@ from densescore.cli_common import (
 )
 from densescore.engine import DenseScorer
 from densescore.many.inputs import find_inputs
+from densescore.many.ray_engine import ray_engine
 from densescore.many.rows import Kept, Row
 from densescore.many.run import recorded
 from densescore.many.table import local_engine, score_table
+from densescore_kernels.errors import DensescoreError
 
 app = typer.Typer()
 
@@ -64,12 +67,19 @@ def score(
     weights: Weights = "default",
     scales: Scales = "",
     patch_sizes: PatchSizes = "",
+    stride: Stride = None,
     k: K = None,
     device: Device = "auto",
     dtype: DType = "auto",
     runtime: RuntimeOption = "auto",
     context: Context = "image",
     decoders: Annotated[int, typer.Option(help="Threads that decode ahead.", min=1)] = 1,
+    engine: Annotated[str, typer.Option(help="local, or ray: workers of a Ray cluster, one model each.")] = "local",
+    address: Annotated[str, typer.Option(help="Of the Ray cluster; by default a new one on this machine.")] = "",
+    workers: Annotated[
+        int | None, typer.Option(help="Models at work in the cluster; by default all fit.", min=1)
+    ] = None,
+    cpus: Annotated[float, typer.Option(help="Processors per worker.")] = 1,
     part_size: Annotated[int, typer.Option(help="Images per part: the most that a kill can cost.", min=1)] = 64,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object at the end.")] = False,
@@ -82,8 +92,17 @@ def score(
         kept = Kept(top, all_scores, mapped, chosen, maps, patch_scores)
         if runtime == "auto":  # which one is faster is timed; parts of one table must come from the same
             runtime = recorded(out, "runtime") or "auto"
-        options = scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime)
+        options = scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime) | {"stride": stride}
+        if engine not in ("local", "ray"):
+            raise DensescoreError(f"--engine: expected local or ray, got {engine!r}")
         scorer = DenseScorer(**options)
+        # Workers are to do what this process would: what it settled on is theirs, too.
+        settled = {**options, "device": scorer.device.type, "runtime": scorer.runtime}
+        work = (
+            local_engine(scorer, decoders)
+            if engine == "local"
+            else ray_engine(settled, address=address or None, workers=workers, cpus=cpus)
+        )
         counts = {"images": len(paths), "before": 0, "scored": 0, "failed": 0}
         with _progress() as progress:
             task = progress.add_task("images", total=len(paths), failed="")
@@ -108,7 +127,7 @@ def score(
                     context=context,  # type: ignore[arg-type]
                     part_size=part_size,
                     overwrite=overwrite,
-                    engine=local_engine(scorer, decoders),
+                    engine=work,
                     report=report,
                 )
             except KeyboardInterrupt:

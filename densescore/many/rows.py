@@ -102,6 +102,8 @@ def open_arrays(folder: Path, description: Mapping[str, Any]) -> None:
     except ImportError as error:
         raise DensescoreError("maps and patch scores need zarr: pip install 'densescore[many]'") from error
     with _clear_errors(folder):
+        for left in folder.glob("*.partial"):  # by a kill in the line below
+            left.unlink()
         zarr.open_group(folder, mode="a", attributes={"densescore": description})
 
 

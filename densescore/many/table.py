@@ -98,6 +98,8 @@ def describe_scorer(scorer: DenseScorer, context: Context) -> dict[str, Any]:
         "std": scorer.std,
         "scales": scorer.scales if scorer.patch_sizes is None else None,
         "patch-sizes": scorer.patch_sizes,
+        "patch": scorer.network.patch,
+        "stride": scorer.network.stride,
         "k": scorer.k,
         "max-cells": scorer.max_cells,
         "device": scorer.device.type,

@@ -111,15 +111,15 @@ class Job:
                 np.testing.assert_array_equal(np.asarray(ours[name]), np.asarray(theirs[name]))
 
 
-def at_each_change(folder: Path, kept: Kept, count: int, step: int) -> int:
-    """Kill a run in front of its first change, another in front of a later one, …; an unhindered run takes each up."""
+def at_each_change(folder: Path, kept: Kept, count: int, first: int = 1) -> int:
+    """Kill a run in front of its first change, another in front of the next, …; an unhindered run takes each up."""
     job = Job(folder, count, kept)
     whole = folder / "whole" / "results.parquet"
     job.forked(whole)
-    for change in itertools.count(1, step):
+    for change in itertools.count(first):
         out = folder / f"change-{change}" / "results.parquet"
         if job.forked(out, change=change):
-            return (change - 1) // step
+            return change - first
         job.check(out, whole)
         job.forked(out)
         job.check_finished(out, whole)
@@ -136,12 +136,14 @@ def at_random(folder: Path, kept: Kept, kills: int, number: int = signal.SIGKILL
     # Killed late enough that a run gets somewhere, early enough that most do not finish.
     start = time.perf_counter()
     job.forked(folder / "timing" / "results.parquet")
-    seconds = time.perf_counter() - start
+    usual = 0.5 * (time.perf_counter() - start)
     while killed < kills:
         place += 1
+        seconds = usual
         out = folder / f"place-{place}" / "results.parquet"
-        while not job.forked(out, seconds=draw.uniform(0, 0.5 * seconds), number=number):
+        while not job.forked(out, seconds=draw.uniform(0, seconds), number=number):
             killed += 1
+            seconds *= 1.05  # the machine may have become slower
             job.check(out, whole)
         job.check_finished(out, whole)
     return killed
@@ -153,8 +155,8 @@ if __name__ == "__main__":
     root = Path(sys.argv[1])
     table, arrays = Kept(), Kept(patch_scores=True)
     counts = {
-        "table, at each change": at_each_change(root / "1", table, count=4, step=1),
-        "arrays, at some changes": at_each_change(root / "2", arrays, count=3, step=9),
+        "table, at each change": at_each_change(root / "1", table, count=4),
+        "arrays, at the last changes": at_each_change(root / "2", arrays, count=1, first=44),
         "table, at random": at_random(root / "3", table, 16),
         "arrays, at random": at_random(root / "4", arrays, 8),
         "interrupted": at_random(root / "5", table, 4, signal.SIGINT),

@@ -86,6 +86,7 @@ def test_ctrl_c_leaves_what_is_done_and_the_same_command_goes_on(
     [
         (["--classes", "a,d"], "no class 'd'"),
         (["--out", "results.csv"], "ends in .parquet"),
+        (["--engine", "spark"], "--engine: expected local or ray, got 'spark'"),
         (["--top", "0"], "Invalid value for '--top'"),
         (["--out", "pictures/00.png/results.parquet"], "cannot be written"),
     ],

@@ -134,6 +134,7 @@ def test_a_finished_table_is_not_made_again(scorer: DenseScorer, pictures: list[
         ({"images": 10}, r"with another images: 11 paths \(\w+\) then, 10 paths \(\w+\) now"),
         ({"k": 3.0}, r"with another k: 5\.0 then, 3\.0 now"),
         ({"weights": True}, "with another weights: "),
+        ({"stride": 8}, "with another stride: 4 then, 8 now"),
     ],
 )
 def test_other_options_are_refused_by_name_and_touch_nothing(
@@ -147,6 +148,8 @@ def test_other_options_are_refused_by_name_and_touch_nothing(
     images = pictures[: int(str(changed.pop("images", 11)))]
     if "k" in changed:
         monkeypatch.setattr(scorer, "k", changed.pop("k"))
+    if "stride" in changed:
+        monkeypatch.setattr(scorer.network, "stride", changed.pop("stride"))
     if changed.pop("weights", False):
         monkeypatch.setattr(scorer, "classifier_digest", "another head")
     options = {"part_size": 2, **changed}

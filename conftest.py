@@ -1,0 +1,5 @@
+"""What pytest may look at: modules of the page can be imported only where its extra is installed."""
+
+from importlib.util import find_spec
+
+collect_ignore = [f"densescore/demo/{name}.py" for name in ("http", "page", "server") if find_spec("gradio") is None]

@@ -1,0 +1,86 @@
+"""The HTTP call: what curl would get."""
+
+import io
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the extra: pip install 'densescore[demo]'")
+
+from densescore import DenseScorer
+from densescore.demo.http import build_api
+from densescore.demo.service import Limits, Service
+from tests.demo.test_service import png
+
+Serve = Callable[[object], str]
+
+
+def call(url: str, data: Any = None) -> tuple[int, bytes, Any]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=60) as answer:
+            return answer.status, answer.read(), answer.headers
+    except urllib.error.HTTPError as error:
+        return error.code, error.read(), error.headers
+
+
+def test_scores_and_maps(serve: Serve, service: Service, toy: DenseScorer) -> None:
+    url = serve(build_api(service))
+    scores = toy.score(png())
+    status, body, _ = call(f"{url}/score?top=2&patches=3", png())
+    assert status == 200
+    found = json.loads(body)
+    assert found["labels"] == [best.label for best in scores.top(2)]
+    np.testing.assert_allclose(found["scores"], [best.score for best in scores.top(2)], rtol=1e-6)
+    assert (found["model"], found["height"], found["width"], len(found["best_patches"])) == ("Toy", 30, 40, 3)
+    status, body, _ = call(f"{url}/map?label=b", png())
+    np.testing.assert_array_equal(np.load(io.BytesIO(body)), scores.response_map("b")[0].numpy())
+    assert json.loads(call(f"{url}/models")[1]) == ["toy"]
+    described = json.loads(call(f"{url}/openapi.json")[1])["paths"]["/score"]["post"]
+    assert {parameter["name"] for parameter in described["parameters"]} == {"model", "top", "patches"}
+    assert "application/octet-stream" in described["requestBody"]["content"]
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "status", "message"),
+    [
+        ("/score", b"not a picture", 422, "image of 13 bytes: not an image"),
+        ("/score", bytes(300_000), 413, "300,000 bytes; at most 200,000"),
+        ("/score?model=../../etc/passwd", png(), 422, "no model '../../etc/passwd'"),
+        ("/map?label=d", png(), 422, "no class 'd'"),
+    ],
+)
+def test_errors_are_json(serve: Serve, service: Service, path: str, data: bytes, status: int, message: str) -> None:
+    code, body, _ = call(serve(build_api(service)) + path, data)
+    assert code == status
+    assert message in json.loads(body)["error"]
+
+
+def test_a_body_of_unsaid_length_is_cut_off(serve: Serve, service: Service) -> None:
+    chunks = iter([bytes(100_000)] * 5)  # an iterator goes chunked, without Content-Length
+    code, body, _ = call(serve(build_api(service)) + "/score", chunks)
+    assert code == 413
+    assert "more than 200,000 bytes" in json.loads(body)["error"]
+
+
+def test_a_crowd_is_turned_away_and_a_late_answer_is_not_waited_for(serve: Serve, toy: DenseScorer) -> None:
+    go = threading.Event()
+
+    def slow() -> DenseScorer:
+        assert go.wait(60)
+        return toy
+
+    service = Service({"slow": slow}, Limits(seconds=3, waiting=1))
+    url = serve(build_api(service)) + "/score"
+    with ThreadPoolExecutor(5) as crowd:
+        answers = list(crowd.map(lambda seed: call(url, png(seed=seed)), range(5)))
+    assert sorted(status for status, _, _ in answers) == [503, 503, 503, 504, 504]
+    assert {headers["Retry-After"] for status, _, headers in answers if status == 503} == {"5"}
+    go.set()
+    service.close()

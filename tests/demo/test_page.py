@@ -1,0 +1,193 @@
+"""The page in a real browser: upload, choose, point, download; a bad file; light, dark and on a phone.
+
+Pictures of it go to the folder that DENSESCORE_SCREENSHOTS names.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+pytest.importorskip("gradio", reason="needs the extra: pip install 'densescore[demo]'")
+pytest.importorskip("playwright", reason="needs the extra: pip install 'densescore[browser]'")
+from playwright.sync_api import expect, sync_playwright
+
+from densescore import DenseScorer
+from densescore.demo.server import build_app
+from densescore.demo.service import Limits, Service
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WAIT = 60_000  # milliseconds: a shared machine may be slow
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("needs a Chromium on the path")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def scorer() -> DenseScorer:
+    return DenseScorer("lite0", scales=(1, 1.6, 2.4), runtime="torch")
+
+
+@pytest.fixture(scope="module")
+def url(
+    serve: Callable[[object], str],
+    scorer: DenseScorer,
+    cat: NDArray[np.uint8],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
+    example = tmp_path_factory.mktemp("examples") / "cat.png"
+    Image.fromarray(cat).save(example)
+    coarse = DenseScorer("lite0", scales=(1,), runtime="torch")
+    models = {"lite0": lambda: scorer, "one scale": lambda: coarse}
+    return serve(build_app(Service(models, Limits(upload=1_000_000)), [str(example)]))
+
+
+@pytest.fixture
+def open_page(browser: Any, url: str) -> Iterator[Open]:
+    contexts = []
+
+    def start(**options: Any) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(url)
+        page.wait_for_selector("#upload input[type=file]", state="attached")
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+
+
+def upload(page: Any, path: Path) -> None:
+    page.set_input_files("#upload input[type=file]", str(path))
+
+
+def keep_picture(page: Any, name: str) -> None:
+    folder = os.environ.get("DENSESCORE_SCREENSHOTS")
+    if folder:
+        page.wait_for_timeout(1000)  # images fade in
+        page.screenshot(path=str(Path(folder) / f"demo_{name}.png"), full_page=True)
+
+
+@pytest.fixture
+def photograph(tmp_path: Path, cat: NDArray[np.uint8]) -> Path:
+    path = tmp_path / "photograph.png"
+    Image.fromarray(cat).save(path)
+    return path
+
+
+def test_upload_choose_point_and_download(
+    open_page: Open, photograph: Path, cat: NDArray[np.uint8], scorer: DenseScorer, url: str, tmp_path: Path
+) -> None:
+    page = open_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    upload(page, photograph)
+    expect(page.locator("#classes label").first).to_contain_text("Egyptian cat", timeout=WAIT)
+    reading = page.locator("#stage .reading")
+    expect(reading).to_contain_text("Egyptian cat: peak", timeout=WAIT)
+    expect(page.locator("#patches img").nth(5)).to_be_visible(timeout=WAIT)
+    captions = re.findall(r"(\d\.\d\d), (\d+)%", page.locator("#patches").inner_text())
+    assert [float(score) for score, _ in captions] == sorted((float(score) for score, _ in captions), reverse=True)
+    assert len(captions) == 6
+    keep_picture(page, "light")
+
+    page.locator("#classes label", has_text="tabby").click()
+    expect(reading).to_contain_text("tabby: peak", timeout=WAIT)
+    values = scorer.score(photograph).response_map("tabby")[0].numpy()
+    peak = re.search(r"peak ([\d.e-]+)", reading.inner_text())
+    assert peak is not None
+    assert float(peak[1]) == pytest.approx(values.max(), rel=6e-3)  # three digits are shown
+
+    picture = page.locator("#stage .picture")
+    picture.hover(position={"x": 200, "y": 150})
+    expect(reading).to_contain_text("tabby at (")
+    found = re.search(r"\((\d+), (\d+)\): ([\d.e-]+)", reading.inner_text())
+    assert found is not None
+    x, y = int(found[1]), int(found[2])
+    assert x == pytest.approx(200 / picture.bounding_box()["width"] * cat.shape[1], abs=1.5)
+    near = values[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3]  # the browser has every second pixel
+    assert near.min() * 0.994 <= float(found[3]) <= near.max() * 1.006
+
+    page.locator("#stage .opacity").fill("0.2")
+    assert page.locator("#stage .map").evaluate("canvas => canvas.style.opacity") == "0.2"
+    drawn = page.locator("#stage .map").evaluate(
+        "c => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
+    )
+    assert len({tuple(drawn[i : i + 3]) for i in range(0, len(drawn), 4)}) > 10  # a map, not a flat colour
+
+    with page.expect_download() as waiting:
+        page.locator("#maps").click()
+    waiting.value.save_as(tmp_path / "maps.npz")
+    with np.load(tmp_path / "maps.npz") as saved:
+        assert saved["labels"][:2].tolist() == ["Egyptian cat", "tabby"]
+        np.testing.assert_allclose(saved["maps"][1], values, rtol=1e-4, atol=1e-7)
+    assert [address for address in asked if not address.startswith((url, "data:", "blob:"))] == []
+
+
+def test_a_bad_file_gets_a_readable_message_and_the_next_one_works(
+    open_page: Open, photograph: Path, tmp_path: Path
+) -> None:
+    page = open_page()
+    bad = tmp_path / "holiday.jpg"
+    bad.write_bytes(b"not a picture")
+    upload(page, bad)
+    message = page.locator("#message")
+    expect(message).to_contain_text("This could not be scored: holiday.jpg: not an image", timeout=WAIT)
+    keep_picture(page, "bad_file")
+    page.locator("#upload button[aria-label='Clear']").click()
+    expect(message).to_be_hidden(timeout=WAIT)
+    upload(page, photograph)
+    expect(page.locator("#classes label").first).to_contain_text("Egyptian cat", timeout=WAIT)
+    expect(message).to_be_hidden()
+
+
+def test_an_example_and_another_model(open_page: Open) -> None:
+    page = open_page()
+    page.locator("button.gallery-item, td:has-text('cat.png')").first.click()
+    reading = page.locator("#stage .reading")
+    expect(reading).to_contain_text("Egyptian cat: peak", timeout=WAIT)
+    before = reading.inner_text()
+    page.locator("#model input").click()
+    page.get_by_role("option", name="one scale").click()
+    expect(reading).not_to_have_text(before, timeout=WAIT)
+    expect(reading).to_contain_text("Egyptian cat: peak", timeout=WAIT)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dark", {"color_scheme": "dark"}),
+        ("phone", {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True}),
+    ],
+)
+def test_in_the_dark_and_on_a_phone(open_page: Open, photograph: Path, name: str, options: dict[str, Any]) -> None:
+    page = open_page(**options)
+    upload(page, photograph)
+    expect(page.locator("#stage .reading")).to_contain_text("peak", timeout=WAIT)
+    expect(page.locator("#patches img").nth(5)).to_be_visible(timeout=WAIT)
+    keep_picture(page, name)
+    edges = page.evaluate("[...document.querySelectorAll('#stage *')].map(e => e.getBoundingClientRect().right)")
+    edges.append(page.evaluate("document.documentElement.scrollWidth"))
+    assert max(edges) <= page.viewport_size["width"]  # nothing is cut off, or to scroll sideways for
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    bright = sum(map(int, re.findall(r"\d+", background)[:3])) > 3 * 128
+    assert bright == (name != "dark")
