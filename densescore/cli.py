@@ -13,6 +13,7 @@ from rich.table import Table
 import densescore
 from densescore.actions_cli import app as actions_app
 from densescore.cli_common import (
+    Calibration,
     Context,
     Device,
     DType,
@@ -92,6 +93,7 @@ def classify(
     k: K = None,
     device: Device = "auto",
     dtype: DType = "auto",
+    calibration: Calibration = None,
     runtime: RuntimeOption = "auto",
     context: Context = "image",
     as_json: Json = False,
@@ -99,7 +101,7 @@ def classify(
     """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
     with readable_errors():
         paths = list_images(images)
-        scorer = make_scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime, stride)
+        scorer = make_scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime, stride, calibration)
 
         def work(path: Path) -> None:
             scores = scorer.score(path, context=context)  # type: ignore[arg-type]
@@ -134,6 +136,7 @@ def heatmap(
     k: K = None,
     device: Device = "auto",
     dtype: DType = "auto",
+    calibration: Calibration = None,
     runtime: RuntimeOption = "auto",
     context: Context = "image",
     rescale: Annotated[
@@ -145,7 +148,7 @@ def heatmap(
     """Write response maps: per class an overlay PNG and the raw map (npz), per image one manifest.json."""
     with readable_errors():
         paths = list_images(images)
-        scorer = make_scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime, stride)
+        scorer = make_scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime, stride, calibration)
         chosen = [label.strip() for label in classes.split(",")] if classes else []
         for label in chosen:
             find_label(label, scorer.labels)

@@ -10,10 +10,13 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from densescore.engine import DenseScorer
+from densescore.export import list_images
 from densescore.transfer.cache import FeatureCache
 from densescore_kernels.errors import DensescoreError
 
 err = Console(stderr=True)
+
+CALIBRATION_IMAGES = 20
 
 Scales = Annotated[str, typer.Option(help="Short side of the image over side of a patch, with commas: 1,2,4.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
@@ -24,7 +27,10 @@ Stride = Annotated[
     int | None, typer.Option(help="Pixels of a level between patches: 16 or 8 for more than the network's 32.")
 ]
 K = Annotated[float | None, typer.Option("--k", help="Exponent of the image score, eq. (1); 5 by default.")]
-DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+DType = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, or int8 with --calibration.")]
+Calibration = Annotated[
+    Path | None, typer.Option(help=f"For int8: a folder of images like those to come; {CALIBRATION_IMAGES} are used.")
+]
 RuntimeOption = Annotated[str, typer.Option("--runtime", help="On a CPU: auto, torch or openvino.")]
 Context = Annotated[str, typer.Option(help="image: one dense pass. patch: the paper's crops (slow).")]
 NetworkWeights = Annotated[str, typer.Option("--weights", help="A weights file for the network, or 'default'.")]
@@ -46,14 +52,23 @@ def make_scorer(
     dtype: str,
     runtime: str,
     stride: int | None = None,
+    calibration: Path | None = None,
 ) -> DenseScorer:
     """The scorer that the options of a command ask for."""
-    options = scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime)
+    options = scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime, calibration)
     return DenseScorer(**options, stride=stride)
 
 
 def scorer_options(
-    model: str, weights: str, scales: str, patch_sizes: str, k: float | None, device: str, dtype: str, runtime: str
+    model: str,
+    weights: str,
+    scales: str,
+    patch_sizes: str,
+    k: float | None,
+    device: str,
+    dtype: str,
+    runtime: str,
+    calibration: Path | None = None,
 ) -> dict[str, Any]:
     """Arguments of `DenseScorer` that the options of a command stand for."""
     options: dict[str, Any] = {"model": model, "weights": None if weights == "random" else weights}
@@ -61,6 +76,9 @@ def scorer_options(
         options["scales"] = numbers(scales, "--scales")
     if patch_sizes:
         options["patch_sizes"] = numbers(patch_sizes, "--patch-sizes")
+    if calibration is not None:
+        images = list_images([calibration])
+        options["calibration"] = tuple(images[:: -(-len(images) // CALIBRATION_IMAGES)])
     return {**options, "k": k, "device": device, "dtype": dtype, "runtime": runtime}
 
 

@@ -5,12 +5,12 @@ import warnings
 from typing import Literal
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from densescore import onednn, openvino_trunk
 from densescore.cook_toom import CookToomWindows, tiling_of
 from densescore.dense_network import DenseNetwork
-from densescore.fused import fuse
+from densescore.fused import fuse, traced
 from densescore.onednn import PackedLinear
 from densescore.openvino_trunk import OpenVINOTrunk
 from densescore.windows import LinearWindows
@@ -53,7 +53,7 @@ def speed_up(network: DenseNetwork, runtime: Runtime) -> str:
 
 
 def _fuse_all(network: DenseNetwork) -> None:
-    network.fast_trunk = fuse(_traced(network.level_trunk))
+    network.fast_trunk = fuse(traced(network.level_trunk))
     project = network.project
     if isinstance(project, LinearWindows):
         assert isinstance(project.linear, nn.Linear)
@@ -64,13 +64,8 @@ def _fuse_all(network: DenseNetwork) -> None:
             network.window_width = network.project.numbers
         else:
             project.linear = PackedLinear(project.linear.weight, project.linear.bias)
-    network.embed = fuse(_traced(network.embed))
-    network.classifier = fuse(_traced(network.classifier))
-
-
-def _traced(part: nn.Module) -> fx.GraphModule:
-    """A part that is not yet a graph is an adaptation head."""
-    return part if isinstance(part, fx.GraphModule) else fx.symbolic_trace(part)
+    network.embed = fuse(traced(network.embed))
+    network.classifier = fuse(traced(network.classifier))
 
 
 def _dtype(network: DenseNetwork) -> torch.dtype:

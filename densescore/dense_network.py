@@ -16,7 +16,8 @@ class DenseNetwork(nn.Module):
         level_trunk: the trunk over levels, ``[1, 3, …]`` → ``[phases², C, …]``: `trunk` itself, but for a network made
             finer.
         fast_trunk: what runs it: `level_trunk` itself, or a faster equal (see `densescore.cpu`).
-        embed: rows → ``[N, D]`` features.
+        embed: rows → ``[N, D]`` features, as the classifier takes them.
+        to_features: makes the features' values of them: the identity, but for integers.
         classifier: ``[N, D]`` features → ``[N, classes]`` logits.
         patch: P, side of the network's input in pixels.
         stride: S, pixels of input from one cell to the next.
@@ -44,6 +45,7 @@ class DenseNetwork(nn.Module):
         super().__init__()
         self.trunk, self.project, self.embed, self.classifier = trunk, project, embed, classifier
         self.level_trunk, self.fast_trunk = trunk, trunk
+        self.to_features: nn.Module = nn.Identity()
         self.patch, self.stride, self.phases, self.window = patch, stride, 1, window
         self.window_width, self.feature_width, self.classes = window_width, feature_width, classes
 

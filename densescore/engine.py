@@ -1,6 +1,7 @@
 """The dense engine: the trunk once over each level, the head once over the cells of all levels."""
 
 import gc
+import hashlib
 import math
 import os
 import time
@@ -17,6 +18,7 @@ from densescore.cpu import Runtime, speed_up
 from densescore.devices import find_device, find_dtype
 from densescore.geometry import DEFAULT_MAX_CELLS, Level, Pyramid
 from densescore.image import ImageLike, Pixels, level_pixels, read_image
+from densescore.int8 import check_int8, quantise_network
 from densescore.lots import lots_of
 from densescore.memory import in_memory
 from densescore.models import load_classifier
@@ -54,8 +56,10 @@ class DenseScorer:
             it, for that many more patches down and across; see `densescore.offsets`.
         k: exponent of the image score, at least 1. By default 5, or what a trained head is best with.
         device: ``"auto"`` (a CUDA device if there is one), ``"cpu"``, ``"cuda:1"``, …
-        dtype: ``"auto"`` (the module's own; float32 for named models), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        dtype: ``"auto"`` (the module's own; float32 for named models), ``"float32"``, ``"bfloat16"``, ``"float16"``, or
+            ``"int8"``: float32 with the layers' products in eight bits, on a CPU, for scores that differ by a little.
             Probabilities are float32 whatever the dtype.
+        calibration: for ``dtype="int8"``, a few images like those to come: what they give sets the layers' ranges.
         runtime: what runs the trunk on a CPU: ``"torch"``, ``"openvino"`` (an extra), or ``"auto"``: OpenVINO where it
             is installed and, timed once here, faster by a fifth. ``scorer.runtime`` and every result name what runs.
         max_cells: most patches that one image may have. It bounds memory, which grows with the largest level.
@@ -85,6 +89,7 @@ class DenseScorer:
         k: float | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        calibration: Sequence[ImageLike] = (),
         runtime: Runtime = "auto",
         max_cells: int = DEFAULT_MAX_CELLS,
     ) -> None:
@@ -107,14 +112,21 @@ class DenseScorer:
         self.patch_sizes = None if patch_sizes is None else tuple(patch_sizes)
         self.k, self.max_cells = float(k), max_cells
         self.device = find_device(device)
-        self.dtype = find_dtype(dtype, network, self.device)
+        if dtype == "int8":
+            check_int8(network, self.device, calibration, runtime)
+        self.dtype = find_dtype("float32" if dtype == "int8" else dtype, network, self.device)
         self.network = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         self.mean, self.std = classifier.mean, classifier.std
         self.pyramid(224, 224)  # scales are checked now, not at the first image
         # Of all that features follow from; before the weights are packed, after which they cannot be read.
         self.weights_digest = digest_of(network.trunk, network.project, network.embed)
         self.classifier_digest = digest_of(network.classifier)
-        self.runtime = speed_up(self.network, runtime) if self.device.type == "cpu" else "torch"
+        if dtype == "int8":
+            grids = quantise_network(self.network, (level for image in calibration for level in self._levels_of(image)))
+            self.weights_digest = hashlib.sha256(f"{self.weights_digest} {grids}".encode()).hexdigest()
+            self.runtime = "torch"
+        else:
+            self.runtime = speed_up(self.network, runtime) if self.device.type == "cpu" else "torch"
         if self.device.type == "cpu":
             del classifier, network
             gc.collect()  # the traced module is a cycle, and still holds the weights that were packed
@@ -204,7 +216,7 @@ class DenseScorer:
         Returns:
             ``[M, D]`` in the scorer's dtype, in the order of `score`'s rows.
         """
-        return self._run(image, context, torch.nn.Identity(), {})[1].flatten(1).clone()  # a user may train on it
+        return self._run(image, context, self.network.to_features, {})[1].flatten(1).clone()  # a user may train on it
 
     def _run(
         self, image: ImageLike, context: Context, classifier: nn.Module, timings: dict[str, float]
@@ -272,6 +284,11 @@ class DenseScorer:
             feature_map = self.network.fast_trunk(level) if parts == 1 else trunk_in_tiles(self.network, level, side)
             clock.lap("trunk")
             yield feature_map
+
+    def _levels_of(self, image: ImageLike) -> Iterator[Tensor]:
+        pixels = read_image(image)
+        pyramid = self.pyramid(*pixels.shape[:2])
+        return (self.level(pixels, pyramid, level) for level in pyramid.levels)
 
     def level(self, pixels: Pixels, pyramid: Pyramid, level: Level) -> Tensor:
         """One level as the network takes it, resized, padded and normalised: ``[1, 3, P + nS, P + mS]``."""

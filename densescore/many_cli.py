@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from densescore.cli_common import (
+    Calibration,
     Context,
     Device,
     DType,
@@ -71,6 +72,7 @@ def score(
     k: K = None,
     device: Device = "auto",
     dtype: DType = "auto",
+    calibration: Calibration = None,
     runtime: RuntimeOption = "auto",
     context: Context = "image",
     decoders: Annotated[int, typer.Option(help="Threads that decode ahead.", min=1)] = 1,
@@ -92,7 +94,8 @@ def score(
         kept = Kept(top, all_scores, mapped, chosen, maps, patch_scores)
         if runtime == "auto":  # which one is faster is timed; parts of one table must come from the same
             runtime = recorded(out, "runtime") or "auto"
-        options = scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime) | {"stride": stride}
+        options = scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime, calibration)
+        options["stride"] = stride
         if engine not in ("local", "ray"):
             raise DensescoreError(f"--engine: expected local or ray, got {engine!r}")
         scorer = DenseScorer(**options)

@@ -3,13 +3,14 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from timm.layers.norm_act import BatchNormAct2d
 from timm.models import EfficientNet
 from torch import fx, nn
 
 from densescore.convolutional import to_dense
-from densescore.fused import FusedConv2d, fuse
+from densescore.fused import FoldedConv2d, FusedConv2d, fuse
 from densescore.models import load_classifier
 from densescore.onednn import PackedLinear
 
@@ -79,6 +80,21 @@ def test_linear_layers_take_their_relu() -> None:
     check(module, torch.randn(7, 6), [])
 
 
+def test_functions_are_fused_too() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.third(F.relu(self.second(self.first(x).relu_()), inplace=True)))
+
+    torch.manual_seed(0)
+    check(Functional().eval(), torch.randn(1, 4, 9, 9), [])
+    module = Functional()
+    assert len(fuse(fx.GraphModule(module, Tracer().trace(module))).graph.nodes) == 5
+
+
 def test_what_two_layers_take_is_not_clamped_for_one_of_them() -> None:
     class Branches(nn.Module):
         def __init__(self) -> None:
@@ -124,4 +140,4 @@ def test_a_batch_of_maps() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(40, 8, 3, padding=1)
     x = torch.randn(3, 40, 40, 40)
-    torch.testing.assert_close(FusedConv2d(layer, None, None)(x), layer(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(FusedConv2d(FoldedConv2d(layer))(x), layer(x), rtol=1e-4, atol=1e-5)

@@ -103,7 +103,7 @@ def run(
     rounds: int,
 ) -> dict[str, Any]:
     """Check and time; the result as plain JSON values."""
-    classifier = _classifier(model, weights, classes)
+    classifier = adapted_classifier(model, weights, classes)
     module = classifier.module
     file = cv2.imencode(".jpg", photograph(375, 500))[1].tobytes() if image is None else image.read_bytes()
     pixels = read_image(file)
@@ -179,7 +179,8 @@ def run(
     return outcome
 
 
-def _classifier(model: str, weights: str, classes: int) -> Classifier:
+def adapted_classifier(model: str, weights: str, classes: int) -> Classifier:
+    """A model with random weights that tell classes apart, or its own; with a random FCa and FCb if `classes`."""
     torch.manual_seed(0)
     classifier = load_classifier(model, weights=None if weights == "random" else weights)
     if weights == "random":
@@ -194,7 +195,7 @@ def _maker(model: str, weights: str, classes: int, dtype: str, device: str, runt
 
     @lru_cache(maxsize=1)
     def make(scales: tuple[float, ...] = PAPER_SCALES, **options: Any) -> DenseScorer:
-        classifier = _classifier(model, weights, classes)
+        classifier = adapted_classifier(model, weights, classes)
         return _scorer(classifier.module, classifier, scales, dtype, device, runtime, **options)
 
     return make
