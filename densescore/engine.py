@@ -26,7 +26,7 @@ from densescore.models.registry import Weights
 from densescore.models.weights import digest_of
 from densescore.scores import DenseScores
 from densescore.sliding_window import crop_batches
-from densescore.tiling import trunk_in_tiles
+from densescore.tiling import trunk_over
 from densescore_kernels.errors import DensescoreError
 
 Context = Literal["image", "patch"]
@@ -278,10 +278,9 @@ class DenseScorer:
             yield tensor
 
     def _maps(self, levels: Iterator[Tensor], clock: "_Clock", parts: int) -> Iterator[Tensor]:
-        """The trunk's map of each level, ``[phases², C, h, w]``; with `parts`, from as many times smaller tiles."""
+        """The trunk's map of each level, ``[phases², C, h, w]``; of a large one, or with `parts`, from tiles of it."""
         for level in levels:
-            side = int(max(level.shape[2:]) / parts**0.5)
-            feature_map = self.network.fast_trunk(level) if parts == 1 else trunk_in_tiles(self.network, level, side)
+            feature_map = trunk_over(self.network, level, parts)
             clock.lap("trunk")
             yield feature_map
 

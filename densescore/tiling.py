@@ -5,8 +5,11 @@ on, and no more: how far that is, `reach` finds by asking the trunk. What reache
 network's own padding there, as it does in the whole level.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
@@ -46,6 +49,26 @@ class Tile:
     cols: Span
 
 
+TRUNK_BYTES = 2**31
+"""Memory that the trunk may take at a time; a larger level is cut."""
+
+Value = TypeVar("Value")
+
+
+def _once(find: Callable[[DenseNetwork], Value]) -> Callable[[DenseNetwork], Value]:
+    """Found once per network, and remembered for as long as it lives."""
+    found: WeakKeyDictionary[DenseNetwork, Value] = WeakKeyDictionary()
+
+    @functools.wraps(find)
+    def remembered(network: DenseNetwork) -> Value:
+        if network not in found:
+            found[network] = find(network)
+        return found[network]
+
+    return remembered
+
+
+@_once
 @torch.inference_mode()
 def reach(network: DenseNetwork) -> tuple[int, int]:
     """How many strides before and after a cell's window the pixels lie that its scores depend on.
@@ -93,6 +116,7 @@ def _spoilt(feature_map: Tensor, axis: int) -> Tensor:
     return feature_map.isnan().float().amax(others) > 0
 
 
+@_once
 def bytes_per_pixel(network: DenseNetwork) -> float:
     """Memory of the trunk at work, per pixel of a level: the most that one of its layers takes and gives."""
     trunk = network.level_trunk
@@ -151,6 +175,29 @@ def own_part(feature_map: Tensor, tile: Tile, network: DenseNetwork) -> Tensor:
         for span, width in zip((tile.rows, tile.cols), network.window, strict=True)
     )
     return feature_map[:, :, down, across]
+
+
+def trunk_over(network: DenseNetwork, pixels: Tensor, parts: int = 1) -> Tensor:
+    """The map of a level, as ``network.fast_trunk`` gives it, with at most about `TRUNK_BYTES` of memory.
+
+    Args:
+        network: whose trunk is run; one that cannot be cut runs over the whole level, if `parts` is 1.
+        pixels: ``[1, 3, P + nS, P + mS]``.
+        parts: cut it into about so many, if it need not be cut into more.
+
+    Raises:
+        DensescoreError: the network cannot be cut; see `reach`.
+    """
+    area = pixels.shape[2] * pixels.shape[3]
+    largest = TRUNK_BYTES / bytes_per_pixel(network)
+    if area <= largest and parts == 1:
+        return network.fast_trunk(pixels)
+    try:
+        return trunk_in_tiles(network, pixels, int(min(area / parts, largest) ** 0.5))
+    except DensescoreError:
+        if parts > 1:
+            raise
+        return network.fast_trunk(pixels)
 
 
 def trunk_in_tiles(network: DenseNetwork, pixels: Tensor, side: int) -> Tensor:
