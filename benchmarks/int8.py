@@ -8,6 +8,7 @@ DATA holds `images/` and `labels.csv` with the columns `file` and `class_index`.
 import csv
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -21,9 +22,10 @@ from densescore import DenseScorer
 from densescore.bench.command import adapted_classifier
 from densescore.bench.growth import photograph
 from densescore.bench.machine import describe_machine
+from densescore.image import ImageLike
 
 
-def speed(calibration: list[Path], rounds: int) -> dict[str, Any]:
+def speed(calibration: Sequence[ImageLike], rounds: int) -> dict[str, Any]:
     """AlexNet with a random FCa, FCb of 21 classes on 500×375 pixels, nine scales; the dtypes in turn."""
     classifier = adapted_classifier("alexnet", "random", 21)
     options: dict[str, Any] = {"mean": classifier.mean, "std": classifier.std, "patch_size": classifier.patch_size}
