@@ -5,6 +5,7 @@ import re
 import runpy
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from densescore.bench.command import app as bench_app
 from densescore.cli import app
+from densescore.transfer.recipe import RECIPES
 from tests.voc_set import write_voc
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +76,9 @@ def test_dense_versus_cropped(photo: Path) -> None:
     assert names["cropped"].context == "patch"
 
 
-def test_train(photo: Path) -> None:
+def test_train(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = replace(RECIPES["default"], width=64, round=512, image_rounds=1)
+    monkeypatch.setitem(RECIPES, "default", short)
     write_voc(photo / "photos-voc", {"train": 6, "val": 4})
     run_commands("train.md")
     assert (photo / "train_000_labels.png").exists()
@@ -231,7 +235,7 @@ def _table(_: str, folder: Path) -> bool:
     import pandas
 
     table = pandas.read_parquet(folder / "scores.parquet")
-    return table["label"][0] == "espresso" and "no-such.png" in table["error"][1]
+    return table["label"][0] == "espresso" and "no-such.png" in table["error"][2]
 
 
 def _shapes(out: str, _: Path) -> bool:
@@ -248,7 +252,7 @@ def _cups(out: str, _: Path) -> bool:
 RUNS: dict[str, tuple[dict[str, Any], Callable[[str, Path], bool]]] = {
     "gallery/classify.py": ({}, _espresso),
     "gallery/locate.py": ({"results": Path("results.json")}, _one_box),
-    "gallery/many_images.py": ({"names": "coffee.png,no-such.png"}, _table),
+    "gallery/many_images.py": ({"names": "coffee.png,chelsea.png,no-such.png"}, _table),
     "gallery/train.py": ({"count": 12}, _shapes),
     "gallery/huge.py": ({"rows": 2, "cols": 2}, _cups),
     "gallery/stride_16.py": ({}, lambda *_: True),
