@@ -53,6 +53,12 @@ def run_commands(page: str) -> None:
             assert result.exit_code == 0, f"{line}\n{result.output}"
 
 
+@pytest.fixture(autouse=True)
+def torch_runs_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without the extra: where OpenVINO is installed, each network that is loaded would be timed in both."""
+    monkeypatch.setattr("densescore.openvino_trunk.available", lambda _: False)
+
+
 @pytest.fixture
 def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cat: NDArray[np.uint8]) -> Path:
     """A folder with photo.jpg in it, in which the examples run."""
