@@ -1,24 +1,62 @@
-"""The examples of docs/*.md run as they stand."""
+"""The examples of docs/*.md run as they stand; each command in them, and in the README, is one that exists."""
 
+import json
 import re
+import runpy
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
+import typer
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
+from densescore.bench.command import app as bench_app
 from densescore.cli import app
+from densescore.transfer.recipe import RECIPES
+from tests.voc_set import write_voc
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(page.name for page in DOCS.glob("*.md"))
+COMMANDS = {"densescore": typer.main.get_command(app), "densescore-bench": typer.main.get_command(bench_app)}
+SCRIPTS = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.glob("*/*.py"))
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of each block between ```language and ```."""
+    return re.findall(r"^ *```(\w*)\n(.*?)^ *```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def examples(page: str, kind: str) -> list[str]:
-    """Blocks of a page between ```kind and ```."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
-    return [text for found, text in blocks if found == kind]
+    return [text for found, text in blocks(DOCS / page) if found == kind and "--8<--" not in text]
+
+
+def run_python(page: str) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    for block in examples(page, "python"):
+        exec(block, names)
+    return names
+
+
+def run_commands(page: str) -> None:
+    """Run every ``densescore`` line of a page."""
+    for line in "".join(examples(page, "bash")).splitlines():
+        if line.startswith("densescore "):
+            result = CliRunner().invoke(app, shlex.split(line, comments=True)[1:])
+            assert result.exit_code == 0, f"{line}\n{result.output}"
+
+
+@pytest.fixture(autouse=True)
+def torch_runs_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without the extra: where OpenVINO is installed, each network that is loaded would be timed in both."""
+    monkeypatch.setattr("densescore.openvino_trunk.available", lambda _: False)
 
 
 @pytest.fixture
@@ -29,26 +67,55 @@ def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cat: NDArray[np.uint8
     return tmp_path
 
 
+def test_start(photo: Path) -> None:
+    run_commands("index.md")
+    assert (photo / "heatmaps" / "photo" / "Egyptian_cat.png").exists()
+    names = run_python("index.md")
+    assert names["result"].top(1)[0].label == "Egyptian cat"
+    assert (photo / "scores.safetensors").exists()
+
+
+def test_dense_versus_cropped(photo: Path) -> None:
+    names = run_python("dense-versus-cropped.md")
+    difference = names["dense"].patch_scores - names["cropped"].patch_scores
+    assert difference.abs().max() > 0.01  # as the page says: not small
+    assert names["cropped"].context == "patch"
+
+
+def test_train(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = replace(RECIPES["default"], width=64, round=512, image_rounds=1)
+    monkeypatch.setitem(RECIPES, "default", short)
+    write_voc(photo / "photos-voc", {"train": 6, "val": 4})
+    run_commands("train.md")
+    assert (photo / "train_000_labels.png").exists()
+    assert list((photo / "results").iterdir())
+    names = run_python("train.md")
+    assert names["scorer"].labels[:3] == ("blue", "green", "red")
+
+
+def test_many_images(photo: Path, cat: NDArray[np.uint8], coffee: NDArray[np.uint8], capsys: Any) -> None:
+    for package in ("pyarrow", "pandas", "supervision"):
+        pytest.importorskip(package)
+    (photo / "photos").mkdir()
+    Image.fromarray(cat).save("photos/cat.png")
+    Image.fromarray(coffee).save("photos/coffee.png")
+    run_commands("many-images.md")
+    names = run_python("many-images.md")
+    assert names["table"]["label"].tolist() == ["Egyptian cat", "espresso"]
+    assert "photos/gone.png: cannot be read" in capsys.readouterr().out
+
+
 def test_denser(photo: Path) -> None:
-    names: dict[str, Any] = {}
-    for block in examples("denser.md", "python"):
-        exec(block, names)
-    assert names["scores"].pyramid.stride == 16
-    (line,) = examples("denser.md", "")
-    result = CliRunner().invoke(app, line.split()[1:])
-    assert result.exit_code == 0, result.output
+    assert run_python("denser.md")["scores"].pyramid.stride == 16
+    run_commands("denser.md")
     assert list((photo / "heatmaps" / "photo").glob("*.png"))
 
 
 def test_export(photo: Path) -> None:
     for package in ("onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(package)
-    (line,) = examples("export.md", "")
-    result = CliRunner().invoke(app, line.split()[1:])
-    assert result.exit_code == 0, result.output
-    names: dict[str, Any] = {}
-    for block in examples("export.md", "python"):
-        exec(block, names)
+    run_commands("export.md")
+    names = run_python("export.md")
     assert names["model"]["labels"][names["best"]] == "Egyptian cat"
     np.testing.assert_allclose(names["again"], names["probabilities"], rtol=1e-2, atol=1e-4)
     assert (photo / "lite0.pt2").exists()
@@ -58,12 +125,167 @@ def test_huge_images(photo: Path, coffee: NDArray[np.uint8]) -> None:
     tifffile = pytest.importorskip("tifffile")
     pytest.importorskip("zarr")
     tifffile.imwrite("slide.tif", coffee, tile=(128, 128), photometric="rgb")
-    _, line = examples("huge-images.md", "")[0].splitlines()
-    result = CliRunner().invoke(app, line.split()[1:])
-    assert result.exit_code == 0, result.output
-    (block,) = examples("huge-images.md", "python")
-    names: dict[str, Any] = {}
-    exec(block, names)
+    run_commands("huge-images.md")
+    names = run_python("huge-images.md")
     assert names["result"]["tiles_scored_now"] == 0  # the command's tiles were there
     assert names["result"]["top"][0]["label"] in {"espresso", "cup"}
     assert tifffile.imread("slide-scores/maps/espresso.tif").shape == (100, 150)
+
+
+def test_no_python_is_left_out() -> None:
+    tested = {"index", "dense-versus-cropped", "train", "many-images", "denser", "export", "huge-images"}
+    assert {page for page in PAGES if examples(page, "python")} == {f"{name}.md" for name in tested}
+
+
+def check_options(program: str, words: list[str]) -> None:
+    """A command line up to its values: the command is there, and has the options."""
+    command: Any = COMMANDS[program]
+    if words and (inner := getattr(command, "commands", {}).get(words[0])):
+        command = inner
+    elif hasattr(command, "commands"):
+        assert not words or words[0].isupper() or words[0].startswith("-"), f"{program} has no command {words[0]!r}"
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    given = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+    assert given <= known | {"--help", "-h"}, f"{program} {words[:1]} has no {given - known}"
+
+
+def check_line(line: str) -> None:
+    """Fails for a line of a shell that could not be run by anyone."""
+    words = shlex.split(line, comments=True)
+    words[0] = words[0].removeprefix(".venv/bin/")
+    if words[0] == "torchrun":  # … -m densescore COMMAND
+        words = words[words.index("-m") + 1 :]
+    program, *rest = words
+    if program in COMMANDS:
+        check_options(program, rest)
+        parse(COMMANDS[program], program, rest)
+    elif program == "pip":
+        (package,) = (word for word in rest if "[" in word)
+        extras = set(package.split("[")[1].rstrip("]").split(","))
+        optional = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[")[0]
+        assert extras <= set(re.findall(r"^(\w+) = \[", optional, re.MULTILINE)), f"{line}: no such extra"
+    elif program == "python":
+        text = (ROOT / rest[0]).read_text()
+        for option in (word for word in rest if word.startswith("--")):
+            parameter = rf"^ *(def main\()?{option[2:].replace('-', '_')}: "
+            assert f'"{option}"' in text or re.search(parameter, text, re.MULTILINE), f"{rest[0]} has no {option}"
+    elif program == "curl":
+        check_call(next(word for word in rest if word.startswith("http")))
+    else:
+        assert words == ["python3", "-m", "venv", ".venv"], f"nothing checks: {line}"
+
+
+def parse(command: Any, program: str, words: list[str]) -> None:
+    """The whole line, its values' types and what is required included; nothing is run."""
+    context = command.make_context(program, list(words))
+    if hasattr(command, "commands"):
+        name, inner, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        inner.make_context(name, rest, parent=context)
+
+
+def check_call(url: str) -> None:
+    source = (ROOT / "densescore" / "demo" / "http.py").read_text()
+    parts = urlsplit(url)
+    assert f'"{parts.path}"' in source, f"no call {parts.path}"
+    for name in parse_qs(parts.query):
+        assert re.search(rf"\b{name}: ", source), f"no parameter {name!r} of {parts.path}"
+
+
+def lines() -> list[Any]:
+    found = []
+    for page in [ROOT / "README.md", *(DOCS / name for name in PAGES)]:
+        for language, text in blocks(page):
+            if language == "bash" or (language == "" and re.match("densescore(-bench)? ", text)):
+                found += [pytest.param(line, id=f"{page.stem}: {line[:40]}") for line in text.splitlines()]
+    return found
+
+
+@pytest.mark.parametrize("line", lines())
+def test_commands_exist(line: str) -> None:
+    check_line(line)
+
+
+@pytest.mark.parametrize("line", ["densescore clasify a.jpg", "densescore heatmap a.jpg --clases cat", "rm -r /",
+                                  "densescore train --data x", "pip install 'densescore[no]'",
+                                  "python benchmarks/many.py --dat x", "curl 'http://127.0.0.1:1/scores'"])  # fmt: skip
+def test_wrong_commands_are_found(line: str) -> None:
+    with pytest.raises(Exception, match=r"(?i)no such|nothing checks|no command|has no|no call|missing"):
+        check_line(line)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_in_the_text_exist(page: str) -> None:
+    for found in re.findall(r"`((?:densescore|densescore-bench|python) [^`]+)`", (DOCS / page).read_text()):
+        program, *rest = shlex.split(found)
+        if program == "python":
+            check_line(found)
+        else:
+            check_options(program, rest)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_say_what_they_are(page: str) -> None:
+    assert {language for language, _ in blocks(DOCS / page)} <= {"bash", "python", "nginx", "text"}
+
+
+def _espresso(out: str, _: Path) -> bool:
+    return "espresso" in out.splitlines()[0]
+
+
+def _one_box(_: str, folder: Path) -> bool:
+    (box,) = (item for item in json.loads((folder / "results.json").read_text()) if item["bbox"][2] > 100)
+    return box["category_id"] == 47 and box["bbox"][0] < 300 < box["bbox"][0] + box["bbox"][2]
+
+
+def _table(_: str, folder: Path) -> bool:
+    import pandas
+
+    table = pandas.read_parquet(folder / "scores.parquet")
+    return table["label"][0] == "espresso" and "no-such.png" in table["error"][2]
+
+
+def _shapes(out: str, _: Path) -> bool:
+    best = [line.split()[-1] for line in out.splitlines()[:2]]
+    return sorted(best) == ["disc", "star"]
+
+
+def _cups(out: str, _: Path) -> bool:
+    corners = re.findall(r"'box': \[([\d.]+), ([\d.]+)", out)  # of patches of 224 pixels; the cup is below, left
+    return len(corners) == 5 and all(float(x) + 112 < 450 and float(y) + 112 > 300 for x, y in corners)
+
+
+# What each script is run with here, quick, and what must come of it.
+RUNS: dict[str, tuple[dict[str, Any], Callable[[str, Path], bool]]] = {
+    "gallery/classify.py": ({}, _espresso),
+    "gallery/locate.py": ({"results": Path("results.json")}, _one_box),
+    "gallery/many_images.py": ({"names": "coffee.png,chelsea.png,no-such.png"}, _table),
+    "gallery/train.py": ({"count": 12}, _shapes),
+    "gallery/huge.py": ({"rows": 2, "cols": 2}, _cups),
+    "gallery/stride_16.py": ({}, lambda *_: True),
+    "method/patches.py": ({}, lambda *_: True),
+    "method/surgery.py": ({}, lambda *_: True),
+    "method/power_mean.py": ({}, lambda *_: True),
+    "method/response_map.py": ({}, lambda *_: True),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_gallery(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    for package, users in {"supervision": "locate train", "pandas": "many", "tifffile": "huge", "zarr": "huge"}.items():
+        if any(user in script for user in users.split()):
+            pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    options, right = RUNS[script]
+    (kept,) = (path for path in (DOCS / script).parent.glob(f"{Path(script).stem}.*") if path.suffix != ".py")
+    out = tmp_path / kept.name
+    runpy.run_path(str(DOCS / script))["main"](out, **options)
+    assert right(capsys.readouterr().out, tmp_path)
+    picture, shown = np.asarray(Image.open(out).convert("RGB")), np.asarray(Image.open(kept).convert("RGB"))
+    assert picture.std() > 20
+    if not options.keys() - {"results"}:  # the same picture as the page shows, to what versions of packages change
+        assert picture.shape == shown.shape
+        assert np.abs(picture.astype(float) - shown).mean() < 10
+    assert kept.stat().st_size < 150_000
+    page = DOCS / f"{Path(script).parent}.md"
+    assert f'"docs/{script}"' in page.read_text()
+    assert f"({Path(script).with_suffix(kept.suffix)})" in page.read_text()

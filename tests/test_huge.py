@@ -385,3 +385,9 @@ def test_the_command(coffee_tiff: Path, tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, [*command, "--stride", "5"])
     assert wrong.exit_code == 2
     assert "stride must divide" in wrong.stderr
+
+
+def test_memory_that_holds_no_tile(coffee_tiff: Path, tmp_path: Path) -> None:
+    """Each cell would take a tile as large as all that it depends on: for ever."""
+    with pytest.raises(DensescoreError, match=r"memory: 1e-06 GB hold a tile of \d+ pixels .* depend on \d+; give at"):
+        score_huge(scorer_of("padded", patch_sizes=(32,)), coffee_tiff, tmp_path / "out", memory=1e-6)

@@ -22,7 +22,7 @@ from densescore.huge.resampling import level_window
 from densescore.huge.source import HugeImage, open_huge
 from densescore.models import BACKGROUND
 from densescore.scores import find_label
-from densescore.tiling import Tile, bytes_per_pixel, own_part, tiles
+from densescore.tiling import Tile, bytes_per_pixel, own_part, reach, tiles
 from densescore_kernels.errors import DensescoreError
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
@@ -75,7 +75,7 @@ def score_huge(
         find_label(label, scorer.labels)
     with open_huge(image, bands) as opened:
         pyramid = scorer.pyramid(opened.height, opened.width, max_cells=_ANY_NUMBER)
-        side = int((memory * 1e9 / bytes_per_pixel(scorer.network)) ** 0.5)
+        side = _tile_side(scorer, memory)
         plan = list(tiles(pyramid.levels, scorer.network, side))
         chunk = max(len(tile.rows.cells) for tile in plan), max(len(tile.cols.cells) for tile in plan)
         asked = _describe(scorer, opened, pyramid, bands, chunk)
@@ -90,6 +90,24 @@ def score_huge(
     with job.writing(), written_whole(job.folder / "result.json", overwrite=True) as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _tile_side(scorer: DenseScorer, memory: float) -> int:
+    """Pixels of a tile's side that `memory` GB are enough for.
+
+    Raises:
+        DensescoreError: smaller than what one cell depends on: each cell would take a tile.
+    """
+    network, per_pixel = scorer.network, bytes_per_pixel(scorer.network)
+    side = int((memory * 1e9 / per_pixel) ** 0.5)
+    least = sum(reach(network)) * network.stride * network.phases + network.patch
+    if side < least:
+        enough = per_pixel * least**2 / 1e9
+        raise DensescoreError(
+            f"memory: {memory:g} GB hold a tile of {side} pixels a side, but the scores of one patch by {scorer.name} "
+            f"depend on {least}; give at least {1.1 * enough:.2g}, better {4 * enough:.2g}"
+        )
+    return side
 
 
 def _describe(
