@@ -82,9 +82,9 @@ class ModelEntry:
 
 
 def _build_torchvision(name: str, weights: dict[str, Tensor] | None) -> nn.Module:
-    network = torchvision.models.get_model(name, weights=None)
+    network: nn.Module = torchvision.models.get_model(name, weights=None)
     if weights is not None:
-        network.load_state_dict(weights)
+        fill(network, weights, f"weights for {name}")
     return network
 
 
