@@ -12,8 +12,10 @@ frames and shapes are far from it. As in the paper's Table 2:
 - PRE chosen: 20 near and 20 far ones (PRE-1000C, whose classes overlap with VOC's in part);
 - PRE chosen, near ones added: the other 20 near ones with them (PRE-1512).
 
+And one that is not in the paper, to tell what freezing costs: PRE chosen, nothing frozen.
+
 Pre-training is `train_source`, as for ImageNet, on a small network, until its learning rate has been divided as often
-as the recipe says; transfer is `train_head` on its frozen FC7, as for VOC. All four see the target's training images by
+as the recipe says; transfer is `train_head` on its frozen FC7, as for VOC. All see the target's training images by
 shifted patches and their mirror images, and are measured on the same test images, which steer nothing.
 
 Written to ``results/source_classes_mini.json``, ``.md`` and ``.png`` after each run; a killed one goes on there.
@@ -62,7 +64,9 @@ FAR = (
     "←↑↓↔↕↖↘↚↛↜↞↟↡↢↤↥↧↩↯↰↲∀∂∄∆∇∈∉∌∏∐∑−∓∕∗∘∙√∛∜∝∞∟∠∣∧∨∪∫∬∭═║╒╓╔╘╙╚╞╟╣╤╥╦╧╨╩╪╬╭╯╱╳╴╸╹╿■□▣▤▥▦▧▩▪▫▭▮▯▰▱▲△▵▶▷▹►▻▼▽▿◆◇◈"
     "◉◊○◌◍◎12456789#$%&@?!+{[<"
 )
-VARIANTS = ("NO PRETRAIN", "PRE random", "PRE chosen", "PRE chosen, near ones added")
+UNFROZEN = "PRE chosen, nothing frozen"
+VARIANTS = ("NO PRETRAIN", "PRE random", "PRE chosen", "PRE chosen, near ones added", UNFROZEN)
+COMPARED = (*itertools.pairwise(VARIANTS[:4]), ("PRE chosen", UNFROZEN), ("NO PRETRAIN", UNFROZEN))
 CPU = Place(torch.device("cpu"))
 NORMALISE = normaliser((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 FLOAT32 = find_precision("float32", CPU.device)
@@ -162,9 +166,14 @@ def transfer(network: nn.Sequential, target: SourceImages, seed: int) -> nn.Modu
     return nn.Sequential(trunk, head)
 
 
-def from_scratch(target: SourceImages, seed: int) -> nn.Module:
-    """The whole network, trained on the target; the training pictures' own loss steers the learning rate."""
+def train_all(start: nn.Sequential | None, target: SourceImages, seed: int) -> nn.Module:
+    """A network trained whole on the target, from another's layers but FC8, or from random weights.
+
+    The training pictures' own loss steers the learning rate.
+    """
     network = small_network(len(target.classes), seed)
+    if start is not None:
+        network[:-1].load_state_dict(start[:-1].state_dict())
     train_source(network, target, SCRATCH, CPU, normalise=NORMALISE, precision=FLOAT32, seed=seed)
     return network
 
@@ -176,13 +185,14 @@ def source_characters(variant: str, seed: int) -> str:
         return "".join(draw.choice(list(NEAR + FAR), 40, replace=False))
     near = "".join(draw.permutation(list(NEAR)))
     far = "".join(draw.choice(list(FAR), 20, replace=False))
-    return far + (near[:20] if variant == "PRE chosen" else near)
+    return far + (near if variant == "PRE chosen, near ones added" else near[:20])
 
 
 def run(variant: str, seed: int, target: SourceImages, folder: Path, count: int, shots: Sequence[int]) -> Row:
     """Pre-train, transfer and measure one variant."""
     start = time.perf_counter()
     record: Row = {"variant": variant, "seed": seed}
+    network = None
     if variant != "NO PRETRAIN":
         characters = source_characters(variant, seed)
         source = draw_tree(folder, characters, count, count // 4, seed)
@@ -195,7 +205,8 @@ def run(variant: str, seed: int, target: SourceImages, folder: Path, count: int,
         record |= {"epochs": epochs[-1].epoch + 1, "source_accuracy": measured.top1}
     for own in shots:
         part = few(target, own)
-        trained = from_scratch(part, seed) if variant == "NO PRETRAIN" else transfer(network, part, seed)
+        frozen = network is not None and variant != UNFROZEN
+        trained = transfer(network, part, seed) if frozen else train_all(network, part, seed)
         record[f"accuracy_{own}"] = accuracy(trained, target.val)
         record[f"training_accuracy_{own}"] = accuracy(trained, part.train)
     return record | {"wall_s": round(time.perf_counter() - start, 1)}
@@ -208,8 +219,8 @@ def plot(results: Row, path: Path) -> None:
         runs = [record for record in results["runs"] if record["variant"] == variant]
         for group, shots in enumerate(results["shots"]):
             values = [record[f"accuracy_{shots}"] for record in runs]
-            x, label = group + 0.2 * (column - 1.5), variant if group == 0 else None
-            axes.bar(x, np.mean(values) if values else 0, width=0.18, color=f"C{column}", alpha=0.35, label=label)
+            x, label = group + 0.16 * (column - 2), variant if group == 0 else None
+            axes.bar(x, np.mean(values) if values else 0, width=0.14, color=f"C{column}", alpha=0.35, label=label)
             axes.plot(x + np.linspace(-0.05, 0.05, len(values)), values, "o", color=f"C{column}", ms=3.5)
     axes.set_xticks(range(len(results["shots"])), [str(shots) for shots in results["shots"]])
     axes.set_xlabel("training pictures of each target class")
@@ -226,13 +237,14 @@ def plot(results: Row, path: Path) -> None:
 def table(results: Row) -> str:
     """The results as Markdown."""
     shots = results["shots"]
-    heads = ["", "source classes", "near ones among them", "source accuracy", *(f"{own} pictures" for own in shots)]
+    heads = ["", "seeds", "source classes", "near ones among them", "source accuracy"]
+    heads += [f"{own} pictures" for own in shots]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for variant in VARIANTS:
         runs = [record for record in results["runs"] if record["variant"] == variant]
         if not runs:
             continue
-        cells = [
+        cells = [str(len(runs))] + [
             f"{np.mean([record[key] for record in runs]):.{digits}f}" if key in runs[0] else ""
             for key, digits in (("classes", 0), ("near", 0), ("source_accuracy", 3))
         ]
@@ -240,22 +252,21 @@ def table(results: Row) -> str:
             values = [record[f"accuracy_{own}"] for record in runs]
             cells.append(f"{np.mean(values):.3f} ({min(values):.3f} … {max(values):.3f})")
         lines.append(f"| {variant} | {' | '.join(cells)} |")
-    lines += ["", "Better than the row above, in seeds (and by how much, on average):", ""]
+    lines += ["", "In how many seeds one is better than the other, and by how much on average:", ""]
     heads = ["", *(f"{own} pictures" for own in shots)]
     lines += [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    for above, variant in itertools.pairwise(VARIANTS):
+    for base, variant in COMPARED:
         cells = []
         for own in shots:
             first, second = ({r["seed"]: r[f"accuracy_{own}"] for r in results["runs"] if r["variant"] == name}
-                             for name in (above, variant))  # fmt: skip
+                             for name in (base, variant))  # fmt: skip
             gains = [second[seed] - first[seed] for seed in first.keys() & second.keys()]
             cells.append(f"{sum(gain > 0 for gain in gains)} of {len(gains)} ({np.mean(gains):+.3f})" if gains else "")
-        lines.append(f"| {variant} over {above} | {' | '.join(cells)} |")
+        lines.append(f"| {variant} over {base} | {' | '.join(cells)} |")
     total = sum(record["wall_s"] for record in results["runs"])
-    seeds = len({record["seed"] for record in results["runs"]})
     lead = (
         f"{len(TARGET)} Cyrillic letters, {TEST * len(TARGET)} test pictures; {results['count']} training pictures of "
-        f"each source class; {seeds} seeds, each with its own source classes and pictures; {total:.0f} s in all, on a "
+        f"each source class. Each seed has its own source classes and pictures. {total:.0f} s in all, on a share of a "
         "busy core. Mean over the seeds (lowest … highest)."
     )
     return (
