@@ -121,7 +121,7 @@ def check_new_weights(path: Path, overwrite: bool) -> None:
         DensescoreError: `path` does not end in .safetensors, or exists and `overwrite` is off.
     """
     if path.suffix != ".safetensors":
-        raise DensescoreError(f"--out: the file's name must end in .safetensors, got {path}")
+        raise DensescoreError(f"--out: expected a name that ends in .safetensors, got {path}")
     check_new(path, overwrite)
 
 
