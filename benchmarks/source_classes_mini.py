@@ -205,8 +205,10 @@ def run(variant: str, seed: int, target: SourceImages, folder: Path, count: int,
         record |= {"epochs": epochs[-1].epoch + 1, "source_accuracy": measured.top1}
     for own in shots:
         part = few(target, own)
-        frozen = network is not None and variant != UNFROZEN
-        trained = transfer(network, part, seed) if frozen else train_all(network, part, seed)
+        if network is None or variant == UNFROZEN:
+            trained = train_all(network, part, seed)
+        else:
+            trained = transfer(network, part, seed)
         record[f"accuracy_{own}"] = accuracy(trained, target.val)
         record[f"training_accuracy_{own}"] = accuracy(trained, part.train)
     return record | {"wall_s": round(time.perf_counter() - start, 1)}

@@ -142,26 +142,28 @@ def evaluate_actions(
             rows = evaluate_persons(actions, scores, labels)
             if out is not None:
                 write_action_results(actions, scores, labels, out, overwrite=overwrite)
-            lines: list[tuple[str, int, float | None, float | None]]
-            lines = [(row.action, row.persons, row.ap, None) for row in rows]
-            means = {"ap": mean_ap(rows), "pointing": None}
+            lines: list[tuple[str, int, list[float | None]]] = [(row.action, row.persons, [row.ap]) for row in rows]
+            means: dict[str, float | None] = {"ap": mean_ap(rows)}
         else:
             if out is not None:
                 raise DensescoreError("--out: VOC's action files rank persons; a sliding-window head ranks images")
             scorer = DenseScorer(model, weights=given, device=device)
             score = cached_scores(scorer, FeatureCache(scorer, cache))
             classes = evaluate_classes(score_set(as_boxes(actions), score, (scorer.k,)), scorer.k)
-            lines = [(row.label, row.positives, row.ap, row.pointing) for row in classes]
+            lines = [(row.label, row.positives, [row.ap, row.pointing]) for row in classes]
             means = {field: mean_of(classes, field) for field in ("ap", "pointing")}
         if as_json:
-            record = [dict(zip(("action", "positives", "ap", "pointing"), line, strict=True)) for line in lines]
+            record = [
+                {"action": action, "positives": count, **dict(zip(means, values, strict=True))}
+                for action, count, values in lines
+            ]
             print(json.dumps({"set": split, "model": model, "means": means, "actions": record}))
             return
-        table = Table("action", "positives", "AP", "pointing", title=f"{split}: {model}", title_justify="left")
-        for action, positives, ap, pointing in lines:
-            table.add_row(action, str(positives), _share(ap), _share(pointing))
+        table = Table("action", "positives", *means, title=f"{split}: {model}", title_justify="left")
+        for action, count, values in lines:
+            table.add_row(action, str(count), *map(_share, values))
         table.add_section()
-        table.add_row("mean", "", _share(means["ap"]), _share(means["pointing"]))
+        table.add_row("mean", "", *map(_share, means.values()))
         _out.print(table)
 
 
