@@ -216,7 +216,7 @@ def run(variant: str, seed: int, target: SourceImages, folder: Path, count: int,
 
 def plot(results: Row, path: Path) -> None:
     """Every run a dot, the variants' means side by side for each number of training pictures."""
-    figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.2, 3.8), layout="constrained")
     for column, variant in enumerate(VARIANTS):
         runs = [record for record in results["runs"] if record["variant"] == variant]
         for group, shots in enumerate(results["shots"]):
@@ -227,11 +227,11 @@ def plot(results: Row, path: Path) -> None:
     axes.set_xticks(range(len(results["shots"])), [str(shots) for shots in results["shots"]])
     axes.set_xlabel("training pictures of each target class")
     axes.axhline(1 / len(TARGET), color="0.5", lw=1, ls=":")
-    axes.text(-0.45, 1 / len(TARGET) + 0.01, "chance", color="0.3", fontsize=8)
+    axes.text(0.5, 1 / len(TARGET) + 0.01, "chance", color="0.3", fontsize=8, ha="center")
     axes.set_ylabel("target accuracy")
     axes.set_ylim(0, 1)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left", fontsize=8)
+    figure.legend(frameon=False, loc="outside upper center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
