@@ -264,7 +264,8 @@ def table(results: Row) -> str:
                              for name in (base, variant))  # fmt: skip
             gains = [second[seed] - first[seed] for seed in first.keys() & second.keys()]
             cells.append(f"{sum(gain > 0 for gain in gains)} of {len(gains)} ({np.mean(gains):+.3f})" if gains else "")
-        lines.append(f"| {variant} over {base} | {' | '.join(cells)} |")
+        if any(cells):
+            lines.append(f"| {variant} over {base} | {' | '.join(cells)} |")
     total = sum(record["wall_s"] for record in results["runs"])
     lead = (
         f"{len(TARGET)} Cyrillic letters, {TEST * len(TARGET)} test pictures; {results['count']} training pictures of "
