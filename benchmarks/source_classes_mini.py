@@ -274,7 +274,7 @@ def table(results: Row) -> str:
     )
     return (
         "# A miniature of Table 2\n\nMade by `python benchmarks/source_classes_mini.py`; numbers are of "
-        f"`source_classes_mini.json`. {lead}\n\n![Accuracy of the four variants](source_classes_mini.png)\n\n"
+        f"`source_classes_mini.json`. {lead}\n\n![Accuracy of the variants](source_classes_mini.png)\n\n"
         + "\n".join(lines)
         + "\n"
     )
