@@ -114,6 +114,17 @@ def check_new(path: Path | None, overwrite: bool) -> None:
         raise DensescoreError(f"{path}: exists already; choose another --out, or --overwrite")
 
 
+def check_new_weights(path: Path, overwrite: bool) -> None:
+    """Before the work: `check_new`, and refuse a name by which the file would not be read again.
+
+    Raises:
+        DensescoreError: `path` does not end in .safetensors, or exists and `overwrite` is off.
+    """
+    if path.suffix != ".safetensors":
+        raise DensescoreError(f"--out: expected a name that ends in .safetensors, got {path}")
+    check_new(path, overwrite)
+
+
 def feature_cache(scorer: DenseScorer, folder: Path, gigabytes: float, context: str) -> FeatureCache:
     """The cache that the options ask for."""
     return FeatureCache(scorer, folder, max_bytes=int(gigabytes * 1e9), context=context)  # type: ignore[arg-type]

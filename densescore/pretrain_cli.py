@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from densescore.cli_common import Device, Json, Overwrite, check_new, err, numbers, readable_errors
+from densescore.cli_common import Device, Json, Overwrite, check_new_weights, err, numbers, readable_errors
 from densescore.files import written_whole
 from densescore.models.caffe import CAFFE_MEAN, convert_caffe
 from densescore.models.registry import imagenet_labels
@@ -96,9 +96,7 @@ def pretrain(
     On many devices: torchrun --nproc-per-node 8 -m densescore pretrain …
     """
     with readable_errors():
-        if out.suffix != ".safetensors":
-            raise DensescoreError(f"--out: a network's file ends in .safetensors, got {out}")
-        check_new(out, overwrite)
+        check_new_weights(out, overwrite)
         recipe = SourceRecipe(batch=batch, learning_rate=learning_rate, patience=patience, most_epochs=epochs)
         choice = choose(classes, available_classes(data), lambda: WordNet(wordnet))
         images = find_images(data, choice.wnids)
@@ -138,6 +136,7 @@ def convert(
 ) -> None:
     """Convert Caffe's reference AlexNet or CaffeNet from ONNX, and check it by running both on the same input."""
     with readable_errors():
+        check_new_weights(out, overwrite)
         values = numbers(mean, "--mean")
         if len(values) != 3:
             raise DensescoreError(f"--mean: expected three numbers, got {mean!r}")

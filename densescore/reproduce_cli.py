@@ -5,12 +5,12 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
 from densescore.cli_common import Device, Json, readable_errors
+from densescore.devices import find_device
 from densescore.pretrain.wordnet import DEFAULT_WORDNET
 from densescore.pretrain_cli import SourceProgress
 from densescore.reproduce.chain import Chain
@@ -53,14 +53,12 @@ def reproduce(
         needed = {"imagenet", *(TABLES[number].data for number in numbers)}
         if not smoke and (missing := sorted(needed - data.keys())):
             raise DensescoreError(f"table {table} needs --{', --'.join(missing)}; to try the steps, --smoke")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         with tempfile.TemporaryDirectory() as scratch, SourceProgress(shown=True) as progress:
             chain = Chain(
                 SMOKE if smoke else PAPER,
                 draw_all(Path(scratch) / "data") if smoke else data,
                 out or (Path(scratch) / "work" if smoke else Path("reproduce")),
-                torch.device(device),
+                find_device(device),
                 workers=0 if smoke else workers,
                 cache_bytes=int(cache_size * 1e9),
                 seed=seed,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +23,7 @@ from densescore.cli_common import (
     Overwrite,
     Scales,
     Split,
-    check_new,
+    check_new_weights,
     feature_cache,
     numbers,
     progress_bar,
@@ -33,6 +32,7 @@ from densescore.cli_common import (
 )
 from densescore.data.load import load_boxed
 from densescore.data.patch_labels import AMBIGUOUS, LabelRule, label_patches
+from densescore.devices import find_device
 from densescore.engine import DenseScorer
 from densescore.files import written_whole
 from densescore.geometry import PAPER_SCALES, Pyramid
@@ -131,9 +131,7 @@ def train(
 ) -> None:
     """Train a head for the classes of a folder of boxed images. A training that was killed goes on where it was."""
     with readable_errors():
-        if out.suffix != ".safetensors":
-            raise DensescoreError(f"--out: a head's file ends in .safetensors, got {out}")
-        check_new(out, overwrite)
+        check_new_weights(out, overwrite)
         if recipe not in RECIPES:
             raise DensescoreError(f"--recipe: expected {' or '.join(RECIPES)}, got {recipe!r}")
         if unfreeze not in ("", "fc6"):
@@ -161,7 +159,7 @@ def train(
                 progress.console.print(f"stage {stage + 1}, round {number + 1}: loss {loss:.4f}")
 
             if from_scratch:
-                found = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+                found = find_device(device)
                 file = train_from_scratch(
                     boxed, model, plan, seed, crops=crops, device=found, checkpoint=checkpoint, report=report
                 )

@@ -17,6 +17,7 @@ from densescore.actions.training import ActionRecipe, labels_of, read_patches, r
 from densescore.cli import app
 from densescore.data.patch_labels import AMBIGUOUS, label_patches
 from densescore.data.voc_actions import ActionSet, Person, as_boxes, read_actions
+from densescore.engine import DenseScorer
 from densescore.models import Krizhevsky, load_classifier
 from densescore.models.registry import Classifier
 from densescore_kernels.errors import DensescoreError
@@ -222,11 +223,36 @@ def test_commands_learn_and_measure(tmp_path: Path) -> None:
     measured = json.loads(result.stdout)
     assert measured["means"]["ap"] == 1
     assert [row["positives"] for row in measured["actions"]] == [1, 2]
-    lines = (tmp_path / "results" / "comp9_action_val_run.txt").read_text().splitlines()
+    lines = (tmp_path / "results" / "comp10_action_val_run.txt").read_text().splitlines()
     assert [line.split()[:2] for line in lines] == [["e", "1"], ["e", "2"], ["f", "1"]]
     assert min(float(line.split()[2]) for line in lines[1:]) > float(lines[0].split()[2])
     again = runner.invoke(app, [*train, "--out", str(out)])
     assert "exists already" in again.stderr
+
+
+def test_the_sliding_form_learns_from_boxes_and_shows_where_without(tmp_path: Path) -> None:
+    """Who jumps is on the left, who runs on the right; every picture is alike."""
+    data = write_actions(tmp_path, [(name, box, does) for name, box, does in PERSONS if name[0] in "ab"])
+    write_actions(tmp_path, [("e", LEFT, "jump"), ("e", RIGHT, "run")], split="val")
+    out, runner = tmp_path / "sliding.safetensors", CliRunner()
+    common = ["--data", str(data), "--device", "cpu", "--cache", str(tmp_path / "cache"), "--json"]
+    train = ["train-actions", *common, "--out", str(out), "--sliding", "--scales", "1"]
+    result = runner.invoke(app, train)
+    assert result.exit_code == 0, result.output
+    result = runner.invoke(app, ["evaluate-actions", *common, "--model", str(out)])
+    assert result.exit_code == 0, result.output
+    assert [(row["action"], row["positives"]) for row in json.loads(result.stdout)["actions"]] == [
+        ("jump", 1), ("run", 1),
+    ]  # fmt: skip
+    jump, run = DenseScorer(out).score(data / "VOCdevkit/VOC2012/JPEGImages/e.jpg").response_map(["jump", "run"])
+    assert jump[:, :20].mean() > 2 * jump[:, 40:].mean()
+    assert run[:, 40:].mean() > 2 * run[:, :20].mean()
+    for options, message in ((["--retrain", "last"], "leave out --retrain"), (["--epochs", "3"], "--epochs")):
+        refused = runner.invoke(app, [*train[:-2], *options, "--overwrite"])
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+    refused = runner.invoke(app, ["train-actions", *common, "--out", str(tmp_path / "x.safetensors"), "--scales", "1"])
+    assert "scales are for --sliding" in refused.stderr
 
 
 def test_a_person_on_a_picture_of_another_size(tmp_path: Path) -> None:

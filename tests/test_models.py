@@ -83,6 +83,8 @@ def test_weights_that_do_not_fit_or_are_not_weights(tmp_path: Path, capsys: pyte
         DensescoreError, match=r"missing features.0.bias; unexpected extra; features.4.weight has shape"
     ):
         load_classifier("krizhevsky", weights=path)
+    with pytest.raises(DensescoreError, match="weights for alexnet does not fit AlexNet: missing"):
+        load_classifier("alexnet", weights=path)
     pickled = tmp_path / "evil.pth"
     torch.save(Evil(), pickled)
     with pytest.raises(DensescoreError, match="evil.pth: cannot be read as weights"):
@@ -123,6 +125,9 @@ def test_torchvisions_own_loading_code_is_used(monkeypatch: pytest.MonkeyPatch, 
     classifier = load_classifier("alexnet")
     assert torch.equal(classifier.module.state_dict()["features.0.weight"], state["features.0.weight"])
     assert len(classifier.labels) == 1000
+    own = tmp_path / "own.safetensors"
+    save_file({**state, "classifier.6.weight": torch.zeros(5, 4096), "classifier.6.bias": torch.zeros(5)}, own)
+    assert DenseScorer("alexnet", weights=own).labels == tuple(f"class {index}" for index in range(5))
 
 
 def test_every_entry_names_its_licence_and_origin() -> None:

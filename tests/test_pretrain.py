@@ -171,6 +171,8 @@ def test_images_that_cannot_be_read_are_left_out_and_named(tmp_path: Path) -> No
         path.write_bytes(b"not a picture")
     with pytest.raises(DensescoreError, match="no image of a batch of 10 can be read: .*not an image"):
         train_source(small_network(2), images, recipe, CPU, normalise=NORMALISE, precision=FLOAT32)
+    with pytest.raises(DensescoreError, match="none of the 10 images to measure on can be read: .*not an image"):
+        measure(small_network(2), images.train, centre_view(36, 32), NORMALISE, CPU, precision=FLOAT32)
 
 
 def test_settings_that_cannot_train(tree: Path, tmp_path: Path) -> None:
@@ -182,6 +184,9 @@ def test_settings_that_cannot_train(tree: Path, tmp_path: Path) -> None:
         train(small_network(), images, RECIPE, Place(CPU.device, 0, 4))
     with pytest.raises(DensescoreError, match="patch must lie in 1..side"):
         SourceRecipe(side=100)
+    for field, value in (("learning_rate", 0.0), ("patience", -1), ("divisions", -1), ("batch", 0)):
+        with pytest.raises(DensescoreError, match=f"{field} must be"):
+            replace(RECIPE, **{field: value})  # type: ignore[arg-type]
     with pytest.raises(DensescoreError, match="precision must be auto"):
         find_precision("float8", CPU.device)
     checkpoint = tmp_path / "checkpoint"

@@ -100,6 +100,8 @@ def test_after_kill_9_a_training_goes_on_to_the_same_weights(tree: Path, tmp_pat
     train = partial(train_source, normalise=NORMALISE, precision=FLOAT32, checkpoint=checkpoint)
     with pytest.raises(DensescoreError, match="belongs to a pre-training with other images or settings"):
         train(small_network(), images, RECIPE, CPU, seed=1)
+    with pytest.raises(DensescoreError, match="belongs to a pre-training with other images or settings"):
+        train(small_network(classes=4), images, RECIPE, CPU)
     checkpoint.write_bytes(b"half")
     with pytest.raises(DensescoreError, match="cannot be read as a checkpoint"):
         train(small_network(), images, RECIPE, CPU)

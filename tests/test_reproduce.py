@@ -57,6 +57,10 @@ def test_smoke_runs_every_step_and_goes_on_from_the_files_that_are_there(tmp_pat
         torch.equal(value, weights[name]) for name, value in read_weights(work / "pre-1000c.safetensors").items()
     )
 
+    other = runner.invoke(app, [*command, "--seed", "1"])
+    assert other.exit_code == 2
+    assert "holds files of another seed" in other.stderr
+
 
 def test_the_papers_numbers_and_sizes() -> None:
     numbers = {(number, row.name): row.paper for number, table in TABLES.items() for row in table.rows}

@@ -58,7 +58,7 @@ def mean_ap(rows: list[ActionResult]) -> float:
 def write_action_results(
     actions: ActionSet, scores: NDArray[np.float64], labels: tuple[str, ...], folder: Path, *, overwrite: bool = False
 ) -> None:
-    """VOC's result files: ``comp9_action_<set>_<action>.txt``, a line per person: image, object, score."""
+    """VOC's result files: ``comp10_action_<set>_<action>.txt``, a line per person: image, object, score."""
     with written_whole(folder, overwrite=overwrite, folder=True) as temporary:
         for action in actions.actions:
             column = scores[:, labels.index(action)]
@@ -66,4 +66,4 @@ def write_action_results(
                 f"{person.image} {person.index} {score:.17g}\n"
                 for person, score in zip(actions.persons, column, strict=True)
             ]
-            (temporary / f"comp9_action_{actions.name}_{action}.txt").write_text("".join(lines))
+            (temporary / f"comp10_action_{actions.name}_{action}.txt").write_text("".join(lines))

@@ -31,7 +31,8 @@ _ORDERS: dict[Variant, list[str]] = {
     "krizhevsky-caffe": ["Conv", "Relu", "LRN", "MaxPool"] * 2 + _TAIL,
     "krizhevsky-caffenet": ["Conv", "Relu", "MaxPool", "LRN"] * 2 + _TAIL,
 }
-_IDLE = ("Dropout", "Reshape", "Flatten", "Identity", "Constant", "Softmax")  # they hold no weights and change no value
+_IDLE = ("Dropout", "Reshape", "Flatten", "Identity", "Constant", "Softmax")
+"""What holds no weights; of these, the softmax alone changes a value (see `_probabilities`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,7 @@ class Converted:
     Attributes:
         name: the named model that `weights` fit.
         weights: by that model's names.
-        difference: greatest difference of a probability between both networks on the same input.
+        difference: greatest difference of a probability between both networks on the same input, over the highest.
     """
 
     name: Variant

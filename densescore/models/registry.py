@@ -82,9 +82,10 @@ class ModelEntry:
 
 
 def _build_torchvision(name: str, weights: dict[str, Tensor] | None) -> nn.Module:
-    network = torchvision.models.get_model(name, weights=None)
+    classes = len((weights or {}).get("classifier.6.bias", range(1000)))  # of AlexNet and of VGG-16
+    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
     if weights is not None:
-        network.load_state_dict(weights)
+        fill(network, weights, f"weights for {name}")
     return network
 
 

@@ -12,6 +12,7 @@ from densescore.pretrain.images import Sample
 from densescore.pretrain.precision import Precision
 from densescore.pretrain.processes import Place
 from densescore.pretrain.views import Views, collate
+from densescore_kernels.errors import DensescoreError
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ def measure(
         precision: of the network's arithmetic.
         batch: views at a time.
         workers: processes that read images.
+
+    Raises:
+        DensescoreError: no image can be read.
     """
     network.eval()
     share = samples[place.rank :: place.world]
@@ -76,6 +80,8 @@ def measure(
                 probabilities = logits.float().softmax(1).double().unflatten(0, pixels.shape[:2]).mean(1)  # [N, C]
                 sums += torch.stack(_count(probabilities, labels))
     images, loss, top1, top5 = place.sum(sums).tolist()
+    if not images:
+        raise DensescoreError(f"none of the {len(samples)} images to measure on can be read: {unreadable[:1]}")
     return Accuracy(int(images), loss / images, top1 / images, top5 / images, tuple(unreadable))
 
 

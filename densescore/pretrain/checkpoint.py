@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from densescore.files import written_whole
 from densescore.pretrain.images import SourceImages
@@ -15,9 +16,10 @@ from densescore.pretrain.recipe import SourceRecipe
 from densescore_kernels.errors import DensescoreError
 
 
-def fingerprint(images: SourceImages, recipe: SourceRecipe, seed: int) -> str:
-    """A digest that tells one pre-training from another."""
-    return hashlib.sha256(json.dumps([images.digest(), asdict(recipe), seed]).encode()).hexdigest()
+def fingerprint(network: nn.Module, images: SourceImages, recipe: SourceRecipe, seed: int) -> str:
+    """A digest that tells one pre-training from another; of the network, by the names and shapes of its tensors."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    return hashlib.sha256(json.dumps([shapes, images.digest(), asdict(recipe), seed]).encode()).hexdigest()
 
 
 def write_checkpoint(path: str | os.PathLike[str], state: dict[str, Any], owner: str) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from densescore.devices import find_device
 from densescore_kernels.errors import DensescoreError
 
 
@@ -46,11 +47,11 @@ def places(device: str = "auto") -> Iterator[Place]:
         device: ``"auto"`` (a CUDA device per process if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``. Processes
             talk by nccl on CUDA devices, and by gloo on CPUs.
     """
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
-        yield Place(torch.device(kind))
+        yield Place(find_device(device))
         return
+    kind = str(find_device(device)) if device == "auto" else device  # a look at cuda itself would wake device 0
     if ":" in kind:
         raise DensescoreError(f"device: with {world} processes each takes its own; pass auto or cuda, not {device!r}")
     if kind == "cuda":

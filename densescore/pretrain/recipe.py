@@ -1,5 +1,6 @@
 """How a source network is trained: as Krizhevsky et al. (NIPS 2012) describe and Oquab et al. repeat."""
 
+import math
 from dataclasses import dataclass
 
 from densescore_kernels.errors import DensescoreError
@@ -39,3 +40,8 @@ class SourceRecipe:
         for name in ("batch", "most_epochs"):
             if getattr(self, name) < 1:
                 raise DensescoreError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("divisions", "patience"):
+            if getattr(self, name) < 0:
+                raise DensescoreError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise DensescoreError(f"learning_rate must be positive and finite, got {self.learning_rate}")

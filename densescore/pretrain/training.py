@@ -105,7 +105,7 @@ def train_source(
     if len(images.train) < recipe.batch:
         raise DensescoreError(f"batch: {recipe.batch} is more than the {len(images.train)} training images")
     run = _Run(network, images, recipe, place, normalise, precision, seed, workers, report)
-    owner = fingerprint(images, recipe, seed)
+    owner = fingerprint(network, images, recipe, seed)
     if checkpoint is not None and (state := read_checkpoint(checkpoint, owner)) is not None:
         run.load_state_dict(state)
     while not run.over:

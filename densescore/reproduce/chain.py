@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -70,7 +70,11 @@ class Chain:
 
         Returns:
             Mean AP in [0, 1] by row.
+
+        Raises:
+            DensescoreError: `work` holds the files of another seed or plan; or data are missing.
         """
+        self._claim()
         table = TABLES[number]
         measured: dict[str, float] = {}
         for row in table.rows:
@@ -99,6 +103,18 @@ class Chain:
         options = {"width": width, "seed": self.seed, "workers": self.workers}
         pretrain_krizhevsky(path, images, self.plan.source, place, report=self.report, **options)  # type: ignore[arg-type]
         return path
+
+    def _claim(self) -> None:
+        """Write down what the files in `work` rest on, or refuse to mix in others."""
+        file = self.work / "reproduce.json"
+        settings = json.dumps({"seed": self.seed, "plan": asdict(self.plan)}, indent=1) + "\n"
+        if not file.is_file():
+            self._write(file, settings)
+        elif file.read_text() != settings:
+            raise DensescoreError(
+                f"{self.work}: by {file.name}, holds files of another seed or size (with --smoke or without); choose "
+                "another --out"
+            )
 
     def _object_row(self, number: int, row: Row, table: PaperTable) -> float:
         folder = self._voc(table)
