@@ -25,7 +25,7 @@ def write_results(
 ) -> None:
     """Write a folder of results, whole or not at all.
 
-    Per class: ``comp2_cls_<set>_<class>.txt`` (a line per image: name and score), and where an image is positive, a
+    Per class: ``comp1_cls_<set>_<class>.txt`` (a line per image: name and score), and where an image is positive, a
     curve ``pr_<class>.png`` and, with `score`, ``top_<class>.png``. For all: ``results.json``.
 
     Args:
@@ -46,7 +46,7 @@ def write_results(
             values = result.scores[row, :, column]
             # 17 digits bring each double back as it was: rounding would make ties that the ranking did not have.
             lines = [f"{image.name} {value:.17g}\n" for image, value in zip(result.boxed.images, values, strict=True)]
-            (temporary / f"comp2_cls_{result.boxed.name}_{label}.txt").write_text("".join(lines))
+            (temporary / f"comp1_cls_{result.boxed.name}_{label}.txt").write_text("".join(lines))
             if class_curve(result, column, k) is not None:
                 draw_curve(result, column, k, temporary / f"pr_{label}.png")
                 if score is not None:

@@ -368,7 +368,7 @@ def test_the_commands_from_boxes_to_a_head_that_works(
     record = json.loads(evaluated.stdout)
     assert record["means"]["ap"] > 0.8
     assert {row["label"] for row in record["classes"]} == set(CLASSES)
-    lines = (out / "comp2_cls_val_red.txt").read_text().splitlines()
+    lines = (out / "comp1_cls_val_red.txt").read_text().splitlines()
     assert [line.split()[0] for line in lines] == (voc / "ImageSets/Main/val.txt").read_text().split()
     for name in ("pr_red.png", "top_red.png"):
         assert read_image(out / name).std() > 10
