@@ -25,8 +25,9 @@ def write_results(
 ) -> None:
     """Write a folder of results, whole or not at all.
 
-    Per class: ``comp1_cls_<set>_<class>.txt`` (a line per image: name and score), and where an image is positive, a
-    curve ``pr_<class>.png`` and, with `score`, ``top_<class>.png``. For all: ``results.json``.
+    Per class: ``comp1_cls_<set>_<class>.txt`` (a line per image: name and score; to VOC's server a network that learned
+    from other data, too, goes as ``comp2``), and where an image is positive, a curve ``pr_<class>.png`` and, with
+    `score`, ``top_<class>.png``. For all: ``results.json``.
 
     Args:
         result: of `score_set`.

@@ -22,10 +22,9 @@ from densescore_kernels.errors import DensescoreError
 
 Range = tuple[float, float]
 
-# For kernels of more taps oneDNN wants weights in one layout for maps of some sizes and in another for others, and lays
-# them out again at each call if they are in the wrong one: up to ten times slower. Here are sides with either.
-_FEW_TAPS = 9
-_SIDES = (64, 128)
+# oneDNN wants weights in one layout for maps of some sizes and in another for others, and lays them out again at each
+# call if they are in the wrong one: up to ten times slower. These sides have been seen to want each of them.
+_SIDES = (8, 64, 128)
 
 
 class Grid(NamedTuple):
@@ -266,7 +265,7 @@ class Int8Conv2d(nn.Module):
         shapes = [[1, folded.weight.shape[1] * folded.groups, side, side] for side in _SIDES]
         self._packings = [
             torch.ops.onednn.qconv_prepack(weights.integers, weights.scales, *source, *self._geometry, shape)
-            for shape in (shapes if folded.weight.shape[2:].numel() > _FEW_TAPS else shapes[:1])
+            for shape in shapes
         ]
         self._fastest: dict[int, int] = {}  # packing by size of the map
         self._post = _post_operation(folded.clamp, target)
@@ -277,9 +276,9 @@ class Int8Conv2d(nn.Module):
         source = self._weights.source
         x = self._pad(source.quantise(x), value=source.zero).contiguous(memory_format=torch.channels_last)
         size = round(4 * math.log2(x.shape[2] * x.shape[3]))
-        if len(self._packings) > 1 and size not in self._fastest:
+        if size not in self._fastest:
             self._fastest[size] = min(range(len(self._packings)), key=lambda packing: self._seconds(x, packing))
-        return self._activation(self._convolve(x, self._fastest.get(size, 0)))
+        return self._activation(self._convolve(x, self._fastest[size]))
 
     def _convolve(self, x: Tensor, packing: int) -> Tensor:
         own = self._weights

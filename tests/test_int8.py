@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="need
     "layer",
     [
         nn.Conv2d(5, 8, 3, padding=1),
-        nn.Conv2d(5, 8, 5, padding=2, bias=False),  # with two packings
+        nn.Conv2d(5, 8, 5, padding=2, bias=False),
         nn.Conv2d(6, 6, 3, stride=2, groups=6),
         nn.Conv2d(4, 8, (1, 3), dilation=(1, 2), groups=2),
         nn.Linear(7, 9),
