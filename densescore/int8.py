@@ -174,6 +174,7 @@ class _Quantiser:
         self._layers["values"] = Values(grid)
         with start.graph.inserting_after(start):
             values = start.graph.create_node("call_module", "values", (start,))
+        self._ranges[values.name] = self._ranges[start.name]
         start.replace_all_uses_with(values, delete_user_cb=lambda user: user is not values)
 
     def _stays(self, node: fx.Node, emit: bool) -> bool:
