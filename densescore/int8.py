@@ -37,7 +37,9 @@ class Grid(NamedTuple):
     def over(cls, values: Range) -> "Grid":
         """The grid from the lowest value to the highest, and over zero, which padding needs exact."""
         low, high = min(values[0], 0.0), max(values[1], 0.0)
-        scale = (high - low) / 255 or 1.0
+        scale = (high - low) / 255
+        if scale < 1e-30:  # nothing but zeros, or what float32 takes for that
+            return cls(1.0, 0)
         return cls(scale, round(-low / scale))
 
     def quantise(self, x: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def test_absolute_patch_sizes_reach_the_engine(cat: NDArray[np.uint8]) -> None:
         ({"mean": (0.5,)}, "mean must be three finite numbers"),
         ({"std": (1, 0, 1)}, "std must be three finite numbers"),
         ({"device": "tpu"}, "device 'tpu' cannot be used"),
-        ({"dtype": "int8"}, "dtype must be 'auto'"),
+        ({"dtype": "int4"}, "dtype must be 'auto'"),
         ({"scales": ()}, "scales must be one or more"),
         ({"patch_size": 0}, "patch_size must be at least 1"),
         ({"patch_size": 5}, r"cannot be run on 5×5 pixels"),
