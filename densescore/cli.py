@@ -25,10 +25,11 @@ from densescore.cli_common import (
     Stride,
     Weights,
     err,
-    make_scorer,
     readable_errors,
+    scorer_options,
 )
 from densescore.demo_cli import app as demo_app
+from densescore.engine import DenseScorer
 from densescore.evaluation_cli import app as evaluation_app
 from densescore.export import describe, export_heatmaps, list_images
 from densescore.huge_cli import app as huge_app
@@ -101,7 +102,9 @@ def classify(
     """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
     with readable_errors():
         paths = list_images(images)
-        scorer = make_scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime, stride, calibration)
+        scorer = DenseScorer(
+            **scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime, stride, calibration)
+        )
 
         def work(path: Path) -> None:
             scores = scorer.score(path, context=context)  # type: ignore[arg-type]
@@ -148,7 +151,9 @@ def heatmap(
     """Write response maps: per class an overlay PNG and the raw map (npz), per image one manifest.json."""
     with readable_errors():
         paths = list_images(images)
-        scorer = make_scorer(model, weights, scales, patch_sizes, k, device, dtype, runtime, stride, calibration)
+        scorer = DenseScorer(
+            **scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime, stride, calibration)
+        )
         chosen = [label.strip() for label in classes.split(",")] if classes else []
         for label in chosen:
             find_label(label, scorer.labels)

@@ -42,23 +42,6 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
 
 
-def make_scorer(
-    model: str,
-    weights: str,
-    scales: str,
-    patch_sizes: str,
-    k: float | None,
-    device: str,
-    dtype: str,
-    runtime: str,
-    stride: int | None = None,
-    calibration: Path | None = None,
-) -> DenseScorer:
-    """The scorer that the options of a command ask for."""
-    options = scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime, calibration)
-    return DenseScorer(**options, stride=stride)
-
-
 def scorer_options(
     model: str,
     weights: str,
@@ -68,6 +51,7 @@ def scorer_options(
     device: str,
     dtype: str,
     runtime: str,
+    stride: int | None = None,
     calibration: Path | None = None,
 ) -> dict[str, Any]:
     """Arguments of `DenseScorer` that the options of a command stand for."""
@@ -79,7 +63,7 @@ def scorer_options(
     if calibration is not None:
         images = list_images([calibration])
         options["calibration"] = tuple(images[:: -(-len(images) // CALIBRATION_IMAGES)])
-    return {**options, "k": k, "device": device, "dtype": dtype, "runtime": runtime}
+    return {**options, "k": k, "device": device, "dtype": dtype, "runtime": runtime, "stride": stride}
 
 
 @contextmanager

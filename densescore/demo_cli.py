@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from densescore.cli_common import Device, DType, K, RuntimeOption, Scales, err, make_scorer, readable_errors
+from densescore.cli_common import Device, DType, K, RuntimeOption, Scales, err, readable_errors, scorer_options
 from densescore.engine import DenseScorer
 from densescore.export import list_images
 from densescore_kernels.errors import DensescoreError
@@ -44,10 +44,10 @@ def demo(
         except ImportError as error:
             raise DensescoreError(f"the page needs {error.name}: pip install 'densescore[demo]'") from error
         names = model or ["lite0"]
-        makers: dict[str, Callable[[], DenseScorer]] = {
-            Path(name).name: partial(make_scorer, name, "default", scales, "", k, device, dtype, runtime)
-            for name in names
-        }
+        makers: dict[str, Callable[[], DenseScorer]] = {}
+        for name in names:
+            options = scorer_options(name, "default", scales, "", k, device, dtype, runtime)
+            makers[Path(name).name] = partial(DenseScorer, **options)
         if len(makers) < len(names):
             raise DensescoreError(f"--model: two have the same name, {', '.join(names)}")
         first = next(iter(makers))

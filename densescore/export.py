@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from densescore.files import written_whole
+from densescore.geometry import Pyramid
 from densescore.image import Pixels
 from densescore.scores import DenseScores
 from densescore_kernels.errors import DensescoreError
@@ -112,6 +113,19 @@ def draw_overlay(
     figure.savefig(path, dpi=100)
 
 
+def describe_geometry(pyramid: Pyramid) -> dict[str, Any]:
+    """Which patches there are, as plain JSON values."""
+    return {
+        "patch": pyramid.patch,
+        "stride": pyramid.stride,
+        "patches": len(pyramid),
+        "levels": [
+            {"scale": level.scale, "size": [level.height, level.width], "grid": [level.rows, level.cols]}
+            for level in pyramid.levels
+        ],
+    }
+
+
 def describe(scores: DenseScores, source: str) -> dict[str, Any]:
     """What a result rests on, as plain JSON values: image, model, geometry, ranking, versions, timings."""
     pyramid = scores.pyramid
@@ -121,15 +135,7 @@ def describe(scores: DenseScores, source: str) -> dict[str, Any]:
         "context": scores.context,
         "runtime": scores.runtime,
         "k": scores.k,
-        "geometry": {
-            "patch": pyramid.patch,
-            "stride": pyramid.stride,
-            "patches": len(pyramid),
-            "levels": [
-                {"scale": level.scale, "size": [level.height, level.width], "grid": [level.rows, level.cols]}
-                for level in pyramid.levels
-            ],
-        },
+        "geometry": describe_geometry(pyramid),
         "top": [ranked._asdict() for ranked in scores.top(5)],
         **({"retried": True} if scores.retried else {}),
         "timings": {stage: round(seconds, 4) for stage, seconds in scores.timings.items()},

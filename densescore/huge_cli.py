@@ -18,10 +18,11 @@ from densescore.cli_common import (
     Stride,
     Weights,
     err,
-    make_scorer,
     numbers,
     readable_errors,
+    scorer_options,
 )
+from densescore.engine import DenseScorer
 from densescore.huge import score_huge
 
 app = typer.Typer()
@@ -57,7 +58,7 @@ def huge(
         def track(items: Sequence[Any], description: str) -> Iterable[Any]:
             return progress.track(items, description=description)
 
-        scorer = make_scorer(model, weights, "", patch_sizes, k, device, dtype, runtime, stride)
+        scorer = DenseScorer(**scorer_options(model, weights, "", patch_sizes, k, device, dtype, runtime, stride))
         result = score_huge(
             scorer,
             image,

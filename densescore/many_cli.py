@@ -94,8 +94,7 @@ def score(
         kept = Kept(top, all_scores, mapped, chosen, maps, patch_scores)
         if runtime == "auto":  # which one is faster is timed; parts of one table must come from the same
             runtime = recorded(out, "runtime") or "auto"
-        options = scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime, calibration)
-        options["stride"] = stride
+        options = scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime, stride, calibration)
         if engine not in ("local", "ray"):
             raise DensescoreError(f"--engine: expected local or ray, got {engine!r}")
         scorer = DenseScorer(**options)

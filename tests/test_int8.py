@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 from densescore import DensescoreError, DenseScorer
 from densescore.fused import FoldedConv2d, FoldedLinear
-from densescore.int8 import Grid, Int8Conv2d, Int8Linear, Int8MaxPool2d
+from densescore.int8_layers import Grid, Int8Conv2d, Int8Linear, Int8MaxPool2d, Int8ReLU, Values
 from tests.conftest import Toy
 
 pytestmark = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs a CPU with AVX-512 VNNI")
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="need
         nn.Conv2d(5, 8, 5, padding=2, bias=False),
         nn.Conv2d(6, 6, 3, stride=2, groups=6),
         nn.Conv2d(4, 8, (1, 3), dilation=(1, 2), groups=2),
+        Conv2dSame(5, 8, 3, stride=2),  # pads by what the map's size asks for
         nn.Linear(7, 9),
     ],
     ids=str,
@@ -54,6 +56,14 @@ def test_exact_on_integers(layer: nn.Conv2d | nn.Linear, clamp: tuple[Any, Any],
     for _ in range(2):
         torch.testing.assert_close(made(x), expected, rtol=1e-6, atol=1e-5)
     assert expected.std() > 0.5
+
+
+def test_a_relu_of_integers() -> None:
+    grid = Grid.over((-3, 5))
+    x = torch.linspace(-3, 5, 50)
+    integers = Int8ReLU(grid)(grid.quantise(x))
+    assert grid.zero > 50
+    torch.testing.assert_close(Values(grid)(integers), x.relu(), rtol=0, atol=grid.scale * 0.51)
 
 
 def test_outputs_are_the_nearest_on_their_grid() -> None:

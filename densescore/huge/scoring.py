@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from densescore.engine import DenseScorer
-from densescore.export import file_names
+from densescore.export import describe_geometry, file_names
 from densescore.files import written_whole
 from densescore.geometry import Level, Pyramid
 from densescore.huge.job import Job
@@ -128,15 +128,7 @@ def _describe(
         "preprocessing": [scorer.mean, scorer.std],
         "activation": scorer.activation,
         "dtype": str(scorer.dtype),
-        "geometry": {
-            "patch": pyramid.patch,
-            "stride": pyramid.stride,
-            "patches": len(pyramid),
-            "levels": [
-                {"scale": level.scale, "size": [level.height, level.width], "grid": [level.rows, level.cols]}
-                for level in pyramid.levels
-            ],
-        },
+        "geometry": describe_geometry(pyramid),
         "cells_per_tile": chunk,
         "densescore": version("densescore"),
     }
