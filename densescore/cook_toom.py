@@ -31,6 +31,7 @@ from densescore.onednn import Clamp, PackedConv2d
 from densescore.windows import Blocks, LinearWindows
 
 _POINTS = [Fraction(*point) for point in ((0, 1), (1, 1), (-1, 1), (1, 2), (-1, 2), (2, 1), (-2, 1))]
+_ONE = _POINTS.index(Fraction(1))
 
 MOST_TAPS = len(_POINTS)
 """Largest r, with a tile of 2. A ninth point, ±¼ or ±4, would cost another digit and a half."""
@@ -112,7 +113,7 @@ class CookToom(nn.Module):
     Args:
         weight: ``[F, C / groups, kernel, kernel]``, float32 or bfloat16; transformed once, here.
         bias: ``[F]``, or None.
-        tiling: from `tiling_of`.
+        tiling: from `tiling_of`, or another of at least three points.
         groups: of channels.
         clamp: of the outputs.
     """
@@ -129,9 +130,10 @@ class CookToom(nn.Module):
         super().__init__()
         self.tiling, self.groups, self.clamp = tiling, groups, clamp
         self.kernel, self.dtype, self.width = weight.shape[-1], weight.dtype, weight.shape[0]
-        self.bias = None if bias is None else bias.detach().float().view(groups, -1)
         output, kernel, data = (torch.tensor(_floats(matrix)) for matrix in cook_toom(tiling.tile, tiling.taps))
-        self._output, self._data = output.float(), data.float()  # [m, t], [t, t]
+        self._output = torch.kron(output, output).to(self.dtype)  # [m², t²]
+        # Bᵀ d B in two steps takes fewer multiplications, but in one it is rounded once.
+        self._data = (data if self.dtype == torch.float32 else torch.kron(data, data)).to(self.dtype)  # [t or t²]²
         transform = torch.kron(kernel, kernel).float()  # [t², r²]
         self._planes: list[PackedConv2d] = []  # per slice of outputs, the t² matrices that take the place of r² ones
         slices = weight.detach().unflatten(0, (groups, -1)).split(_OUTPUTS, dim=1)  # [g, slice, C, kernel, kernel]
@@ -139,7 +141,8 @@ class CookToom(nn.Module):
         # something small would cut into it, and the next would not fit: the holes take as much as the weights.
         largest = slices[0].numel() // tiling.taps**2
         taps_memory, planes_memory = (torch.empty(points * largest) for points in (tiling.taps**2, tiling.side**2))
-        for part in slices:
+        biases = None if bias is None else bias.detach().unflatten(0, (groups, -1)).split(_OUTPUTS, dim=1)
+        for index, part in enumerate(slices):
             numbers = part.numel() // tiling.taps**2  # g · slice · C', C' = C · parts²
             taps = taps_memory[: tiling.taps**2 * numbers].view(-1, numbers)  # [r², g · slice · C']
             taps.view(tiling.taps, tiling.taps, groups, -1, tiling.parts, tiling.parts, weight.shape[1]).copy_(
@@ -147,7 +150,20 @@ class CookToom(nn.Module):
             )
             planes = torch.mm(transform, taps, out=planes_memory[: len(transform) * numbers].view(-1, numbers))
             planes = planes.view(-1, weight.shape[1] * tiling.parts**2, 1, 1)  # [t² · g · slice, C', 1, 1]
-            self._planes.append(PackedConv2d(planes.to(self.dtype), groups=tiling.side**2 * groups, size=(_TILES, 1)))
+            added = None if biases is None else self._spread(biases[index])
+            self._planes.append(
+                PackedConv2d(planes.to(self.dtype), added, groups=tiling.side**2 * groups, size=(_TILES, 1))
+            )
+
+    def _spread(self, bias: Tensor) -> Tensor:
+        """A bias ``[g, slice]`` of the outputs as one of the products, ``[t² · g · slice]``.
+
+        What is added at the point (1, 1) is added to each output of a tile, as 1 to any power is 1.
+        """
+        t = self.tiling.side
+        spread = bias.new_zeros(t, t, bias.numel())
+        spread[_ONE, _ONE] = bias.flatten()
+        return spread.flatten()
 
     def saves(self, grids: Sequence[tuple[int, int]]) -> bool:
         """Whether so many rows and columns of outputs fill their tiles: at most two thirds of the products are left."""
@@ -194,41 +210,40 @@ class CookToom(nn.Module):
         grids = [(len(rows), self._tiles((0, place.shape[1]))[1]) for _, place, rows in lot]
         counts = [down * across for down, across in grids]
         tiles, channels = sum(counts), lot[0][0].shape[2] // g
-        data = _scratch("data", torch.float32, tiles, t, t, g, parts, parts, channels)
+        data = _scratch("data", self.dtype, tiles, t, t, g, parts, parts, channels)
         for part, (padded, _, rows), grid in zip(data.split(counts), lot, grids, strict=True):
             y, x, _ = padded.stride()
             shape, strides = (t, t, g, parts, parts, channels), (y, x, channels, r * y, r * x, 1)
             tiled = padded.as_strided((*grid, *shape), (m * y, m * x, *strides), rows.start * m * y)
             part.unflatten(0, grid).copy_(tiled)
-        points = self._transform(self._data, data.view(tiles, t, t, -1), "data")  # Bᵀ d B
-        if self.dtype != torch.float32:
-            points = _scratch("rounded", self.dtype, *points.shape).copy_(points)
+        points = self._points(data.view(tiles, t * t, -1))
         points = points.view(1, tiles, 1, -1).permute(0, 3, 1, 2)  # [1, t² · g · C, tiles, 1]
+        values = _scratch("values", self.dtype, tiles, m, m, g, self.width // g)
         start = 0
         for plane in self._planes:
-            products = plane(points).permute(0, 2, 3, 1).view(tiles, t, t, -1)
-            if self.dtype != torch.float32:
-                products = _scratch("products", torch.float32, *products.shape).copy_(products)
-            values = self._transform(self._output, products, "values").unflatten(3, (g, -1))  # [tiles, m, m, g, slice]
-            stop = start + values.shape[4]
-            if self.bias is not None:
-                values += self.bias[:, start:stop]
-            if self.clamp != (None, None):
-                values.clamp_(*self.clamp)
-            for part, (_, place, rows), grid in zip(values.split(counts), lot, grids, strict=True):
-                _place(part.unflatten(0, grid), place[rows.start * m : rows.stop * m, :, :, start:stop])
+            products = plane(points).permute(0, 2, 3, 1).view(tiles, t * t, -1)  # [tiles, t², g · slice]
+            part = _scratch("part", self.dtype, tiles, m * m, products.shape[2])
+            torch.bmm(self._output.expand(tiles, -1, -1), products, out=part)  # Aᵀ … A
+            part = part.view(tiles, m, m, g, -1)
+            stop = start + part.shape[4]
+            values[..., start:stop] = part
             start = stop
+        if self.clamp != (None, None):
+            values.clamp_(*self.clamp)
+        for part, (_, place, rows), grid in zip(values.split(counts), lot, grids, strict=True):
+            _place(part.unflatten(0, grid), place[rows.start * m : rows.stop * m])
 
-    @staticmethod
-    def _transform(matrix: Tensor, values: Tensor, slot: str) -> Tensor:
-        """``M V Mᵀ`` of each tile and channel: ``[n, t]``, ``[tiles, t, t, C]`` → ``[tiles, n, n, C]``, in a slot."""
-        tiles, t, _, channels = values.shape
-        n = len(matrix)
-        half = _scratch("half", torch.float32, tiles, n, t * channels)
-        torch.bmm(matrix.expand(tiles, -1, -1), values.view(tiles, t, -1), out=half)
-        whole = _scratch(slot, torch.float32, tiles * n, n, channels)
-        torch.bmm(matrix.expand(tiles * n, -1, -1), half.view(tiles * n, t, channels), out=whole)
-        return whole.view(tiles, n, n, channels)
+    def _points(self, data: Tensor) -> Tensor:
+        """``Bᵀ d B`` of each tile and channel: ``[tiles, t², C]`` → ``[tiles, t², C]``; `data` is written over."""
+        tiles, _, channels = data.shape
+        points = _scratch("points", self.dtype, *data.shape)
+        if self.dtype == torch.bfloat16:
+            return torch.bmm(self._data.repeat(tiles, 1, 1), data, out=points)
+        t = self.tiling.side
+        half = points.view(tiles, t, t * channels)
+        torch.bmm(self._data.expand(tiles, -1, -1), data.view(tiles, t, -1), out=half)
+        whole = data.view(tiles * t, t, channels)
+        return torch.bmm(self._data.expand(tiles * t, -1, -1), half.view(tiles * t, t, channels), out=whole)
 
 
 def _place(tiles: Tensor, output: Tensor) -> None:

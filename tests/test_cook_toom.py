@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -122,8 +122,9 @@ def test_maps_of_any_size_are_convolved(
     bias: bool,
 ) -> None:
     """Tiles that the map cuts, kernels in parts, groups, padding on one axis, many maps at once."""
-    torch.manual_seed(0)
     taps, parts = kernel
+    assume(tile + taps > 3)  # with fewer than three points, (1, 1) is none of them
+    torch.manual_seed(0)
     side = taps * parts
     layer = nn.Conv2d(6, 8, side, padding=padding, groups=groups, bias=bias)
     maps = [

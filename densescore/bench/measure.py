@@ -73,18 +73,25 @@ def deviation(actual: Tensor, expected: Tensor) -> float:
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest `deviation` with which a contender is timed, by dtype."""
 
+PAUSE = 0.25
+"""Seconds between two timed runs."""
+
 
 @torch.inference_mode()
 def time_in_turn(
     contenders: Mapping[str, Callable[[], object]], scale: Mapping[str, float], rounds: int
 ) -> dict[str, Timing]:
-    """Run all contenders once to warm up, then in turn, `rounds` times; seconds are multiplied by `scale`."""
+    """Run all contenders once to warm up, then in turn, `rounds` times; seconds are multiplied by `scale`.
+
+    Each begins after a pause: the threads of the one before, in a pool of another runtime, go on spinning for a while.
+    """
     for run in contenders.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
             _synchronize()
+            time.sleep(PAUSE)
             start = time.perf_counter()
             run()
             _synchronize()
