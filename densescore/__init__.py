@@ -11,12 +11,13 @@ Example:
 
 from importlib.metadata import version
 
-from densescore.engine import DenseScorer, classify
+from densescore.engine import DenseScorer
 from densescore.geometry import PAPER_SCALES, Level, Pyramid
 from densescore.image import read_image
 from densescore.many.stream import Scored, score_many
 from densescore.regions import Region
 from densescore.scores import DenseScores, Ranked
+from densescore.shared import classify
 from densescore_kernels.errors import DensescoreError
 
 __version__ = version("densescore")

@@ -5,8 +5,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -318,39 +317,6 @@ class _Clock:
         now = time.perf_counter()
         self._timings[stage] = self._timings.get(stage, 0.0) + now - self._last
         self._last = now
-
-
-def classify(image: ImageLike, model: str | os.PathLike[str] = "lite0", **options: Any) -> DenseScores:
-    """Score every patch of an image with a named model; the model is loaded once per process and choice of options.
-
-    Args:
-        image: a path, encoded bytes, a file object, a PIL image, an array or a tensor.
-        model: a name, or the file of a trained adaptation head.
-        **options: those of `DenseScorer`.
-
-    Returns:
-        The scores; ``.top(5)`` ranks the classes.
-
-    Raises:
-        DensescoreError: see `DenseScorer` and `DenseScorer.score`.
-
-    Example:
-        >>> import skimage
-        >>> classify(skimage.data.chelsea(), scales=(1, 1.3)).top(1)[0].label
-        'Egyptian cat'
-    """
-    return shared_scorer(model, options).score(image)
-
-
-def shared_scorer(model: str | os.PathLike[str], options: Mapping[str, Any]) -> DenseScorer:
-    """The scorer of a named model, or of a head's file: one per process and choice of options."""
-    frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return _shared_scorer(os.fspath(model), **frozen)
-
-
-@lru_cache(maxsize=4)
-def _shared_scorer(model: str, **options: Any) -> DenseScorer:
-    return DenseScorer(model, **options)
 
 
 def _fit_labels(labels: tuple[str, ...], classes: int, given: bool) -> tuple[str, ...]:

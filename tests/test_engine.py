@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 import densescore
 from densescore import DensescoreError, DenseScorer, engine
+from densescore.models.adaptation import AdaptationHead, HeadFile, save_head
+from densescore.shared import shared_scorer
 from tests.conftest import Toy
 
 
@@ -33,7 +35,16 @@ def test_classify_takes_a_name_and_shares_the_scorer(cat: NDArray[np.uint8]) -> 
     assert result.model == "lite0"
     assert len(result.levels) == 2
     assert set(result.timings) == {"decode", "pyramid", "trunk", "head"}
-    assert engine._shared_scorer("lite0", scales=(1, 1.3)) is engine._shared_scorer("lite0", scales=(1, 1.3))
+    assert shared_scorer("lite0", {"scales": [1, 1.3]}) is shared_scorer("lite0", {"scales": (1, 1.3)})
+
+
+def test_classify_reads_a_head_that_was_trained_anew(tmp_path: Path, cat: NDArray[np.uint8]) -> None:
+    path, labels = tmp_path / "head.safetensors", ("first", "second")
+    for winner in (0, 1):
+        head = AdaptationHead(1280, 2, width=4)
+        head.fcb.bias.data = torch.tensor([50.0, -50.0]).roll(winner)
+        save_head(path, HeadFile(head, labels, "lite0", (0.5,) * 3, (0.5,) * 3, 224), overwrite=True)
+        assert densescore.classify(cat, path, scales=(1,)).top(1)[0].label == labels[winner]
 
 
 def test_pieces_of_the_head_do_not_change_the_scores(

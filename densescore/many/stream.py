@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from densescore.engine import Context, DenseScorer, shared_scorer
+from densescore.engine import Context, DenseScorer
 from densescore.image import ImageLike, Pixels, read_image
 from densescore.scores import DenseScores
+from densescore.shared import shared_scorer
 from densescore_kernels.errors import DensescoreError
 
 
