@@ -67,6 +67,18 @@ def test_reduced_precision_gives_float32_probabilities_near_the_exact(dtype: str
     assert not torch.equal(rough.patch_scores, exact.patch_scores)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_bytes_and_floats_are_normalised_alike(dtype: torch.dtype, cat: NDArray[np.uint8]) -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    scorer = DenseScorer(Toy(), mean=mean, std=std, patch_size=20, dtype=dtype)
+    expected = torch.from_numpy((cat / 255 - np.array(mean)) / np.array(std)).permute(2, 0, 1)[None]
+    for pixels in (cat, (cat / 255).astype(np.float32)):
+        level = scorer.normalise(pixels)
+        assert level.dtype == dtype
+        assert level.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(level.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (7, 3), (33, 660), (500, 25)])
 def test_any_size_works(toy_scorer: DenseScorer, size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
