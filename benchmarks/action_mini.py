@@ -141,7 +141,7 @@ def sliding(sets: tuple[ActionSet, ActionSet], cache: Path, heads: Path, scales:
     train, val = (as_boxes(actions) for actions in sets)
     path = heads / "sliding-0.safetensors"
     if not path.is_file():
-        recipe = replace(RECIPES["default"], scales=scales, test_scales=None)
+        recipe = replace(RECIPES["default"], scales=scales, test_scales=None, flips=False)
         scorer = DenseScorer("lite0", scales=scales)
         save_head(path, train_model(train, scorer, FeatureCache(scorer, cache), recipe, seed=0))
     scorer = DenseScorer(path)

@@ -216,10 +216,12 @@ def rows(experiment: Experiment) -> dict[str, Callable[[], dict[str, Row]]]:
         },
         "centre": lambda: {"always the image's centre": summary([image_centre(val)])},
         "localisation": lambda: {"Grad-CAM on the linear probe": summary([grad_cam(train, val)])},
-        "flips": lambda: vary({"with mirror images": replace(default, flips=True)}),
+        "flips": lambda: {
+            "without mirror images": experiment.transfer("without mirror images", replace(default, flips=False))
+        },
         "crops": lambda: {
-            f"{', '.join(f'{scale:g}' for scale in FEW)} only: {title}": experiment.transfer(
-                title, replace(default, scales=FEW, test_scales=None), seeds=1, contexts=contexts
+            f"{', '.join(f'{scale:g}' for scale in FEW)} only, no mirror images: {title}": experiment.transfer(
+                title, replace(default, scales=FEW, test_scales=None, flips=False), seeds=1, contexts=contexts
             )
             for title, contexts in CONTEXTS.items()
         },

@@ -1,7 +1,7 @@
 """The patches that a head is trained on: labelled, drawn, and their features gathered from the cache."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ class TrainingPatches:
             what is left out.
         images: int64 ``[N]``, index of each patch's image in its set; mirror images share their original's.
         bags: float16 ``[I, n, D]``: n patches drawn from all of each image; n = 0 if not asked for.
-        truth: int8 ``[I, C]``, truth of the bags' images.
+        truth: int8 ``[I, C]``, of the images that bags come from.
     """
 
     features: NDArray[np.float16]
@@ -95,20 +95,30 @@ def gather(
         seed: of the draws; each image has its own, so one image's patches do not hang on the others.
         track: wraps the iteration over images, for a progress bar.
     """
-    parts, labels, images, bags, truth = [], [], [], [], []
+    parts, labels, images = [], [], list[NDArray[np.int64]]()
+    flips = (False, True) if recipe.flips else (False,)
+    bags = np.zeros((0, 0, 0), np.float16)
     for index in track(range(len(boxed.images))):
-        for flip in (False, True) if recipe.flips else (False,):
+        for flip in flips:
             patches, values = features(boxed.images[index], flip)
             draw = np.random.default_rng([seed, index, flip])
             kept, kept_labels = label_and_draw(patches, boxed.images[index], flip, len(boxed.classes), recipe, draw)
+            if recipe.image_rounds:
+                if not images:  # filled in place: bags in a list, and then stacked, would take twice the memory
+                    count = len(boxed.images) * len(flips)
+                    bags = np.empty((count, recipe.image_bag, values.shape[1]), np.float16)
+                drawn = draw.choice(len(values), recipe.image_bag, replace=recipe.image_bag > len(values))
+                bags[len(images)] = values[drawn]
             parts.append(values[kept])
             labels.append(kept_labels)
             images.append(np.full(len(kept), index))
-            if recipe.image_rounds:
-                bags.append(values[draw.choice(len(values), recipe.image_bag, replace=recipe.image_bag > len(values))])
-                truth.append(boxed.images[index].truth)
-    drawn = TrainingPatches(np.concatenate(parts), np.concatenate(labels), np.concatenate(images))  # type: ignore[arg-type]
-    return replace(drawn, bags=np.stack(bags), truth=np.stack(truth)) if bags else drawn
+    return TrainingPatches(
+        np.concatenate(parts),
+        np.concatenate(labels),  # type: ignore[arg-type]
+        np.concatenate(images),
+        bags,
+        np.repeat(boxed.truth(), len(flips), axis=0),
+    )
 
 
 def check_every_class(patches: TrainingPatches, classes: tuple[str, ...], recipe: Recipe) -> None:

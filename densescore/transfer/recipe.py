@@ -86,7 +86,6 @@ RECIPES: dict[str, Recipe] = {
         objective="multilabel",
         scales=(0.7, 1.0, 1.3, 2.0, 2.8),
         test_scales=(0.7, 1.0, 1.3, 2.0, 2.8, 4.0),
-        flips=False,
         round=16_384,
         settled=0.05,
         most_rounds=4,
@@ -95,6 +94,6 @@ RECIPES: dict[str, Recipe] = {
     "paper": Recipe(rule=LabelRule(overlap="touch"), flips=False, standardise=False),
 }
 """``"default"`` differs from the paper's by: independent sigmoids, so that crowded patches teach; fewer scales, one
-wider than the image; standardised features; shorter stages; and fine-tuning on image labels.
+wider than the image; mirror images; standardised features; shorter stages; and fine-tuning on image labels.
 ``"paper"`` takes "overlaps no more than one object" to the letter. What each is worth: benchmarks/results.
 """
