@@ -29,6 +29,7 @@ CONTENDERS = {
     "crops-onnxruntime": "crops: ONNX Runtime",
     "crops-openvino": "crops: OpenVINO",
     "dense-modules": "dense: torch, layer by layer",
+    "dense-timm": "dense: timm's test-time pooling",
     "dense-onnxruntime": "dense: ONNX Runtime",
     "dense-openvino": "dense: OpenVINO",
 }

@@ -29,12 +29,13 @@ class OpenVINOTrunk(nn.Module):
         trunk: the module, on the CPU.
         patch: P; with the next size up, for the trace.
         dtype: float32 or bfloat16: of the arithmetic, and of what is taken and returned.
+        profile: count the time of each layer, too: see ``request.get_profiling_info()``.
 
     Raises:
         DensescoreError: OpenVINO is not installed, or cannot convert the trunk.
     """
 
-    def __init__(self, trunk: nn.Module, patch: int, dtype: torch.dtype) -> None:
+    def __init__(self, trunk: nn.Module, patch: int, dtype: torch.dtype, *, profile: bool = False) -> None:
         super().__init__()
         try:
             import openvino
@@ -57,13 +58,17 @@ class OpenVINOTrunk(nn.Module):
                     tensor.model().set_layout(openvino.Layout("NCHW"))
                 model = steps.build()
                 model.reshape([1, -1, -1, 3])
-                settings = {"INFERENCE_PRECISION_HINT": _HINTS[dtype], "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-                self._request = openvino.compile_model(model, "CPU", settings).create_infer_request()
+                settings = {
+                    "INFERENCE_PRECISION_HINT": _HINTS[dtype],
+                    "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                    "PERF_COUNT": profile,
+                }
+                self.request = openvino.compile_model(model, "CPU", settings).create_infer_request()
         except RuntimeError as error:
             raise DensescoreError(f"OpenVINO cannot convert the trunk: {reason_of(error)}") from error
         self._dtype = dtype
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Run the trunk."""
-        result = self._request.infer({0: pixels.permute(0, 2, 3, 1).float().contiguous().numpy()}, share_inputs=True)
+        result = self.request.infer({0: pixels.permute(0, 2, 3, 1).float().contiguous().numpy()}, share_inputs=True)
         return torch.from_numpy(result[0].copy()).permute(0, 3, 1, 2).to(self._dtype)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
@@ -28,10 +27,10 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, object]:
 
 
 def test_contenders_are_equal_then_timed_in_turn(tmp_path: Path) -> None:
-    result = run(tmp_path, "--contenders", "crops,dense-modules")
+    result = run(tmp_path, "--contenders", "crops,dense-modules,dense-timm")
     rows = result["contenders"]
     assert isinstance(rows, dict)
-    assert set(rows) == {"crops", "dense-modules", "densescore"}
+    assert set(rows) == {"crops", "dense-modules", "dense-timm", "densescore"}
     assert all(len(row["seconds_all"]) == 2 and min(row["seconds_all"]) > 0 for row in rows.values())
     assert rows["densescore"]["times_densescore"] == 1
     stages = result["stages"]
@@ -46,8 +45,8 @@ def test_contenders_are_equal_then_timed_in_turn(tmp_path: Path) -> None:
 
 
 def test_a_contender_that_gives_other_scores_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lying(module: nn.Module, _: Tensor, free: bool) -> contenders.Run:
-        return lambda pixels: module(pixels).roll(1, dims=1)
+    def lying(subject: contenders.Subject, dense: bool) -> contenders.Run:
+        return lambda pixels: subject.form(dense)(pixels).roll(1, dims=1)
 
     monkeypatch.setitem(contenders.RUNTIMES, "dense-openvino", lying)
     result = run(tmp_path, "--contenders", "crops,dense-openvino")
@@ -62,6 +61,12 @@ def test_what_cannot_run_here_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     result = run(tmp_path, "--contenders", "crops,dense-onnxruntime")
     assert isinstance(result["left_out"], dict)
     assert "not installed" in result["left_out"]["dense-onnxruntime"]
+
+
+def test_timms_pooling_is_for_timms_networks(tmp_path: Path) -> None:
+    result = run(tmp_path, "--classes", "5", "--contenders", "dense-timm")
+    assert isinstance(result["left_out"], dict)
+    assert "timm's networks" in result["left_out"]["dense-timm"]
 
 
 def test_unknown_contenders_are_refused() -> None:

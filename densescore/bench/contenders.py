@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from timm.layers.test_time_pool import TestTimePoolHead
 from torch import Tensor, nn
 
 from densescore.convolutional_form import convolutional_form
@@ -55,6 +57,16 @@ class Subject:
         """Of the module."""
         return next(self.module.parameters()).dtype
 
+    @property
+    def patch(self) -> Tensor:
+        """One of them: ``[1, 3, P, P]``."""
+        side = self.network.patch
+        return self.levels[0][..., :side, :side].contiguous()
+
+    def form(self, dense: bool) -> nn.Module:
+        """What a contender runs: the network as one graph of convolutions, or the module itself for crops."""
+        return convolutional_form(self.network) if dense else self.module
+
 
 class UnavailableError(Exception):
     """A contender that cannot run here; the message says why."""
@@ -76,19 +88,19 @@ def dense_by(run: Run, subject: Subject) -> Tensor:
     return probabilities(torch.cat([scores.flatten(2)[0].T for scores in maps]))
 
 
-def torch_module(module: nn.Module) -> Run:
+def torch_module(subject: Subject, dense: bool) -> Run:
     """The module, called."""
-    return module
+    return subject.form(dense)
 
 
-def compiled(module: nn.Module) -> Run:
+def compiled(subject: Subject, dense: bool) -> Run:
     """The module under ``torch.compile``."""
-    return torch.compile(module, dynamic=False)
+    return torch.compile(subject.form(dense), dynamic=False)
 
 
-def onnxruntime(module: nn.Module, sample: Tensor, free: bool) -> Run:
+def onnxruntime(subject: Subject, dense: bool) -> Run:
     """The module as an ONNX graph in ONNX Runtime, height and width free for levels, fixed for crops."""
-    if sample.dtype != torch.float32:
+    if subject.dtype != torch.float32:
         raise UnavailableError("ONNX Runtime's CPU kernels compute in float32")
     try:
         import onnxruntime as ort
@@ -98,26 +110,29 @@ def onnxruntime(module: nn.Module, sample: Tensor, free: bool) -> Run:
     target: Any = file
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter by tracing is deprecated, but needs no further package
-        axes = {"x": {0: "n", 2: "h", 3: "w"} if free else {0: "n"}}
-        torch.onnx.export(module, (sample,), target, input_names=["x"], dynamic_axes=axes, dynamo=False)
+        axes = {"x": {0: "n", 2: "h", 3: "w"} if dense else {0: "n"}}
+        torch.onnx.export(
+            subject.form(dense), (subject.patch,), target, input_names=["x"], dynamic_axes=axes, dynamo=False
+        )
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = ort.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
     return lambda pixels: torch.from_numpy(session.run(None, {"x": np.ascontiguousarray(pixels.numpy())})[0])
 
 
-def openvino(module: nn.Module, sample: Tensor, free: bool) -> Run:
+def openvino(subject: Subject, dense: bool) -> Run:
     """The module in OpenVINO's CPU plugin, sizes as for ONNX Runtime, tuned for latency with all threads."""
     try:
         import openvino as ov
     except ImportError as error:
         raise UnavailableError("OpenVINO is not installed (extra: openvino)") from error
-    exact = module if sample.dtype == torch.float32 else copy.deepcopy(module).float()
+    module, sample = subject.form(dense), subject.patch.float()
+    exact = module if subject.dtype == torch.float32 else copy.deepcopy(module).float()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        model = ov.convert_model(exact, example_input=sample.float().contiguous())
-    model.reshape([-1, 3, -1, -1] if free else [-1, 3, *sample.shape[2:]])
-    hint = "f32" if sample.dtype == torch.float32 else "bf16"
+        model = ov.convert_model(exact, example_input=sample)
+    model.reshape([-1, 3, -1, -1] if dense else [-1, 3, *sample.shape[2:]])
+    hint = "f32" if subject.dtype == torch.float32 else "bf16"
     settings = {
         "INFERENCE_PRECISION_HINT": hint,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -132,16 +147,26 @@ def openvino(module: nn.Module, sample: Tensor, free: bool) -> Run:
     return run
 
 
-RUNTIMES: dict[str, Callable[..., Any]] = {
+def timm_pooling(subject: Subject, dense: bool) -> Run:
+    """Timm's test-time pooling: its head for large images, less the last step, which averages the cells."""
+    base: Any = copy.deepcopy(subject.module)
+    if not (hasattr(base, "default_cfg") and isinstance(base.get_classifier(), nn.Linear | nn.Conv2d)):
+        raise UnavailableError("not one of timm's networks that end in pooling and one linear layer")
+    head = TestTimePoolHead(base, original_pool=base.default_cfg["pool_size"]).to(subject.patch).eval()
+    return lambda pixels: head.fc(F.avg_pool2d(head.base.forward_features(pixels), head.original_pool, stride=1))
+
+
+RUNTIMES: dict[str, Callable[[Subject, bool], Run]] = {
     "crops": torch_module,
     "crops-compile": compiled,
     "crops-onnxruntime": onnxruntime,
     "crops-openvino": openvino,
     "dense-modules": torch_module,
+    "dense-timm": timm_pooling,
     "dense-onnxruntime": onnxruntime,
     "dense-openvino": openvino,
 }
-"""Contenders beside densescore itself. ``crops…`` cut every patch out; ``dense…`` run the convolutional form."""
+"""Contenders beside densescore itself. ``crops…`` cut every patch out; ``dense…`` run over whole levels."""
 
 
 def build(name: str, subject: Subject, batch: int) -> Callable[[], Tensor]:
@@ -151,11 +176,8 @@ def build(name: str, subject: Subject, batch: int) -> Callable[[], Tensor]:
         UnavailableError: what it needs is not installed, or cannot do it.
     """
     dense = name.startswith("dense")
-    module = convolutional_form(subject.network) if dense else subject.module
-    sample = subject.levels[0][..., : subject.network.patch, : subject.network.patch]
-    maker = RUNTIMES[name]
     try:
-        run = maker(module) if maker in (torch_module, compiled) else maker(module, sample.contiguous(), dense)
+        run = RUNTIMES[name](subject, dense)
     except (RuntimeError, ImportError, ValueError) as error:
         raise UnavailableError(str(error).strip().splitlines()[0][:200]) from error
     if dense:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from densescore.bench.contenders import CROP_SIZES, Subject, crops_by, probabilities, torch_module
+from densescore.bench.contenders import CROP_SIZES, Subject, crops_by, probabilities
 from densescore.convolutional_form import convolutional_form
 from densescore.sliding_window import head_reference
 
@@ -39,7 +39,7 @@ def tune_batch(subject: Subject, budget: int = 256) -> int:
     for _ in range(2):
         for batch in CROP_SIZES:
             start = time.perf_counter()
-            crops_by(torch_module(subject.module), few, batch)
+            crops_by(subject.module, few, batch)
             best[batch] = min(best.get(batch, float("inf")), time.perf_counter() - start)
     return min(best, key=best.__getitem__)
 
