@@ -71,4 +71,4 @@ class OpenVINOTrunk(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Run the trunk."""
         result = self.request.infer({0: pixels.permute(0, 2, 3, 1).float().contiguous().numpy()}, share_inputs=True)
-        return torch.from_numpy(result[0].copy()).permute(0, 3, 1, 2).to(self._dtype)
+        return torch.from_numpy(result[0]).permute(0, 3, 1, 2).to(self._dtype)
