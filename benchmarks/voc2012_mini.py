@@ -180,7 +180,7 @@ def summary(runs: list[Row]) -> Row:
 def rows(experiment: Experiment) -> dict[str, Callable[[], dict[str, Row]]]:
     """Groups of rows by the name that ``--rows`` takes."""
     default, train, val = RECIPES["default"], experiment.train, experiment.val
-    plain = replace(default, flips=False)  # half of the time; what changes one thing at a time, changes it in this
+    plain = replace(default, flips=False)  # half of the patches; what changes one thing at a time changes it in this
 
     def vary(recipes: dict[str, Recipe]) -> dict[str, Row]:
         return {name: experiment.transfer(name, recipe, seeds=1) for name, recipe in recipes.items()}

@@ -150,9 +150,10 @@ def openvino(subject: Subject, dense: bool) -> Run:
 def timm_pooling(subject: Subject, dense: bool) -> Run:
     """Timm's test-time pooling: its head for large images, less the last step, which averages the cells."""
     base: Any = copy.deepcopy(subject.module)
-    if not (hasattr(base, "default_cfg") and isinstance(base.get_classifier(), nn.Linear | nn.Conv2d)):
+    pool = (getattr(base, "default_cfg", None) or {}).get("pool_size")  # only timm's networks have it
+    if pool is None or not isinstance(base.get_classifier(), nn.Linear | nn.Conv2d):
         raise UnavailableError("not one of timm's networks that end in pooling and one linear layer")
-    head = TestTimePoolHead(base, original_pool=base.default_cfg["pool_size"]).to(subject.patch).eval()
+    head = TestTimePoolHead(base, original_pool=pool).to(subject.patch).eval()
     return lambda pixels: head.fc(F.avg_pool2d(head.base.forward_features(pixels), head.original_pool, stride=1))
 
 

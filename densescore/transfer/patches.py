@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +96,8 @@ def gather(
         seed: of the draws; each image has its own, so one image's patches do not hang on the others.
         track: wraps the iteration over images, for a progress bar.
     """
-    parts, labels, images = [], [], list[NDArray[np.int64]]()
+    parts, images = list[NDArray[np.float16]](), list[NDArray[np.int64]]()
+    labels: list[NDArray[Any]] = []
     flips = (False, True) if recipe.flips else (False,)
     bags = np.zeros((0, 0, 0), np.float16)
     for index in track(range(len(boxed.images))):
@@ -114,7 +116,7 @@ def gather(
             images.append(np.full(len(kept), index))
     return TrainingPatches(
         np.concatenate(parts),
-        np.concatenate(labels),  # type: ignore[arg-type]
+        np.concatenate(labels),
         np.concatenate(images),
         bags,
         np.repeat(boxed.truth(), len(flips), axis=0),
