@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from densescore import DensescoreError, DenseScorer, read_image
 from densescore.cli import app
-from densescore.data.boxed import BoxedSet
+from densescore.data.boxed import BoxedImage, BoxedSet
 from densescore.data.load import load_boxed
 from densescore.data.patch_labels import LabelRule
 from densescore.evaluation import evaluate_classes, located, mean_of, score_set
@@ -147,6 +147,27 @@ def test_draws_follow_from_the_seed_and_not_from_other_images(voc: Path) -> None
     np.testing.assert_array_equal(shorter.features, first.features[first.images < 5])
     assert not np.array_equal(gather(boxed, features, QUICK, 4).features, first.features)
     assert sum(first.counts(3)) == len(first.labels)
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_bags_are_drawn_from_all_patches_of_the_image_that_their_truth_is_of(voc: Path, flips: bool) -> None:
+    boxed = load_boxed(voc, "train")
+    assert len(np.unique(boxed.truth(), axis=0)) > 1
+
+    def features(image: BoxedImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        patches = Pyramid.of(60, 80, scales=SCALES, patch=20, stride=4).boxes()
+        index = next(index for index, other in enumerate(boxed.images) if other is image)
+        values = np.stack([np.full(len(patches), index), np.full(len(patches), flip), np.arange(len(patches))], axis=1)
+        return patches, values.astype(np.float16)  # names of image, side and patch
+
+    patches = gather(boxed, features, replace(QUICK, flips=flips, image_rounds=1, image_bag=30), 3)
+    sides = 1 + flips
+    assert patches.bags.shape == (len(boxed.images) * sides, 30, 3)
+    images, flipped, numbers = np.moveaxis(patches.bags, 2, 0).astype(int)
+    assert (images == np.repeat(np.arange(len(boxed.images)), sides)[:, None]).all()
+    assert (flipped == np.tile(np.arange(sides), len(boxed.images))[:, None]).all()
+    assert all(len(set(row)) == 30 for row in numbers.tolist())
+    np.testing.assert_array_equal(patches.truth, boxed.truth()[images[:, 0]])
 
 
 def clusters(classes: int, count: int = 900, seed: int = 0) -> TrainingPatches:
