@@ -17,9 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from densescore import DenseScorer
-from densescore.actions.evaluation import evaluate_persons, mean_ap
-from densescore.actions.network import Retrain
-from densescore.actions.training import (
+from densescore.evaluation.evaluate import evaluate_classes, mean_of, score_set
+from densescore.io.files import atomic_write
+from densescore.models.adaptation import load_head, save_head
+from densescore.models.registry import load_classifier
+from densescore.paper.actions.evaluation import evaluate_persons, mean_ap
+from densescore.paper.actions.network import Retrain
+from densescore.paper.actions.training import (
     ActionRecipe,
     fit,
     labels_of,
@@ -28,12 +32,8 @@ from densescore.actions.training import (
     run_frozen,
     score_persons,
 )
-from densescore.data.voc_actions import ActionSet, as_boxes, read_actions
-from densescore.evaluation import evaluate_classes, mean_of, score_set
-from densescore.files import written_whole
-from densescore.models.adaptation import load_head, save_head
-from densescore.models.registry import load_classifier
-from densescore.transfer.cache import DEFAULT_CACHE, FeatureCache
+from densescore.paper.actions.voc import ActionSet, as_boxes, read_actions
+from densescore.transfer.feature_cache import DEFAULT_CACHE, FeatureCache
 from densescore.transfer.pipeline import cached_scores, train_model
 from densescore.transfer.recipe import RECIPES
 
@@ -98,7 +98,7 @@ def persons(
         frozen = frozen or [run_frozen(network, part) for part in patches]
         losses: list[float] = []
         kept = share_of(targets, share, seed)
-        fit(network, frozen[0][kept], targets[kept], recipe, seed, report=lambda _, loss: losses.append(loss))  # noqa: B023
+        fit(network, frozen[0][kept], targets[kept], recipe, seed, callback=lambda _, loss: losses.append(loss))  # noqa: B023
         scores.append(score_persons(network, frozen[1]))
         rows = evaluate_persons(val, scores[-1], labels)
         of_train = evaluate_persons(train, score_persons(network, frozen[0]), labels)
@@ -207,7 +207,7 @@ def main() -> None:
         done = results["rows"] | {titles[key]: row | {"torch": torch.__version__, "device": "cpu"}}
         results["rows"] = {title: done[title] for title in titles.values() if title in done}
         for file, text in ((path, json.dumps(results, indent=1) + "\n"), (path.with_suffix(".md"), table(results))):
-            with written_whole(file, overwrite=True) as temporary:
+            with atomic_write(file, overwrite=True) as temporary:
                 temporary.write_text(text)
 
 

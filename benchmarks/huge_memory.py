@@ -18,14 +18,14 @@ import tifffile
 import typer
 
 from densescore.bench.machine import describe_machine
-from densescore.files import written_whole
+from densescore.io.files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
 CHILD = """
 import json, re, sys, numpy as np
 from densescore import DenseScorer
 from densescore.bench.machine import peak_memory
-from densescore.huge import score_huge
+from densescore.jobs.huge import score_huge
 image, folder, model, size = sys.argv[1:]
 scorer = DenseScorer(model, weights="default" if model == "lite0" else None, patch_sizes=(float(size),))
 scorer.score(np.zeros((300, 300, 3), np.uint8))
@@ -61,7 +61,7 @@ def main(
                 for start in [row * 256 % cat.shape[0]]
                 for piece in [band[start : start + 256, col * 256 : (col + 1) * 256]]
             )
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 tifffile.imwrite(
                     temporary,
                     tiles,

@@ -1,4 +1,4 @@
-"""Top-1 of the centre crop, of dense scores and of cropped patches, on a folder of labelled ImageNet images.
+"""Top-1 of the center crop, of dense scores and of cropped patches, on a folder of labelled ImageNet images.
 
     python benchmarks/imagenet_samples.py --data ../shared/data/imagenet-samples
 
@@ -75,7 +75,7 @@ def main(
         "scales": scorer.scales,
         "model": model,
         "runtime": scorer.runtime,
-        "summary": summarise(rows),
+        "summary": summarize(rows),
         "machine": describe_machine(),
         "images": rows,
     }
@@ -88,7 +88,7 @@ def rank_correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(spearmanr(a.numpy(), b.numpy()).statistic)
 
 
-def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
     slow = [row for row in rows if "cropped" in row]
 
     def mean(of: list[dict[str, Any]], key: str) -> float:

@@ -22,7 +22,7 @@ from densescore import DenseScorer
 from densescore.bench.command import adapted_classifier
 from densescore.bench.growth import photograph
 from densescore.bench.machine import describe_machine
-from densescore.image import ImageLike
+from densescore.io.images import ImageLike
 
 
 def speed(calibration: Sequence[ImageLike], rounds: int) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from densescore_kernels import Grid, Level, power_mean, reference, response_map, softmax_power_mean
+from densescore_kernels import Grid, GridLevel, power_mean, response_map, softmax_power_mean
+from densescore_kernels.power_mean import reference as power_reference
+from densescore_kernels.response_map import reference as map_reference
 
 RESULTS = Path(__file__).parent / "results"
 SCALES = (1, 1.3, 1.6, 2, 2.4, 2.8, 3.2, 3.6, 4)
@@ -43,7 +45,7 @@ def paper_grid(height: int, width: int, P: int = 224, S: int = 32) -> Grid:
     for scale in SCALES:
         ratio = P * scale / min(height, width)
         h, w = round(height * ratio), round(width * ratio)
-        levels.append(Level(h, w, math.ceil(max(h - P, 0) / S) + 1, math.ceil(max(w - P, 0) / S) + 1))
+        levels.append(GridLevel(h, w, math.ceil(max(h - P, 0) / S) + 1, math.ceil(max(w - P, 0) / S) + 1))
     return Grid(height, width, P, S, tuple(levels))
 
 
@@ -66,11 +68,11 @@ def boxes_in_a_loop(scores: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 def _edges(pixels: int, length: int, cells: int, grid: Grid) -> tuple[list[int], list[int]]:
     """First pixel that each cell holds, and the first after it that it does not."""
-    centre = (2 * np.arange(pixels) + 1) * length
+    center = (2 * np.arange(pixels) + 1) * length
     starts = 2 * pixels * grid.stride * np.arange(cells)
     return (
-        np.searchsorted(centre, starts).tolist(),
-        np.searchsorted(centre, starts + 2 * pixels * grid.patch).tolist(),
+        np.searchsorted(center, starts).tolist(),
+        np.searchsorted(center, starts + 2 * pixels * grid.patch).tolist(),
     )
 
 
@@ -241,16 +243,16 @@ def check() -> int:
     """Compare every version that runs here with the float64 definitions, on sizes that a plain loop can do."""
     grid = paper_grid(30, 44)
     scores = torch.rand(grid.cells, 3, generator=torch.Generator().manual_seed(0))
-    wanted = reference.response_map(scores, grid)
+    wanted = map_reference.response_map(scores, grid)
     bounds = [0, 5, grid.cells]
     pairs = {
         "response_map": (response_map(scores, grid), wanted),
         "banded BLAS": (banded_products(grid)(scores), wanted),
         "numpy boxes": (boxes_in_a_loop(scores, grid), wanted),
-        "power_mean": (power_mean(scores, torch.tensor(bounds)), reference.power_mean(scores, bounds, 5.0)),
+        "power_mean": (power_mean(scores, torch.tensor(bounds)), power_reference.power_mean(scores, bounds, 5.0)),
         "softmax_power_mean": (
             softmax_power_mean(scores, torch.tensor(bounds)),
-            reference.softmax_power_mean(scores, bounds, 5.0),
+            power_reference.softmax_power_mean(scores, bounds, 5.0),
         ),
     }
     off = {name: float(((got - want).abs() / want).max()) for name, (got, want) in pairs.items()}

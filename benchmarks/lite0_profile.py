@@ -21,10 +21,10 @@ from densescore import PAPER_SCALES, DenseScorer
 from densescore.bench.growth import photograph
 from densescore.bench.machine import describe_machine
 from densescore.bench.measure import matmul_peak
-from densescore.convolutional import to_dense
-from densescore.files import written_whole
+from densescore.io.files import atomic_write
 from densescore.models import load_classifier
-from densescore.openvino_trunk import OpenVINOTrunk
+from densescore.network.cpu.openvino import OpenVINOTrunk
+from densescore.network.surgery import to_dense
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -102,7 +102,7 @@ def main(rounds: Annotated[int, typer.Option(min=1)] = 10, results: Annotated[Pa
             for kind, spent in seconds.items()
         },
     }
-    with written_whole(results / "lite0_profile.json", overwrite=True) as temporary:
+    with atomic_write(results / "lite0_profile.json", overwrite=True) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     report(result)
 

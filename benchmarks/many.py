@@ -21,9 +21,9 @@ from PIL import Image
 
 from densescore import DenseScorer, score_many
 from densescore.bench.machine import describe_machine
-from densescore.many.inputs import find_inputs
-from densescore.many.rows import Row
-from densescore.many.table import score_table
+from densescore.jobs.many.inputs import find_inputs
+from densescore.jobs.many.rows import Row
+from densescore.jobs.many.table import score_table
 
 
 def rate(paths: Sequence[str], scorer: DenseScorer, ahead: int) -> float:
@@ -54,14 +54,14 @@ def memory(scorer: DenseScorer, count: int) -> dict[str, Any]:
 
         done = 0
 
-        def report(before: int, rows: Sequence[Row]) -> None:
+        def callback(before: int, rows: Sequence[Row]) -> None:
             nonlocal done
             done += len(rows)
             if rows and done % (count // 10) == 0:
                 seen.append(resident())
 
         start = time.perf_counter()
-        score_table(paths, Path(folder) / "results.parquet", scorer, report=report)
+        score_table(paths, Path(folder) / "results.parquet", scorer, callback=callback)
         seconds = time.perf_counter() - start
     return {"images": count, "seconds": round(seconds, 1), "resident_mb": [round(value / 1e6, 1) for value in seen]}
 

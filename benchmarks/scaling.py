@@ -24,11 +24,11 @@ import torch
 
 from densescore import DenseScorer, score_many
 from densescore.bench.machine import describe_machine
-from densescore.many.inputs import find_inputs
-from densescore.many.ray_engine import ray_engine
-from densescore.many.rows import Kept, encode, keep, schema
-from densescore.many.run import Run
-from densescore.many.table import Engine, score_table
+from densescore.jobs.many.inputs import find_inputs
+from densescore.jobs.many.ray_engine import ray_engine
+from densescore.jobs.many.rows import Kept, encode, keep, schema
+from densescore.jobs.many.run import Run
+from densescore.jobs.many.table import Engine, score_table
 
 PART = 64
 BILLION = 10**9
@@ -82,10 +82,10 @@ def measure_engines(paths: Sequence[str], scorer: DenseScorer, rounds: int = 3) 
             times: list[float] = []
             with tempfile.TemporaryDirectory() as folder:
 
-                def report(before: int, rows: Sequence[Any], times: list[float] = times) -> None:
+                def callback(before: int, rows: Sequence[Any], times: list[float] = times) -> None:
                     times.extend([time.perf_counter()] * len(rows))
 
-                score_table(paths, Path(folder) / "r.parquet", scorer, part_size=4, engine=engine, report=report)
+                score_table(paths, Path(folder) / "r.parquet", scorer, part_size=4, engine=engine, callback=callback)
             rates[name].append(round((len(times) - 4) / (times[-1] - times[3]), 3))
     ray.shutdown()
     return rates

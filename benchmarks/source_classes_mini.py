@@ -41,17 +41,17 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from densescore.files import written_whole
+from densescore.io.files import atomic_write
 from densescore.models.adaptation import AdaptationHead
-from densescore.pretrain.images import Sample, SourceImages, find_images
-from densescore.pretrain.precision import find_precision
-from densescore.pretrain.processes import Place
-from densescore.pretrain.recipe import SourceRecipe
-from densescore.pretrain.training import Event, normaliser, train_source
-from densescore.pretrain.views import Views, centre_view, collate, ten_views
-from densescore.transfer.patches import TrainingPatches
+from densescore.paper.pretrain.distributed import Process
+from densescore.paper.pretrain.images import Sample, SourceImages, find_images
+from densescore.paper.pretrain.precision import find_precision
+from densescore.paper.pretrain.recipe import SourceRecipe
+from densescore.paper.pretrain.training import Event, normalizer, train_source
+from densescore.paper.pretrain.views import Views, center_view, collate, ten_views
 from densescore.transfer.recipe import Recipe
-from densescore.transfer.training import train_head
+from densescore.transfer.train_head import train_head
+from densescore.transfer.training_patches import TrainingPatches
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
@@ -67,19 +67,19 @@ FAR = (
 UNFROZEN = "PRE chosen, nothing frozen"
 VARIANTS = ("NO PRETRAIN", "PRE random", "PRE chosen", "PRE chosen, near ones added", UNFROZEN)
 COMPARED = (*itertools.pairwise(VARIANTS[:4]), ("PRE chosen", UNFROZEN), ("NO PRETRAIN", UNFROZEN))
-CPU = Place(torch.device("cpu"))
-NORMALISE = normaliser((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+CPU = Process(torch.device("cpu"))
+NORMALIZE = normalizer((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 FLOAT32 = find_precision("float32", CPU.device)
 SOURCE = SourceRecipe(
-    side=SIDE, patch=PATCH, batch=32, learning_rate=0.02, divisions=2, settled=0.02, patience=0, most_epochs=40
+    side=SIDE, patch=PATCH, batch=32, learning_rate=0.02, divisions=2, tolerance=0.02, patience=0, max_epochs=40
 )
 # With few pictures an epoch is a few steps, and the loss stands still for some of them before it falls.
-SCRATCH = replace(SOURCE, batch=16, learning_rate=0.01, divisions=1, patience=10, most_epochs=300)
-HEAD = Recipe(width=256, batch=16, round=1000, most_rounds=40, patience=2)
+SCRATCH = replace(SOURCE, batch=16, learning_rate=0.01, divisions=1, patience=10, max_epochs=300)
+HEAD = Recipe(width=256, batch=16, round=1000, max_rounds=40, patience=2)
 
 
 def draw_character(character: str, draw: np.random.Generator, fonts: Sequence[Path]) -> Image.Image:
-    """One picture of a character: grey ``[SIDE, SIDE]``."""
+    """One picture of a character: gray ``[SIDE, SIDE]``."""
     background, ink = draw.integers(0, 100), draw.integers(140, 256)
     canvas = Image.new("L", (SIDE, SIDE), int(background))
     pen = ImageDraw.Draw(canvas)
@@ -88,8 +88,8 @@ def draw_character(character: str, draw: np.random.Generator, fonts: Sequence[Pa
         pen.line(ends, fill=int(background + draw.integers(0, 60)), width=int(draw.integers(1, 4)))
     font = ImageFont.truetype(str(fonts[int(draw.integers(len(fonts)))]), int(draw.integers(20, 31)))
     mask = Image.new("L", (SIDE, SIDE), 0)
-    centre = (SIDE / 2 + draw.uniform(-3, 3), SIDE / 2 + draw.uniform(-3, 3))
-    ImageDraw.Draw(mask).text(centre, character, fill=255, font=font, anchor="mm")
+    center = (SIDE / 2 + draw.uniform(-3, 3), SIDE / 2 + draw.uniform(-3, 3))
+    ImageDraw.Draw(mask).text(center, character, fill=255, font=font, anchor="mm")
     mask = mask.rotate(draw.uniform(-15, 15), Image.Resampling.BILINEAR)
     canvas.paste(int(ink), mask=mask)
     noisy = np.asarray(canvas) + draw.normal(0, 12, (SIDE, SIDE))
@@ -141,14 +141,14 @@ def features(
     network.eval()
     with torch.inference_mode():
         for viewed in DataLoader(Views(samples, view), 128, collate_fn=collate):
-            rows.append(network(NORMALISE(viewed.pixels.flatten(0, 1))))
+            rows.append(network(NORMALIZE(viewed.pixels.flatten(0, 1))))
             labels.append(viewed.labels.repeat_interleave(viewed.pixels.shape[1]))
     return torch.cat(rows).numpy().astype(np.float16), torch.cat(labels).numpy()
 
 
 def accuracy(network: nn.Module, samples: Sequence[Sample]) -> float:
     """By the patch in the middle of each picture."""
-    scores, labels = features(network, samples, centre_view(SIDE, PATCH))
+    scores, labels = features(network, samples, center_view(SIDE, PATCH))
     return float((scores.argmax(1) == labels).mean())
 
 
@@ -174,7 +174,7 @@ def train_all(start: nn.Sequential | None, target: SourceImages, seed: int) -> n
     network = small_network(len(target.classes), seed)
     if start is not None:
         network[:-1].load_state_dict(start[:-1].state_dict())
-    train_source(network, target, SCRATCH, CPU, normalise=NORMALISE, precision=FLOAT32, seed=seed)
+    train_source(network, target, SCRATCH, CPU, normalize=NORMALIZE, precision=FLOAT32, seed=seed)
     return network
 
 
@@ -199,7 +199,7 @@ def run(variant: str, seed: int, target: SourceImages, folder: Path, count: int,
         network = small_network(len(source.classes), seed)
         epochs: list[Event] = []
         measured = train_source(
-            network, source, SOURCE, CPU, normalise=NORMALISE, precision=FLOAT32, seed=seed, report=epochs.append
+            network, source, SOURCE, CPU, normalize=NORMALIZE, precision=FLOAT32, seed=seed, callback=epochs.append
         )
         record |= {"classes": len(characters), "near": sum(map(NEAR.count, characters))}
         record |= {"epochs": epochs[-1].epoch + 1, "source_accuracy": measured.top1}
@@ -284,9 +284,9 @@ def write(results: Row, folder: Path) -> None:
     """The results as numbers, table and picture."""
     base = folder / "source_classes_mini"
     for suffix, text in ((".json", json.dumps(results, indent=1) + "\n"), (".md", table(results))):
-        with written_whole(base.with_suffix(suffix), overwrite=True) as temporary:
+        with atomic_write(base.with_suffix(suffix), overwrite=True) as temporary:
             temporary.write_text(text)
-    with written_whole(base.with_suffix(".png"), overwrite=True) as temporary:
+    with atomic_write(base.with_suffix(".png"), overwrite=True) as temporary:
         plot(results, temporary)
 
 

@@ -1,4 +1,4 @@
-"""What transfer is measured against on voc2012-mini: probes, fine-tuning, Grad-CAM, the image's centre."""
+"""What transfer is measured against on voc2012-mini: probes, fine-tuning, Grad-CAM, the image's center."""
 
 import time
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from torchvision.transforms import v2
 
 from densescore import DenseScorer, read_image
-from densescore.average_precision import average_precision, precision_recall
-from densescore.data.boxed import DIFFICULT, POSITIVE, BoxedImage, BoxedSet
-from densescore.evaluation import TOLERANCE
+from densescore.data.boxed_set import DIFFICULT, POSITIVE, BoxedImage, BoxedSet
+from densescore.evaluation.average_precision import average_precision, precision_recall
+from densescore.evaluation.evaluate import TOLERANCE
 from densescore.models import load_classifier
 
 CLASSES = tuple("bottle car cat chair cow dog horse person pottedplant sheep sofa tvmonitor".split())  # noqa: SIM905
@@ -37,7 +37,7 @@ def mean_ap(boxed: BoxedSet, scores: NDArray[np.float64]) -> float:
 
 
 def probe_features(scorer: DenseScorer, image: BoxedImage, whole: bool) -> torch.Tensor:
-    """The pooled features of an image's centre square, or of the whole image, at the size of one patch: ``[D]``.
+    """The pooled features of an image's center square, or of the whole image, at the size of one patch: ``[D]``.
 
     `scorer`: at the one scale 1, so that a patch is a plain forward pass.
     """
@@ -70,7 +70,7 @@ def linear_probe(train: BoxedSet, val: BoxedSet, whole: bool) -> tuple[Row, NDAr
         weights[column] = fitted.coef_[0] / scaler.scale_
         biases[column] = fitted.intercept_[0] - weights[column] @ scaler.mean_
     row = {"map": mean_ap(val, features[1] @ weights.T + biases)}
-    print("linear probe", "whole image" if whole else "centre crop", row, flush=True)
+    print("linear probe", "whole image" if whole else "center crop", row, flush=True)
     return row, weights, biases
 
 
@@ -101,14 +101,14 @@ def grad_cam(train: BoxedSet, val: BoxedSet) -> Row:
     return pointing_row("grad-cam", hits)
 
 
-def image_centre(val: BoxedSet) -> Row:
-    """Pointing accuracy of always naming the image's centre: what the photographers' habits alone are worth."""
+def image_center(val: BoxedSet) -> Row:
+    """Pointing accuracy of always naming the image's center: what the photographers' habits alone are worth."""
     hits: dict[str, list[bool]] = {label: [] for label in CLASSES}
     for image in val.images:
         for column in (image.truth == POSITIVE).nonzero()[0]:
             if (label := val.classes[column]) in CLASSES:
                 hits[label].append(points_at(image, int(column), image.width / 2, image.height / 2))
-    return pointing_row("image centre", hits)
+    return pointing_row("image center", hits)
 
 
 def points_at(image: BoxedImage, column: int, x: float, y: float) -> bool:
@@ -140,9 +140,9 @@ def fine_tuning(train: BoxedSet, val: BoxedSet, epochs: int = 8, seed: int = 0) 
     def load(boxed: BoxedSet, index: int, transform: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         return transform(torch.from_numpy(read_image(boxed.images[index].path)).permute(2, 0, 1)).float() / 127.5 - 1
 
-    optimiser = torch.optim.AdamW(network.parameters(), lr=5e-4, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-4, weight_decay=0.01)
     steps = epochs * -(-len(truth) // 16)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, optimiser.param_groups[0]["lr"], total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], total_steps=steps)
     start = time.perf_counter()
     for epoch in range(epochs):
         network.train()
@@ -153,9 +153,9 @@ def fine_tuning(train: BoxedSet, val: BoxedSet, epochs: int = 8, seed: int = 0) 
                 logits, (target == POSITIVE).float(), reduction="none"
             )
             loss = (losses * (target != DIFFICULT)).sum() / len(batch)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
         print(f"epoch {epoch + 1}: loss {loss.item():.4f}", flush=True)
     network.eval()

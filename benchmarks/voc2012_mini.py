@@ -1,6 +1,6 @@
 """What transfer is worth: voc2012-mini, mean over its 12 well-filled classes; one row, or all, per run.
 
-    python benchmarks/voc2012_mini.py --data ../shared/data/voc2012-mini --rows probe,transfer,localisation
+    python benchmarks/voc2012_mini.py --data ../shared/data/voc2012-mini --rows probe,transfer,localization
 
 Each row is kept in ``results/voc2012_mini.json`` as soon as it is done; ``voc2012_mini.md`` is the table made of it.
 Features are computed once and kept in the cache; the first run therefore takes the longest.
@@ -18,21 +18,21 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from voc2012_baselines import CLASSES, Row, fine_tuning, grad_cam, image_centre, linear_probe
+from voc2012_baselines import CLASSES, Row, fine_tuning, grad_cam, image_center, linear_probe
 
 from densescore import DenseScorer, DenseScores
-from densescore.data.boxed import BoxedImage, BoxedSet
+from densescore.data.boxed_set import BoxedImage, BoxedSet
 from densescore.data.load import load_boxed
-from densescore.data.patch_labels import LabelRule, Overlap
-from densescore.engine import Context
-from densescore.evaluation import ClassResult, evaluate_classes, k_curve, mean_of, score_set
-from densescore.files import written_whole
+from densescore.evaluation.evaluate import ClassResult, evaluate_classes, k_curve, mean_of, score_set
+from densescore.io.files import atomic_write
 from densescore.models.adaptation import HeadFile, load_head, save_head
-from densescore.transfer.cache import DEFAULT_CACHE, FeatureCache
+from densescore.scoring.scorer import Context
+from densescore.transfer.feature_cache import DEFAULT_CACHE, FeatureCache
 from densescore.transfer.from_scratch import train_from_scratch
-from densescore.transfer.patches import gather
+from densescore.transfer.patch_labels import LabelRule, Overlap
 from densescore.transfer.pipeline import cached_features, cached_scores, describe, head_file, train_both
 from densescore.transfer.recipe import RECIPES, Recipe
+from densescore.transfer.training_patches import gather
 
 KS = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0)
 NUMBERS = {
@@ -53,7 +53,7 @@ CONTEXTS: dict[str, tuple[Context, Context]] = {
     "crops in training, dense at test": ("patch", "image"),
     "dense in training and at test": ("image", "image"),
 }
-ROWS = "probe,transfer,centre,localisation,paper,objective,overlap,images,flips,crops,finetune,scratch"
+ROWS = "probe,transfer,center,localization,paper,objective,overlap,images,flips,crops,finetune,scratch"
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -113,7 +113,7 @@ class Experiment:
         numbers = path.with_suffix(".json")
         if not path.is_file():
             start, cpu_start = time.perf_counter(), time.process_time()
-            save_timed(path, train_from_scratch(self.train, "lite0", recipe, seed, report=told), start, cpu_start)
+            save_timed(path, train_from_scratch(self.train, "lite0", recipe, seed, callback=told), start, cpu_start)
         if not numbers.is_file():
             scorer = DenseScorer(path)
             self.note(numbers, self.evaluate(lambda image: scorer.score(image.path)) | measured(path))
@@ -121,7 +121,7 @@ class Experiment:
 
     def note(self, path: Path, row: Row) -> None:
         """Keep a run's numbers beside its head."""
-        with written_whole(path, overwrite=True) as temporary:
+        with atomic_write(path, overwrite=True) as temporary:
             temporary.write_text(json.dumps(row))
 
     def evaluate(self, score: Callable[[BoxedImage], DenseScores]) -> Row:
@@ -187,7 +187,7 @@ def rows(experiment: Experiment) -> dict[str, Callable[[], dict[str, Row]]]:
 
     return {
         "probe": lambda: {
-            "linear probe, centre crop": summary([linear_probe(train, val, whole=False)[0]]),
+            "linear probe, center crop": summary([linear_probe(train, val, whole=False)[0]]),
             "linear probe, whole image": summary([linear_probe(train, val, whole=True)[0]]),
         },
         "transfer": lambda: {"transfer, default recipe": experiment.transfer("default", default)},
@@ -215,8 +215,8 @@ def rows(experiment: Experiment) -> dict[str, Callable[[], dict[str, Row]]]:
             f"no mirror images, {count} training images": experiment.transfer(f"images {count}", plain, images=count)
             for count in (50, 100, 200)
         },
-        "centre": lambda: {"always the image's centre": summary([image_centre(val)])},
-        "localisation": lambda: {"Grad-CAM on the linear probe": summary([grad_cam(train, val)])},
+        "center": lambda: {"always the image's center": summary([image_center(val)])},
+        "localization": lambda: {"Grad-CAM on the linear probe": summary([grad_cam(train, val)])},
         "flips": lambda: {"without mirror images": experiment.transfer("without mirror images", plain)},
         "crops": lambda: {
             f"{', '.join(f'{scale:g}' for scale in FEW)} only, no mirror images: {title}": experiment.transfer(
@@ -285,7 +285,7 @@ def main() -> None:
         results["rows"][title]["group_s"] = round(time.perf_counter() - start, 1)
         results["rows"][title]["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         for file, text in ((path, json.dumps(results, indent=1) + "\n"), (path.with_suffix(".md"), table(results))):
-            with written_whole(file, overwrite=True) as temporary:
+            with atomic_write(file, overwrite=True) as temporary:
                 temporary.write_text(text)
 
 

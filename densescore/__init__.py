@@ -11,14 +11,14 @@ Example:
 
 from importlib.metadata import version
 
-from densescore.engine import DenseScorer
+from densescore.errors import DensescoreError
 from densescore.geometry import PAPER_SCALES, Level, Pyramid
-from densescore.image import read_image
-from densescore.many.stream import Scored, score_many
-from densescore.regions import Region
-from densescore.scores import DenseScores, Ranked
-from densescore.shared import classify
-from densescore_kernels.errors import DensescoreError
+from densescore.io.images import read_image
+from densescore.results.regions import Region
+from densescore.results.scores import DenseScores, Ranked
+from densescore.scoring.classify import classify
+from densescore.scoring.scorer import DenseScorer
+from densescore.scoring.stream import Scored, score_many
 
 __version__ = version("densescore")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from densescore_kernels.errors import DensescoreError
+from densescore.errors import DensescoreError
 
 PAPER_SCALES = (1.0, 1.3, 1.6, 2.0, 2.4, 2.8, 3.2, 3.6, 4.0)
 """The scales of Oquab et al. (CVPR 2014), Section 3.2: the short side over the side of a patch."""

@@ -28,12 +28,13 @@ from PIL import Image
 from safetensors.torch import save
 from typer.testing import CliRunner
 
-from densescore import DensescoreError, DenseScorer, Pyramid, cli, read_image
+from densescore import DensescoreError, DenseScorer, Pyramid, read_image
+from densescore.cli import main as cli
 from densescore.models import MODELS, AdaptationHead, load_head
 from densescore.models.adaptation import HeadFile, save_head
 from densescore.models.registry import ModelEntry
 from densescore.models.weights import read_weights
-from densescore.scores import DenseScores
+from densescore.results.scores import DenseScores
 from tests.conftest import Toy
 
 SECONDS = 20
@@ -231,11 +232,11 @@ class Fuzz:
 
 
 def _toy(state: dict[str, torch.Tensor] | None) -> Toy:
-    from densescore.models.weights import fill
+    from densescore.models.weights import load_strict
 
     toy = Toy()
     if state is not None:
-        fill(toy, state, "toy")
+        load_strict(toy, state, "toy")
     return toy
 
 

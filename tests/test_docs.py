@@ -18,9 +18,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from densescore.bench.command import app as bench_app
-from densescore.cli import app
+from densescore.cli.main import app
 from densescore.transfer.recipe import RECIPES
-from tests.voc_set import write_voc
+from tests.data.voc_set import write_voc
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -56,7 +56,7 @@ def run_commands(page: str) -> None:
 @pytest.fixture(autouse=True)
 def torch_runs_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """As without the extra: where OpenVINO is installed, each network that is loaded would be timed in both."""
-    monkeypatch.setattr("densescore.openvino_trunk.available", lambda _: False)
+    monkeypatch.setattr("densescore.network.cpu.openvino.available", lambda _: False)
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ def test_every_pixel_is_covered_at_every_scale(
     for level in pyramid.levels:
         own = boxes[level.cells]
         for size, low, high in ((width, own[:, 0], own[:, 2]), (height, own[:, 1], own[:, 3])):
-            centres = np.arange(size) + 0.5
-            held = (low[None] <= centres[:, None]) & (centres[:, None] < high[None])  # [pixels, cells]
+            centers = np.arange(size) + 0.5
+            held = (low[None] <= centers[:, None]) & (centers[:, None] < high[None])  # [pixels, cells]
             if level.rows * level.cols and network[0] >= network[1]:  # S > P leaves gaps by design
                 assert held.any(axis=1).all()
 

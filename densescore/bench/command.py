@@ -27,12 +27,12 @@ from densescore.bench.measure import (
     tune_batch,
 )
 from densescore.bench.report import report, report_growth, report_resolution, write_csv, write_json
-from densescore.cli_common import numbers, readable_errors
-from densescore.convolutional import to_dense
-from densescore.files import written_whole
-from densescore.image import Pixels, read_image
+from densescore.cli.options import numbers, readable_errors
+from densescore.errors import DensescoreError
+from densescore.io.files import atomic_write
+from densescore.io.images import Pixels, read_image
 from densescore.models import AdaptationHead, Classifier, load_classifier
-from densescore_kernels.errors import DensescoreError
+from densescore.network.surgery import to_dense
 
 app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -85,7 +85,7 @@ def bench(
                 report_resolution(result["resolution"])
         for path, write in ((json_file, write_json), (csv_file, write_csv), (plot, plot_growth)):
             if path is not None:
-                with written_whole(path, overwrite=overwrite) as temporary:
+                with atomic_write(path, overwrite=overwrite) as temporary:
                     write(result, temporary)
 
 

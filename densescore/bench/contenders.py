@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from timm.layers.test_time_pool import TestTimePoolHead
 from torch import Tensor, nn
 
-from densescore.convolutional_form import convolutional_form
-from densescore.dense_network import DenseNetwork
 from densescore.geometry import Pyramid
+from densescore.network.conv_graph import convolutional_form
+from densescore.network.dense_network import DenseNetwork
 
 Levels = list[Tensor]
 Run = Callable[[Tensor], Tensor]
@@ -31,7 +31,7 @@ class Subject:
     Attributes:
         module: the classifier as its author wrote it, in the dtype and on the device under test.
         network: its parts, not sped up.
-        levels: ``[1, 3, P + nS, P + mS]`` normalised pixels.
+        levels: ``[1, 3, P + nS, P + mS]`` normalized pixels.
         pyramid: their geometry.
         cells: indices of the patches that the crop contenders run; all, or an even sample.
     """

@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from densescore.bench.machine import peak_memory
-from densescore.engine import DenseScorer
-from densescore.image import Pixels
+from densescore.io.images import Pixels
+from densescore.scoring.scorer import DenseScorer
 
 MakeScorer = Callable[..., DenseScorer]
 """A scorer of the network under test with other options of `DenseScorer`."""
@@ -95,7 +95,7 @@ def plot_growth(result: dict[str, Any], path: Path) -> None:
             last = max(rows, key=lambda row: row["patches"])
             ends = [min(row["patches"] for row in rows), last["patches"]]
             line = [last["seconds"] * patches / last["patches"] for patches in ends]
-            axes.loglog(ends, line, "--", color="grey", label="in proportion")
+            axes.loglog(ends, line, "--", color="gray", label="in proportion")
             axes.set(xlabel="patches", ylabel="seconds per image")
         else:
             rows = result["resolution"]

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from densescore.bench.contenders import CROP_SIZES, Subject, crops_by, probabilities
-from densescore.convolutional_form import convolutional_form
-from densescore.sliding_window import head_reference
+from densescore.network.conv_graph import convolutional_form
+from densescore.scoring.sliding_window import head_reference
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def time_in_turn(
 
 def matmul_peak(dtype: torch.dtype, rounds: int = 20) -> float:
     """The best of torch's and oneDNN's products of 2048×2048 matrices seen here, in flop/s."""
-    from densescore import onednn
-    from densescore.onednn import PackedLinear
+    from densescore.network.cpu import onednn
+    from densescore.network.cpu.onednn import PackedLinear
 
     a, b = torch.randn(2, 2048, 2048).to(dtype)
     runs: list[Callable[[], Tensor]] = [lambda: a @ b]

@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-from densescore.data.boxed import BoxedSet
+from densescore.data.boxed_set import BoxedSet
 from densescore.data.coco import find_coco, read_coco
 from densescore.data.voc import find_voc, read_voc
 from densescore.data.yolo import find_yolo, read_yolo
-from densescore_kernels.errors import DensescoreError
+from densescore.errors import DensescoreError
 
 
 def load_boxed(folder: str | os.PathLike[str], split: str, *, need_positives: bool = False) -> BoxedSet:

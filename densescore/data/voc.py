@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from densescore.data.boxed import (
+from densescore.data.boxed_set import (
     NEGATIVE,
     POSITIVE,
     BoxedImage,

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from densescore.data.boxed import BoxedImage, BoxedSet, Problems, check_box, check_positives, truth_from_boxes
-from densescore_kernels.errors import DensescoreError
+from densescore.data.boxed_set import BoxedImage, BoxedSet, Problems, check_box, check_positives, truth_from_boxes
+from densescore.errors import DensescoreError
 
 
 def find_yolo(folder: Path) -> Path | None:

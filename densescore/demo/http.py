@@ -9,9 +9,9 @@ import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from densescore.demo.patches import best_patches
 from densescore.demo.service import Answer, BusyError, Service, TooLargeError, TooSlowError
-from densescore_kernels.errors import DensescoreError
+from densescore.errors import DensescoreError
+from densescore.results.best_patches import best_patches
 
 _BODY = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 _STATUS: dict[type[DensescoreError], int] = {TooLargeError: 413, BusyError: 503, TooSlowError: 504}

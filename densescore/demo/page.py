@@ -10,11 +10,11 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from densescore.demo.patches import best_patches
 from densescore.demo.service import Answer, Service
 from densescore.demo.stage import SCRIPT, STYLE, TEMPLATE, as_bytes, stage_value
-from densescore.image import Pixels
-from densescore_kernels.errors import DensescoreError
+from densescore.errors import DensescoreError
+from densescore.io.images import Pixels
+from densescore.results.best_patches import best_patches
 
 _TOP, _PATCHES = 8, 6
 _KEPT_SECONDS = 1800  # that an image's scores wait for the next click, and its files on the disk

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from densescore.engine import DenseScorer
-from densescore.image import Pixels, read_image
-from densescore.scores import DenseScores
-from densescore_kernels.errors import DensescoreError
+from densescore.errors import DensescoreError
+from densescore.io.images import Pixels, read_image
+from densescore.results.scores import DenseScores
+from densescore.scoring.scorer import DenseScorer
 
 
 class TooLargeError(DensescoreError):

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from matplotlib import colormaps
 
-from densescore.image import Pixels
-from densescore.scores import DenseScores
+from densescore.io.images import Pixels
+from densescore.results.scores import DenseScores
 
 _PHOTO_SIDE, _MAP_SIDE = 1000, 400  # longest sides, in pixels, of what goes to the browser
 
@@ -35,7 +35,7 @@ STYLE = """
 .bar {height: 10px; flex: 1; width: 0; max-width: 320px; border-radius: 3px;}
 """
 
-# Colours are those of `densescore heatmap`: turbo over the square root of the score, from 0 to 1 in every picture.
+# Colors are those of `densescore heatmap`: turbo over the square root of the score, from 0 to 1 in every picture.
 SCRIPT = """
 let raw = null;
 const find = (name) => element.querySelector(name);
@@ -45,7 +45,7 @@ const draw = () => {
   find('.stage').hidden = !value;
   if (!value) { raw = null; return; }
   raw = new Float32Array(bytes(value.values).buffer);
-  const colours = bytes(value.colours);
+  const colors = bytes(value.colors);
   find('.photo').src = value.photo;
   const canvas = find('.map');
   canvas.width = value.columns; canvas.height = value.rows;
@@ -54,14 +54,14 @@ const draw = () => {
   raw.forEach((score, i) => {
     const level = Math.sqrt(Math.min(Math.max(score, 0), 1));
     const c = Math.round(level * 255) * 3;
-    image.data.set([colours[c], colours[c + 1], colours[c + 2], 255 * Math.min(0.2 + level, 1)], 4 * i);
+    image.data.set([colors[c], colors[c + 1], colors[c + 2], 255 * Math.min(0.2 + level, 1)], 4 * i);
   });
   context.putImageData(image, 0, 0);
   canvas.style.opacity = find('.opacity').value;
   const bar = find('.bar').getContext('2d');
   for (let x = 0; x < 256; x++) {
     const c = Math.round(Math.sqrt(x / 255) * 255) * 3;
-    bar.fillStyle = `rgb(${colours[c]}, ${colours[c + 1]}, ${colours[c + 2]})`;
+    bar.fillStyle = `rgb(${colors[c]}, ${colors[c + 1]}, ${colors[c + 2]})`;
     bar.fillRect(x, 0, 1, 1);
   }
   find('.reading').textContent = `${value.label}: peak ${value.peak.toPrecision(3)}`;
@@ -107,7 +107,7 @@ def stage_value(pixels: Pixels, scores: DenseScores, label: str) -> dict[str, An
         "height": height,
         "width": width,
         "peak": float(values.max()),
-        "colours": _text(colormaps["turbo"](np.arange(256), bytes=True)[:, :3].tobytes()),
+        "colors": _text(colormaps["turbo"](np.arange(256), bytes=True)[:, :3].tobytes()),
     }
 
 

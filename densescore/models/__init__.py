@@ -1,4 +1,4 @@
-"""The named networks, each with its preprocessing, labels, licence and origin beside it."""
+"""The named networks, each with its preprocessing, labels, license and origin beside it."""
 
 from densescore.models.adaptation import BACKGROUND, AdaptationHead, load_head, save_head
 from densescore.models.krizhevsky import Krizhevsky

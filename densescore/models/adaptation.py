@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from densescore.files import written_whole
-from densescore.models.weights import fill, read_metadata, read_weights
-from densescore_kernels.errors import DensescoreError
+from densescore.errors import DensescoreError
+from densescore.io.files import atomic_write
+from densescore.models.weights import load_strict, read_metadata, read_weights
 
 BACKGROUND = "background"
 """Label of the class of patches that show none of the others."""
@@ -89,7 +89,7 @@ def save_head(path: str | os.PathLike[str], file: HeadFile, *, overwrite: bool =
     words = [entry.name for entry in fields(file) if entry.name not in ("head", "backbone_weights")]
     description = {name: getattr(file, name) for name in words}
     metadata = {"format": _FORMAT, "densescore": json.dumps(description)}
-    with written_whole(path, overwrite=overwrite) as temporary:
+    with atomic_write(path, overwrite=overwrite) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 
@@ -111,7 +111,7 @@ def load_head(path: str | os.PathLike[str]) -> HeadFile:
         with torch.device("meta"):
             head = AdaptationHead(features, len(labels), width)
         head = head.to_empty(device="cpu")
-        fill(head, weights, str(path))
+        load_strict(head, weights, str(path))
         mean, std = (tuple(map(float, description[key])) for key in ("mean", "std"))
         activation = description.get("activation", "softmax")
         if activation not in get_args(Activation):

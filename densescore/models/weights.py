@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from densescore.files import written_whole
-from densescore_kernels.errors import DensescoreError, reason_of
+from densescore.errors import DensescoreError, reason_of
+from densescore.io.files import atomic_write
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -66,7 +66,7 @@ def save_weights(
         DensescoreError: the file exists and `overwrite` is off.
     """
     metadata = {"labels": json.dumps(list(labels)), "training": json.dumps(training or {})}
-    with written_whole(path, overwrite=overwrite) as temporary:
+    with atomic_write(path, overwrite=overwrite) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary, metadata)
 
 
@@ -85,7 +85,7 @@ def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
         raise DensescoreError(f"{path}: labels are not a list of names: {reason_of(error)}") from error
 
 
-def fill(module: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
+def load_strict(module: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
     """Load `weights` into `module`: every tensor of one has its place, and its shape, in the other.
 
     Raises:

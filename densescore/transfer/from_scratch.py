@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from densescore.convolutional import to_dense
-from densescore.data.boxed import BoxedImage, BoxedSet
-from densescore.dense_network import DenseNetwork
+from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.errors import DensescoreError
 from densescore.geometry import Pyramid
-from densescore.image import level_pixels, read_image
+from densescore.io.images import level_pixels, read_image
 from densescore.models import load_classifier
 from densescore.models.adaptation import AdaptationHead, HeadFile
-from densescore.transfer.patches import TrainingPatches, check_every_class, label_and_draw
+from densescore.network.dense_network import DenseNetwork
+from densescore.network.surgery import to_dense
 from densescore.transfer.pipeline import head_file
-from densescore.transfer.progress import Progress, fingerprint
 from densescore.transfer.recipe import Recipe
-from densescore.transfer.training import Report, check_finite, patch_loss
-from densescore_kernels.errors import DensescoreError
+from densescore.transfer.schedule import Schedule, fingerprint
+from densescore.transfer.train_head import Callback, check_finite, patch_loss
+from densescore.transfer.training_patches import TrainingPatches, check_every_class, label_and_draw
 
 CROPS = 12_288
 """Crops that a network is trained on in all, by default."""
@@ -48,7 +48,7 @@ def train_from_scratch(
     crops: int = CROPS,
     device: torch.device | str = "cpu",
     checkpoint: str | os.PathLike[str] | None = None,
-    report: Report = lambda *_: None,
+    callback: Callback = lambda *_: None,
 ) -> HeadFile:
     """Train a named network from random weights, a head in the place of its last layer; the file carries both.
 
@@ -61,7 +61,7 @@ def train_from_scratch(
         crops: as many are trained on, an image's drawn anew in each round.
         device: to train on.
         checkpoint: a folder; see `train_both`.
-        report: told of each round.
+        callback: told of each round.
 
     Raises:
         DensescoreError: an unknown model, a class without patches, or the loss is not finite.
@@ -78,21 +78,21 @@ def train_from_scratch(
     network.to(device).to(memory_format=torch.channels_last)
     source = _Crops(boxed, network, recipe, seed, classifier.mean, classifier.std)
     check_every_class(source.patches, boxed.classes, recipe)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
     path = None if checkpoint is None else Path(checkpoint) / "network.pt"
-    progress = Progress(path, fingerprint(recipe, seed, source.patches.labels, np.array([crops])), network, optimiser)
-    progress.resume()
+    schedule = Schedule(path, fingerprint(recipe, seed, source.patches.labels, np.array([crops])), network, optimizer)
+    schedule.resume()
     rounds = math.ceil(crops / (min(ROUND_IMAGES, len(source.usable)) * IMAGE_CROPS))
     network.train()
-    while progress.stage == 0:
-        chance = np.random.default_rng([seed, len(boxed.images), progress.total])
+    while schedule.stage == 0:
+        chance = np.random.default_rng([seed, len(boxed.images), schedule.total])
         cut, targets = source.cut(chance)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(chance.integers(2**62)))  # of dropout
-            loss = _run_round(network, optimiser, cut, targets, recipe, progress.total / rounds, 1 / rounds)
-        report(0, progress.round, loss)
+            loss = _run_round(network, optimizer, cut, targets, recipe, schedule.total / rounds, 1 / rounds)
+        callback(0, schedule.round, loss)
         check_finite(loss, RATE)
-        progress.advance(loss, 0.0, rounds + 1, rounds)
+        schedule.advance(loss, 0.0, rounds + 1, rounds)
     network.cpu().eval()
     file = head_file(
         boxed, source.patches, head, recipe, seed, backbone=model, mean=classifier.mean, std=classifier.std,
@@ -124,7 +124,7 @@ class _Crops:
         """All patches, without features."""
 
     def cut(self, chance: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """A round's crops, normalised, in random order: float16 ``[N, 3, P, P]``, and their labels."""
+        """A round's crops, normalized, in random order: float16 ``[N, 3, P, P]``, and their labels."""
         crops, targets = [], []
         for index in chance.permutation(self.usable)[:ROUND_IMAGES]:
             kept, labels = self._draws[index]
@@ -154,7 +154,7 @@ class _Crops:
 
 def _run_round(
     network: DenseNetwork,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     crops: Tensor,
     targets: Tensor,
     recipe: Recipe,
@@ -165,12 +165,12 @@ def _run_round(
     total, device = 0.0, next(network.parameters()).device
     for first in range(0, len(crops), BATCH):
         done = start + share * first / len(crops)  # in [0, 1)
-        for group in optimiser.param_groups:  # a short warm-up, then half a cosine
+        for group in optimizer.param_groups:  # a short warm-up, then half a cosine
             group["lr"] = RATE * min(1.0, (done + 0.001) / 0.05) * (1 + math.cos(math.pi * done)) / 2
         batch = slice(first, first + BATCH)
         loss = patch_loss(network(crops[batch].to(device).float()), targets[batch].to(device), recipe.objective)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         total += loss.item() * len(targets[batch])
     return total / len(crops)

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from densescore.data.boxed import BoxedImage, BoxedSet
-from densescore.engine import DenseScorer
+from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.errors import DensescoreError
 from densescore.models import BACKGROUND
 from densescore.models.adaptation import AdaptationHead, HeadFile
-from densescore.scores import DenseScores
-from densescore.transfer.cache import FeatureCache
-from densescore.transfer.image_training import tune_on_images
-from densescore.transfer.patches import Features, TrainingPatches, check_every_class, gather
+from densescore.results.scores import DenseScores
+from densescore.scoring.scorer import DenseScorer
+from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.recipe import Recipe
-from densescore.transfer.training import Report, train_head
-from densescore_kernels.errors import DensescoreError
+from densescore.transfer.train_head import Callback, train_head
+from densescore.transfer.training_patches import Features, TrainingPatches, check_every_class, gather
+from densescore.transfer.tune_on_images import tune_on_images
 
 
 def cached_features(scorer: DenseScorer, cache: FeatureCache) -> Features:
@@ -59,7 +59,7 @@ def train_model(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
-    report: Report = lambda *_: None,
+    callback: Callback = lambda *_: None,
 ) -> HeadFile:
     """Draw patches, gather their features and train a head for the set's classes.
 
@@ -71,7 +71,7 @@ def train_model(
         seed: of the draws, the first weights, the order and dropout; recorded in the file.
         checkpoint: see `train_both`.
         track: wraps the iteration over images, for a progress bar.
-        report: told of each round.
+        callback: told of each round.
 
     Raises:
         DensescoreError: a class is called like the background, or see `check_every_class` and `train_head`.
@@ -82,7 +82,7 @@ def train_model(
         )
     patches = gather(boxed, cached_features(scorer, cache), recipe, seed, track)
     check_every_class(patches, boxed.classes, recipe)
-    head = train_both(patches, len(boxed.classes), recipe, seed, checkpoint=checkpoint, report=report)
+    head = train_both(patches, len(boxed.classes), recipe, seed, checkpoint=checkpoint, callback=callback)
     return head_file(boxed, patches, head, recipe, seed, **describe(scorer, cache))
 
 
@@ -93,13 +93,13 @@ def train_both(
     seed: int,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
-    report: Report = lambda *_: None,
+    callback: Callback = lambda *_: None,
 ) -> AdaptationHead:
     """`train_head`, then `tune_on_images` where the recipe asks for it; `checkpoint` is a folder for both's files."""
     files = [None if checkpoint is None else Path(checkpoint) / name for name in ("patches.pt", "images.pt")]
-    head = train_head(patches, classes, recipe, seed, checkpoint=files[0], report=report)
+    head = train_head(patches, classes, recipe, seed, checkpoint=files[0], callback=callback)
     if recipe.image_rounds:
-        tune_on_images(head, patches, recipe, seed, checkpoint=files[1], report=report)
+        tune_on_images(head, patches, recipe, seed, checkpoint=files[1], callback=callback)
     return head
 
 

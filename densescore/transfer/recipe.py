@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from densescore.data.patch_labels import LabelRule
+from densescore.errors import DensescoreError
 from densescore.geometry import PAPER_SCALES
-from densescore_kernels.errors import DensescoreError
+from densescore.transfer.patch_labels import LabelRule
 
 Objective = Literal["softmax", "multilabel"]
 """``"softmax"``: one label per patch among the classes and background, as the paper. ``"multilabel"``: an independent
@@ -26,7 +26,7 @@ class Recipe:
         balance: 0: every drawn patch counts the same (as in the paper, whose only balancing is `background`).
             1: each class is drawn equally often; between, in proportion to ``count^-balance``.
         flips: also train on each image's mirror image.
-        standardise: shift and scale each feature to mean 0 and variance 1 over the training patches. The trained layer
+        standardize: shift and scale each feature to mean 0 and variance 1 over the training patches. The trained layer
             takes raw features all the same: the shift and scale are folded into FCa.
         width: outputs of FCa.
         dropout: share of FCa's outputs that is dropped.
@@ -35,9 +35,9 @@ class Recipe:
         weight_decay: of SGD.
         batch: patches per step.
         round: patches between two looks at the loss.
-        settled: a stage ends when a round's loss is less than this share below the best before.
+        tolerance: a stage ends when a round's loss is less than this share below the best before.
         patience: rounds in a row that must bring so little.
-        most_rounds: of one stage, settled or not.
+        max_rounds: of one stage, settled or not.
         image_rounds: passes over the images at the end, on image labels through the image score; 0 leaves it out.
         image_bag: patches of each image that are kept for that, drawn from all of its patches.
         image_patches: of these, patches per image and step.
@@ -52,7 +52,7 @@ class Recipe:
     background: float = 0.1
     balance: float = 0.0
     flips: bool = True
-    standardise: bool = True
+    standardize: bool = True
     width: int = 2048
     dropout: float = 0.5
     learning_rate: float = 0.01
@@ -60,9 +60,9 @@ class Recipe:
     weight_decay: float = 5e-4
     batch: int = 256
     round: int = 32_768
-    settled: float = 0.01
+    tolerance: float = 0.01
     patience: int = 1
-    most_rounds: int = 12
+    max_rounds: int = 12
     image_rounds: int = 0
     image_bag: int = 256
     image_patches: int = 96
@@ -76,7 +76,7 @@ class Recipe:
             raise DensescoreError(f"background must lie in (0, 1], got {self.background}")
         if not 0 <= self.dropout < 1:
             raise DensescoreError(f"dropout must lie in [0, 1), got {self.dropout}")
-        for name in ("width", "batch", "round", "patience", "most_rounds", "image_bag", "image_patches", "image_batch"):
+        for name in ("width", "batch", "round", "patience", "max_rounds", "image_bag", "image_patches", "image_batch"):
             if getattr(self, name) < 1:
                 raise DensescoreError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -87,13 +87,13 @@ RECIPES: dict[str, Recipe] = {
         scales=(0.7, 1.0, 1.3, 2.0, 2.8),
         test_scales=(0.7, 1.0, 1.3, 2.0, 2.8, 4.0),
         round=16_384,
-        settled=0.05,
-        most_rounds=4,
+        tolerance=0.05,
+        max_rounds=4,
         image_rounds=6,
     ),
-    "paper": Recipe(rule=LabelRule(overlap="touch"), flips=False, standardise=False),
+    "paper": Recipe(rule=LabelRule(overlap="touch"), flips=False, standardize=False),
 }
 """``"default"`` differs from the paper's by: independent sigmoids, so that crowded patches teach; fewer scales, one
-wider than the image; mirror images; standardised features; shorter stages; and fine-tuning on image labels.
+wider than the image; mirror images; standardized features; shorter stages; and fine-tuning on image labels.
 ``"paper"`` takes "overlaps no more than one object" to the letter. What each is worth: benchmarks/results.
 """

@@ -23,12 +23,12 @@ def main(out: Path = Path(__file__).with_suffix(".jpg")) -> None:
     left, right = figure.subplots(1, 2)
     left.imshow(photo)
     right.imshow(photo)
-    colours = PowerNorm(0.5, 0, 1)  # as `densescore heatmap`: the same colours in every picture
-    right.imshow(values, cmap="turbo", norm=colours, alpha=0.1 + 0.7 * colours(values))
+    colors = PowerNorm(0.5, 0, 1)  # as `densescore heatmap`: the same colors in every picture
+    right.imshow(values, cmap="turbo", norm=colors, alpha=0.1 + 0.7 * colors(values))
     right.set_title(f"{label}: peak {values.max():.2f}")
     for place in (left, right):
         place.set_axis_off()
-    figure.colorbar(ScalarMappable(colours, "turbo"), ax=right, ticks=(0, 0.1, 0.5, 1))
+    figure.colorbar(ScalarMappable(colors, "turbo"), ax=right, ticks=(0, 0.1, 0.5, 1))
     figure.savefig(out, dpi=100, pil_kwargs={"quality": 85})
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from densescore import DenseScorer
-from densescore.huge import score_huge
+from densescore.jobs.huge import score_huge
 
 
 def write_wall(path: Path, rows: int, cols: int) -> None:
@@ -40,8 +40,8 @@ def main(out: Path = Path(__file__).with_suffix(".jpg"), rows: int = 5, cols: in
     figure = Figure(figsize=(9, 9 * height / width), layout="constrained")
     axes = figure.subplots()
     axes.imshow(wall, extent=(0, width, height, 0))
-    colours = PowerNorm(0.5, 0, 1)
-    axes.imshow(values, cmap="turbo", norm=colours, alpha=0.1 + 0.6 * colours(values), extent=(0, width, height, 0))
+    colors = PowerNorm(0.5, 0, 1)
+    axes.imshow(values, cmap="turbo", norm=colors, alpha=0.1 + 0.6 * colors(values), extent=(0, width, height, 0))
     for best in found["best_patches"]:
         x0, y0, x1, y1 = best["box"]
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="white", linewidth=2))

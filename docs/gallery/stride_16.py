@@ -15,13 +15,13 @@ def main(out: Path = Path(__file__).with_suffix(".jpg"), strides: str = "32,16")
     chosen = [int(stride) for stride in strides.split(",")]
     figure = Figure(figsize=(9, 2.9), layout="constrained")
     axes = figure.subplots(1, len(chosen))
-    colours = PowerNorm(0.5, 0, 1)
+    colors = PowerNorm(0.5, 0, 1)
     for place, stride in zip(axes, chosen, strict=True):
         scorer = DenseScorer("lite0", stride=stride, scales=(2.8,))  # one scale: its grid can be seen
         scores = scorer.score(photo)
         values = scores.response_map("Egyptian cat")[0].numpy()  # [H, W]
         place.imshow(photo)
-        shown = place.imshow(values, cmap="turbo", norm=colours, alpha=0.8)
+        shown = place.imshow(values, cmap="turbo", norm=colors, alpha=0.8)
         place.set_title(f"stride {stride}: {len(scores.boxes):,} patches")
         place.set_axis_off()
     figure.colorbar(shown, ax=axes, ticks=(0, 0.1, 0.5, 1))

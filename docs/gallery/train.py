@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from densescore import DenseScorer
 from densescore.data.load import load_boxed
 from densescore.models.adaptation import save_head
-from densescore.transfer.cache import FeatureCache
+from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.pipeline import train_model
 from densescore.transfer.recipe import RECIPES
 
@@ -26,7 +26,7 @@ WIDTH, HEIGHT = 320, 240
 
 
 def draw(random: np.random.Generator, shapes: list[int]) -> tuple[Image.Image, list[list[float]]]:
-    """Shapes of any colour on grass, gravel or brick, side by side; and their boxes, x y width height."""
+    """Shapes of any color on grass, gravel or brick, side by side; and their boxes, x y width height."""
     ground = [skimage.data.grass(), skimage.data.gravel(), skimage.data.brick()][random.integers(3)]
     top, left = random.integers(512 - HEIGHT), random.integers(512 - WIDTH)
     picture = Image.fromarray(ground[top : top + HEIGHT, left : left + WIDTH]).convert("RGB")
@@ -38,14 +38,14 @@ def draw(random: np.random.Generator, shapes: list[int]) -> tuple[Image.Image, l
         turns = np.arange(10) / 10 * 2 * np.pi
         radius = np.where(np.arange(10) % 2, 0.22, 0.5)
         star = np.stack([0.5 + radius * np.sin(turns), 0.5 - radius * np.cos(turns)], axis=1) * side + (x, y)
-        colour = tuple(random.integers(0, 256, 3).tolist())
+        color = tuple(random.integers(0, 256, 3).tolist())
         pen = ImageDraw.Draw(picture)
         if CLASSES[shape] == "disc":
-            pen.ellipse((x, y, x + side, y + side), fill=colour)
+            pen.ellipse((x, y, x + side, y + side), fill=color)
         elif CLASSES[shape] == "square":
-            pen.rectangle((x, y, x + side, y + side), fill=colour)
+            pen.rectangle((x, y, x + side, y + side), fill=color)
         else:
-            pen.polygon([tuple(point) for point in star.tolist()], fill=colour)
+            pen.polygon([tuple(point) for point in star.tolist()], fill=color)
         boxes.append([x, y, side, side])
     return picture, boxes
 

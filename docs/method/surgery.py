@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 
 from densescore import DenseScorer
-from densescore.image import level_pixels
+from densescore.io.images import level_pixels
 
 
 def main(out: Path = Path(__file__).with_suffix(".jpg")) -> None:
@@ -40,9 +40,9 @@ def main(out: Path = Path(__file__).with_suffix(".jpg")) -> None:
     )
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     axes = figure.subplots(1, 3)
-    for place, (values, box, colours), title in zip(axes, steps, titles, strict=True):
+    for place, (values, box, colors), title in zip(axes, steps, titles, strict=True):
         shape = np.shape(values)
-        place.imshow(values, extent=(0, shape[1], shape[0], 0), cmap=colours)
+        place.imshow(values, extent=(0, shape[1], shape[0], 0), cmap=colors)
         edge = (box[0], box[1]), box[2] - box[0], box[3] - box[1]
         place.add_patch(Rectangle(*edge, fill=False, edgecolor="#ff4fa0", linewidth=2.5))
         place.set_title(title, fontsize=10)

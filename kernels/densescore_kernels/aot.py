@@ -83,8 +83,8 @@ class Report:
 
 def all_forms() -> list[Any]:
     """Every form that the library can launch, in a fixed order."""
-    import densescore_kernels.power_mean_triton as power_mean
-    import densescore_kernels.response_map_triton as response_map
+    from densescore_kernels.power_mean import triton_launch as power_mean
+    from densescore_kernels.response_map import triton_launch as response_map
 
     return [*power_mean.FORMS.listed.values(), *response_map.FORMS.listed.values()]
 

@@ -1,6 +1,6 @@
 """Where the cells of a response map lie, in exact integers and without torch.
 
-A cell ``j`` of a level that is ``w`` pixels wide sees the level window ``[j·S, j·S + P)``. The centre of image pixel
+A cell ``j`` of a level that is ``w`` pixels wide sees the level window ``[j·S, j·S + P)``. The center of image pixel
 ``x`` lies at ``u = (x + ½)·w / W`` in level pixels, so that the pixel is held by the cell iff
 
     2·W·j·S  <=  (2x + 1)·w  <  2·W·(j·S + P)
@@ -24,7 +24,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Level:
+class GridLevel:
     """One scale of an image: its size in level pixels, before padding, and its grid of cells.
 
     Args:
@@ -44,7 +44,7 @@ class Level:
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "rows", "cols"):
-            _require_positive(f"Level.{name}", getattr(self, name))
+            _require_positive(f"GridLevel.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Grid:
             image is held by no cell of some level.
 
     Example:
-        >>> Grid(4, 4, patch=2, stride=1, levels=(Level(4, 4, rows=3, cols=3),)).cells
+        >>> Grid(4, 4, patch=2, stride=1, levels=(GridLevel(4, 4, rows=3, cols=3),)).cells
         9
     """
 
@@ -71,14 +71,14 @@ class Grid:
     width: int
     patch: int
     stride: int
-    levels: tuple[Level, ...]
+    levels: tuple[GridLevel, ...]
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "patch", "stride"):
             _require_positive(f"Grid.{name}", getattr(self, name))
         object.__setattr__(self, "levels", tuple(self.levels))
         if not self.levels:
-            raise DensescoreError("Grid.levels: got none, expected at least one Level")
+            raise DensescoreError("Grid.levels: got none, expected at least one GridLevel")
         for number in range(len(self.levels)):
             self.down(number)
             self.across(number)
@@ -114,9 +114,9 @@ def axis(pixels: int, length: int, cells: int, patch: int, stride: int) -> Axis:
     Raises:
         DensescoreError: when a pixel is held by no cell.
     """
-    centre = (2 * np.arange(pixels, dtype=np.int64) + 1) * length  # 2·W·u
-    last = np.minimum(centre // (2 * pixels * stride), cells - 1)  # [pixels]
-    first = np.maximum((centre - 2 * pixels * patch) // (2 * pixels * stride) + 1, 0)  # [pixels]
+    center = (2 * np.arange(pixels, dtype=np.int64) + 1) * length  # 2·W·u
+    last = np.minimum(center // (2 * pixels * stride), cells - 1)  # [pixels]
+    first = np.maximum((center - 2 * pixels * patch) // (2 * pixels * stride) + 1, 0)  # [pixels]
     if (bare := np.flatnonzero(first > last)).size:
         raise DensescoreError(
             f"Grid: pixel {bare[0]} of {pixels} is held by no cell of a level of {length} pixels and {cells} cells "

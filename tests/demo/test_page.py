@@ -132,7 +132,7 @@ def test_upload_choose_point_and_download(
     drawn = page.locator("#stage .map").evaluate(
         "c => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
     )
-    assert len({tuple(drawn[i : i + 3]) for i in range(0, len(drawn), 4)}) > 10  # a map, not a flat colour
+    assert len({tuple(drawn[i : i + 3]) for i in range(0, len(drawn), 4)}) > 10  # a map, not a flat color
 
     with page.expect_download() as waiting:
         page.locator("#maps").click()

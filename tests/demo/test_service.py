@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from densescore import DensescoreError, DenseScorer
-from densescore.demo.patches import best_patches
 from densescore.demo.service import BusyError, Limits, Service, TooLargeError, TooSlowError
 from densescore.geometry import Pyramid
-from densescore.scores import DenseScores
+from densescore.results.best_patches import best_patches
+from densescore.results.scores import DenseScores
 
 
 def png(height: int = 30, width: int = 40, seed: int = 0) -> bytes:

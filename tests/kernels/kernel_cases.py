@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from densescore_kernels import Grid, Level, power_mean, reference, response_map, softmax_power_mean
+from densescore_kernels import Grid, GridLevel, power_mean, response_map, softmax_power_mean
+from densescore_kernels.power_mean import reference as power_reference
+from densescore_kernels.response_map import reference as map_reference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TINIEST = 2.0**-149  # of float32: what is smaller than 2^-126 is rounded to a multiple of it
@@ -25,7 +27,7 @@ def grid_of(
         ratio = patch * scale / min(height, width)
         h, w = round(height * ratio), round(width * ratio)
         rows, cols = (math.ceil(max(side - patch, 0) / stride) + 1 for side in (h, w))
-        levels.append(Level(h, w, rows, cols))
+        levels.append(GridLevel(h, w, rows, cols))
     return Grid(height, width, patch, stride, tuple(levels))
 
 
@@ -112,7 +114,7 @@ def check_power_mean(
         means = power_mean(x, offsets, k, backend)
         (slope,) = torch.autograd.grad(means, x, poisoned(share))
     assert means.dtype == torch.float32
-    assert_relative(means, reference.power_mean(scores, bounds, k), 5e-6, TINIEST)
+    assert_relative(means, power_reference.power_mean(scores, bounds, k), 5e-6, TINIEST)
     assert slope.dtype == dtype
     counts = torch.tensor(bounds).diff()
     per_row = (share.double() * k / counts[:, None]).repeat_interleave(counts, 0)
@@ -134,10 +136,10 @@ def check_softmax_power_mean(
         (slope,) = torch.autograd.grad(alone, x, poisoned(share))
         means, y = softmax_power_mean(x, offsets, k, return_probabilities=True, backend=backend)
         (slope_y,) = torch.autograd.grad((means, y), x, (poisoned(share), poisoned(share_y)))
-    want = reference.softmax_power_mean(logits, bounds, k)
+    want = power_reference.softmax_power_mean(logits, bounds, k)
     assert_relative(means, want, 5e-5, TINIEST)
     assert_relative(alone, want, 5e-5, TINIEST)
-    softmax = reference.softmax(logits)
+    softmax = power_reference.softmax(logits)
     assert_relative(y, softmax, 1e-5)
     counts = torch.tensor(bounds).diff()
     t = (share.double() * k / counts[:, None]).repeat_interleave(counts, 0) * softmax**k
@@ -164,7 +166,7 @@ def check_response_map(
     for grid, part, got in zip(grids, parts, maps, strict=True):
         assert got.dtype == out
         rtol, atol = (5e-6, 0.0) if out == torch.float32 else (2.0**-10, 2.0**-24)
-        assert_relative(got, reference.response_map(part, grid, chosen), rtol, atol)
+        assert_relative(got, map_reference.response_map(part, grid, chosen), rtol, atol)
 
 
 def _rounding(dtype: torch.dtype) -> tuple[float, float]:

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from densescore_kernels import Level
+from densescore_kernels import GridLevel
 from tests.kernels.kernel_cases import MARGIN, PAPER, assert_relative, poisoned, poisoned_outputs
 
 
 def test_the_paper_grid_is_the_one_on_paper() -> None:
-    assert PAPER.levels[0] == Level(224, 299, 1, 4)
-    assert PAPER.levels[-1] == Level(896, 1195, 22, 32)
+    assert PAPER.levels[0] == GridLevel(224, 299, 1, 4)
+    assert PAPER.levels[-1] == GridLevel(896, 1195, 22, 32)
     assert len(PAPER.levels) == 9
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densescore_kernels import DensescoreError, Grid, Level
+from densescore_kernels import DensescoreError, Grid, GridLevel
 from densescore_kernels.grid import axis, run_starts
 from tests.kernels.kernel_cases import PAPER
 
@@ -39,12 +39,12 @@ def test_the_paper_setting_has_few_distinct_values() -> None:
 @pytest.mark.parametrize("name", ["height", "width", "rows", "cols"])
 def test_a_level_names_what_is_wrong(name: str) -> None:
     numbers = {"height": 9, "width": 9, "rows": 2, "cols": 2} | {name: 0}
-    with pytest.raises(DensescoreError, match=rf"Level\.{name}: got 0, expected an integer of at least 1"):
-        Level(**numbers)
+    with pytest.raises(DensescoreError, match=rf"GridLevel\.{name}: got 0, expected an integer of at least 1"):
+        GridLevel(**numbers)
 
 
 def test_a_grid_without_levels_or_with_a_bare_pixel_is_refused() -> None:
-    with pytest.raises(DensescoreError, match="at least one Level"):
+    with pytest.raises(DensescoreError, match="at least one GridLevel"):
         Grid(4, 4, 2, 2, ())
     with pytest.raises(DensescoreError, match="pixel 2 of 6 is held by no cell"):
-        Grid(6, 6, patch=2, stride=4, levels=(Level(6, 6, 2, 2),))
+        Grid(6, 6, patch=2, stride=4, levels=(GridLevel(6, 6, 2, 2),))

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densescore_kernels import Grid, Level, power_mean, response_map, softmax_power_mean
+from densescore_kernels import Grid, GridLevel, power_mean, response_map, softmax_power_mean
 from tests.kernels.kernel_cases import (
     DTYPES,
     assert_relative,
@@ -32,7 +32,7 @@ pytestmark = [
 drawn = settings(max_examples=10, deadline=None, derandomize=True)
 dtypes = st.sampled_from(DTYPES)
 exponents = st.sampled_from([1.0, 1.03125, 2.0, 2.5, 5.0, 7.25])
-SMALL = Grid(19, 31, patch=7, stride=3, levels=(Level(17, 25, 5, 7), Level(20, 40, 6, 12)))
+SMALL = Grid(19, 31, patch=7, stride=3, levels=(GridLevel(17, 25, 5, 7), GridLevel(20, 40, 6, 12)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -60,7 +60,7 @@ def test_the_most_classes() -> None:
 
 @pytest.mark.parametrize("classes", [21, 40, 2049])
 def test_chunks_of_several_tiles(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    import densescore_kernels.power_mean_triton as launches
+    from densescore_kernels.power_mean import triton_launch as launches
 
     monkeypatch.setattr(launches, "PROGRAMS", 2)
     monkeypatch.setattr(launches, "LONG_PROGRAMS", 2)
@@ -106,7 +106,7 @@ def test_nan_is_not_hidden() -> None:
     assert power_mean(scores, backend="triton").isnan().tolist() == [[False, True, False, False]]
     means = softmax_power_mean(scores, torch.tensor([0, 2, 5]), backend="triton")
     assert means.isnan().any(1).tolist() == [False, True]
-    grid = Grid(4, 4, patch=2, stride=2, levels=(Level(4, 4, 2, 2),))
+    grid = Grid(4, 4, patch=2, stride=2, levels=(GridLevel(4, 4, 2, 2),))
     cells = torch.tensor([[math.nan], [1.0], [1.0], [1.0]])
     assert int(response_map(cells, grid, backend="triton").isnan().sum()) == 4
 

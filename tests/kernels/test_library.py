@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from densescore_kernels import DensescoreError, power_mean, response_map, softmax_power_mean
-from densescore_kernels.launching import Forms, vector
-from densescore_kernels.response_map import _pack, _unpack
+from densescore_kernels.response_map.op import _pack, _unpack
+from densescore_kernels.triton_forms import Forms, vector
 from tests.kernels.kernel_cases import PAPER, assert_relative, grid_of
 
 OFFSETS = torch.tensor([0, 2, 5])

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densescore_kernels import DensescoreError, Grid, Level, response_map
+from densescore_kernels import DensescoreError, Grid, GridLevel, response_map
 from tests.kernels.kernel_cases import (
     DTYPES,
     PAPER,
@@ -20,7 +20,7 @@ from tests.kernels.kernel_cases import (
     scores_of,
 )
 
-SMALL = Grid(19, 31, patch=7, stride=3, levels=(Level(17, 25, 5, 7), Level(20, 40, 6, 12)))
+SMALL = Grid(19, 31, patch=7, stride=3, levels=(GridLevel(17, 25, 5, 7), GridLevel(20, 40, 6, 12)))
 
 
 def test_a_constant_stays_a_constant() -> None:
@@ -28,7 +28,7 @@ def test_a_constant_stays_a_constant() -> None:
 
 
 def test_one_hot_cell_leaves_its_own_footprint() -> None:
-    grid = Grid(12, 16, patch=4, stride=2, levels=(Level(12, 16, 5, 7),))
+    grid = Grid(12, 16, patch=4, stride=2, levels=(GridLevel(12, 16, 5, 7),))
     scores = torch.zeros(grid.cells, 1)
     scores[2 * 7 + 3] = 1  # cell (2, 3) holds rows 4 to 7 and columns 6 to 9
     hot = response_map(scores, grid)[0].nonzero()
@@ -39,7 +39,7 @@ def test_one_hot_cell_leaves_its_own_footprint() -> None:
 
 @pytest.mark.parametrize("width", [40, 56])
 def test_a_symmetric_picture_stays_symmetric(width: int) -> None:
-    grid = Grid(20, width, patch=8, stride=4, levels=(Level(8, 32, 1, 7), Level(20, 56, 4, 13)))
+    grid = Grid(20, width, patch=8, stride=4, levels=(GridLevel(8, 32, 1, 7), GridLevel(20, 56, 4, 13)))
     ramp = torch.cat([(torch.arange(r * c) % c - (c - 1) / 2) for r, c in ((1, 7), (4, 13))])[:, None].double()
     seen = response_map(ramp, grid)[0].double()
     assert float(seen.max()) > 3
@@ -47,7 +47,7 @@ def test_a_symmetric_picture_stays_symmetric(width: int) -> None:
 
 
 def test_maps_of_one_window_per_pixel_are_the_scores() -> None:
-    grid = Grid(3, 5, patch=1, stride=1, levels=(Level(3, 5, 3, 5),))
+    grid = Grid(3, 5, patch=1, stride=1, levels=(GridLevel(3, 5, 3, 5),))
     scores = torch.rand(15, 4)
     assert torch.equal(response_map(scores, grid), scores.T.reshape(4, 3, 5))
 
@@ -73,7 +73,7 @@ def test_any_grid(data: st.DataObject) -> None:
 
 
 def test_bands_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    import densescore_kernels.response_map_torch as version
+    from densescore_kernels.response_map import torch_version as version
 
     monkeypatch.setattr(version, "BAND", 1)
     check_response_map([SMALL], 3)
@@ -87,7 +87,7 @@ def test_float64_is_computed_in_float64() -> None:
 
 def test_the_error_does_not_grow_with_the_map() -> None:
     """A summed-area table in float32 loses digits where its running sums are large; a sum of windows does not."""
-    grid = Grid(4000, 40, patch=7, stride=1, levels=(Level(4000, 40, 3994, 34),))
+    grid = Grid(4000, 40, patch=7, stride=1, levels=(GridLevel(4000, 40, 3994, 34),))
     scores = scores_of(grid.cells, 1)
     scores[: grid.cells // 2] = 1.0  # bright above, dim below
     scores[grid.cells // 2 :] *= 1e-3
@@ -102,7 +102,7 @@ def test_the_error_does_not_grow_with_the_map() -> None:
 
 
 def test_nan_reaches_the_pixels_that_its_cell_holds_and_no_others() -> None:
-    grid = Grid(4, 4, patch=2, stride=2, levels=(Level(4, 4, 2, 2),))
+    grid = Grid(4, 4, patch=2, stride=2, levels=(GridLevel(4, 4, 2, 2),))
     seen = response_map(torch.tensor([[math.nan], [1.0], [1.0], [1.0]]), grid)
     assert int(seen.isnan().sum()) == 4
 

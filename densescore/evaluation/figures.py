@@ -1,0 +1,102 @@
+"""Pictures of data and results: labelled patches, precision–recall curves, best-ranked images with their maps."""
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from densescore.data.boxed_set import BoxedImage
+from densescore.evaluation.average_precision import average_precision
+from densescore.evaluation.evaluate import SetScores, class_curve, judged, located
+from densescore.io.images import read_image
+from densescore.results.scores import DenseScores
+
+
+def draw_curve(result: SetScores, column: int, k: float, path: str | os.PathLike[str]) -> None:
+    """Draw one class's precision–recall curve, with its average precision by both rules, to a PNG.
+
+    Args:
+        result: of `score_set`.
+        column: index of the class, which must have a positive image.
+        k: exponent of the image score.
+        path: of the PNG.
+    """
+    curve = class_curve(result, column, k)
+    assert curve is not None
+    figure = Figure(figsize=(4.5, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    recall, precision = np.append(0.0, curve.recall), np.append(curve.precision[0], curve.precision)
+    axes.step(recall, precision, where="pre", color="#4363d8")  # a recall was reached at its own precision
+    by_2010, by_2007 = average_precision(curve), average_precision(curve, "voc2007")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    axes.set_title(f"{result.boxed.classes[column]}: AP {by_2010:.3f} (2007 rule {by_2007:.3f})")
+    figure.savefig(path, dpi=100)
+
+
+def draw_top(
+    result: SetScores,
+    column: int,
+    k: float,
+    score: Callable[[BoxedImage], DenseScores],
+    path: str | os.PathLike[str],
+    *,
+    shown: int = 5,
+) -> None:
+    """Draw the best-ranked true images of a class and the best-ranked false ones with their maps (Figures 5 and 6).
+
+    A map is colored from 0 to the highest peak in the picture, so that images compare; a cross marks the class's place
+    (`DenseScores.locate`).
+
+    Args:
+        result: of `score_set`.
+        column: index of the class.
+        k: exponent of the image score.
+        score: image → scores, asked again for the few images that are drawn.
+        path: of the PNG.
+        shown: images per row.
+    """
+    label = result.boxed.classes[column]
+    kept, truth = judged(result, column)
+    scores = result.scores[result.ks.index(k), kept, column]
+    order = np.argsort(-scores, kind="stable")
+    rows = [kept[order[truth[order]]][:shown], kept[order[~truth[order]]][:shown]]
+    inside = located(result)
+    chosen = [result.boxed.images[index] for row in rows for index in row]
+    maps = {image.name: score(image).response_map(label)[0].cpu().numpy() for image in chosen}  # [H, W] each
+    top = max(float(values.max()) for values in maps.values())
+    figure = Figure(figsize=(3 * shown, 5.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    norm = PowerNorm(0.5, 0, max(top, 1e-12), clip=True)
+    for line, (title, row) in enumerate(zip(("true", "false"), rows, strict=True)):
+        for place in range(shown):
+            axes = figure.add_subplot(2, shown, line * shown + place + 1)
+            axes.set_axis_off()
+            if place >= len(row):
+                continue
+            image = result.boxed.images[row[place]]
+            values = maps[image.name]
+            extent = (0, image.width, image.height, 0)
+            axes.imshow(read_image(image.path), extent=extent)
+            axes.imshow(values, cmap="turbo", norm=norm, alpha=0.1 + 0.6 * np.asarray(norm(values)), extent=extent)
+            for box, owner in zip(image.boxes, image.classes, strict=True):
+                if owner == column:
+                    axes.add_patch(_rectangle(box, "white", "-", 1.5))
+            hit = line == 0 and inside[row[place], column]
+            if result.places is not None:
+                at = result.places[row[place], column]
+                axes.plot(*at, "+", color="lime" if hit else "red", markersize=14, mew=2)
+            value = result.scores[result.ks.index(k), row[place], column]
+            axes.set_title(f"{title} {place + 1}: {image.name}\nscore {value:.2g}", fontsize=8)
+    figure.suptitle(f"{label}: best-ranked true images, and best-ranked false ones")
+    figure.savefig(path, dpi=80)
+
+
+def _rectangle(box: NDArray[np.float32], color: str, style: str, width: float) -> Rectangle:
+    x0, y0, x1, y1 = map(float, box)
+    return Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linestyle=style, linewidth=width)

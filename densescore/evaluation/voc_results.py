@@ -1,0 +1,56 @@
+"""Results as VOC's development kit reads them, and as people do."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from densescore.data.boxed_set import BoxedImage
+from densescore.evaluation.evaluate import ClassResult, SetScores, class_curve
+from densescore.evaluation.figures import draw_curve, draw_top
+from densescore.io.files import atomic_write
+from densescore.results.scores import DenseScores
+
+
+def write_results(
+    result: SetScores,
+    rows: list[ClassResult],
+    k: float,
+    folder: Path,
+    *,
+    about: dict[str, Any],
+    score: Callable[[BoxedImage], DenseScores] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a folder of results, whole or not at all.
+
+    Per class: ``comp1_cls_<set>_<class>.txt`` (a line per image: name and score; to VOC's server a network that learned
+    from other data, too, goes as ``comp2``), and where an image is positive, a curve ``pr_<class>.png`` and, with
+    `score`, ``top_<class>.png``. For all: ``results.json``.
+
+    Args:
+        result: of `score_set`.
+        rows: of `evaluate_classes`.
+        k: exponent of the image score.
+        folder: a new folder.
+        about: what the results rest on, for ``results.json``.
+        score: image → scores, for the pictures with maps; None leaves them out.
+        overwrite: replace `folder` if it is there.
+
+    Raises:
+        DensescoreError: `folder` exists and `overwrite` is off.
+    """
+    row = result.ks.index(k)
+    with atomic_write(folder, overwrite=overwrite, folder=True) as temporary:
+        for column, label in enumerate(result.boxed.classes):
+            values = result.scores[row, :, column]
+            # 17 digits bring each double back as it was: rounding would make ties that the ranking did not have.
+            lines = [f"{image.name} {value:.17g}\n" for image, value in zip(result.boxed.images, values, strict=True)]
+            (temporary / f"comp1_cls_{result.boxed.name}_{label}.txt").write_text("".join(lines))
+            if class_curve(result, column, k) is not None:
+                draw_curve(result, column, k, temporary / f"pr_{label}.png")
+                if score is not None:
+                    draw_top(result, column, k, score, temporary / f"top_{label}.png")
+        record = {**about, "set": result.boxed.name, "k": k, "classes": [asdict(item) for item in rows]}
+        (temporary / "results.json").write_text(json.dumps(record, indent=2) + "\n")

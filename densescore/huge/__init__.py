@@ -1,6 +1,0 @@
-"""Images too large for memory, read by windows and scored tile by tile: `pip install 'densescore[huge]'`."""
-
-from densescore.huge.scoring import score_huge
-from densescore.huge.source import HugeImage, open_huge
-
-__all__ = ["HugeImage", "open_huge", "score_huge"]

@@ -1,0 +1,122 @@
+"""The folder of a huge image's scores: what was asked, what is done, and the scores so far.
+
+``job.json``    the image, model and geometry; a folder goes on only with the same
+``scores.zarr`` per level, float32 ``[rows, cols, C]``
+``done``        a line per finished tile, written after its scores: what is not in it is scored again
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densescore.errors import DensescoreError
+from densescore.geometry import Level
+from densescore.io.files import atomic_write
+from densescore.network.tiling import Tile
+
+_CHUNK_CLASSES = 64
+
+
+class Job:
+    """A folder of scores, new or begun earlier.
+
+    Args:
+        folder: to write to.
+        asked: what the scores follow from, as plain JSON values.
+        levels: of the image.
+        classes: C.
+        chunk: rows and columns of cells that a tile has.
+        overwrite: begin anew where `folder` holds another job.
+
+    Raises:
+        DensescoreError: the folder holds something else, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        asked: dict[str, Any],
+        levels: Sequence[Level],
+        classes: int,
+        chunk: tuple[int, int],
+        overwrite: bool = False,
+    ) -> None:
+        import zarr
+
+        self.folder = Path(folder)
+        self._journal = self.folder / "done"
+        asked = json.loads(json.dumps(asked))
+        described = self.folder / "job.json"
+        with self.writing():
+            if self.folder.exists() and not self._goes_on(described, asked, overwrite):
+                shutil.rmtree(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not described.exists():
+                group = zarr.open_group(self.folder / "scores.zarr", mode="w")
+                for index, level in enumerate(levels):
+                    shape = (level.rows, level.cols, classes)
+                    chunks = (min(chunk[0], level.rows), min(chunk[1], level.cols), min(_CHUNK_CLASSES, classes))
+                    group.create_array(str(index), shape=shape, chunks=chunks, dtype="float32")
+                with atomic_write(described) as temporary:  # last: a folder with it is complete
+                    temporary.write_text(json.dumps(asked, indent=2) + "\n")
+            self._arrays: Any = zarr.open_group(self.folder / "scores.zarr", mode="r+")
+        lines = self._journal.read_text().split("\n")[:-1] if self._journal.exists() else []
+        self.done = {int(line) for line in lines if line.isdecimal()}
+
+    def _goes_on(self, described: Path, asked: dict[str, Any], overwrite: bool) -> bool:
+        """Whether the folder holds this very job; False where it may be cleared away."""
+        if not described.exists():
+            inside = {file.name for file in self.folder.iterdir()}
+            if inside <= {"scores.zarr"} or all(name.startswith(".job.json") for name in inside - {"scores.zarr"}):
+                return False  # killed while it was laid out
+            raise DensescoreError(f"{self.folder}: exists already and holds no job of this command; choose another")
+        try:
+            before = json.loads(described.read_text())
+        except ValueError as error:
+            raise DensescoreError(f"{described}: damaged: {error}") from error
+        changed = sorted(name for name in asked if before.get(name) != asked[name])
+        if changed and not overwrite:
+            raise DensescoreError(
+                f"{self.folder}: holds scores made with another {', '.join(changed)}; "
+                "choose another folder, or overwrite"
+            )
+        return not overwrite
+
+    def keep(self, tile: Tile, scores: NDArray[np.float32]) -> None:
+        """Write the scores ``[rows, cols, C]`` of a tile, then say so."""
+        rows, cols = tile.rows.cells, tile.cols.cells
+        with self.writing():
+            self._arrays[str(tile.level)][rows.start : rows.stop, cols.start : cols.stop] = scores
+            with self._journal.open("a") as journal:
+                journal.write(f"{tile.number}\n")
+        self.done.add(tile.number)
+
+    def column(self, level: int, label: int) -> NDArray[np.float32]:
+        """Scores of one class at every cell of a level: ``[rows, cols]``."""
+        return np.asarray(self._arrays[str(level)][:, :, label])
+
+    def reduce(self, level: int, function: Callable[[NDArray[np.float32]], None]) -> None:
+        """Call `function` with all scores of a level, ``[≤ rows, cols, C]`` at a time."""
+        array = self._arrays[str(level)]
+        step = array.chunks[0]
+        for row in range(0, array.shape[0], step):
+            for col in range(0, array.shape[1], array.chunks[1]):
+                function(np.asarray(array[row : row + step, col : col + array.chunks[1]]))
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Failures to write, a full disk among them, are errors that name the folder; what is done is kept."""
+        try:
+            yield
+        except OSError as error:
+            raise DensescoreError(
+                f"{self.folder}: cannot be written: {error.strerror or error}; what is done is kept, and goes on when "
+                "called again"
+            ) from error

@@ -1,0 +1,200 @@
+"""Score a huge image: tile by tile into a folder, then maps and ranks from there."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from densescore.errors import DensescoreError
+from densescore.geometry import Level, Pyramid
+from densescore.io.files import atomic_write
+from densescore.jobs.huge.job import Job
+from densescore.jobs.huge.maps import write_map
+from densescore.jobs.huge.resampling import level_window
+from densescore.jobs.huge.source import HugeImage, open_huge
+from densescore.models import BACKGROUND
+from densescore.network.tiling import Tile, bytes_per_pixel, own_part, reach, tiles
+from densescore.results.heatmaps import describe_geometry, file_names
+from densescore.results.scores import find_label
+from densescore.scoring.scorer import DenseScorer
+
+Track = Callable[[Sequence[Any], str], Iterable[Any]]
+"""Items and what they are → the same items; shows how far it is."""
+
+_ANY_NUMBER = 2**62
+
+
+def score_huge(
+    scorer: DenseScorer,
+    image: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    classes: Sequence[str] = (),
+    top: int = 1,
+    map_step: int = 1,
+    memory: float = 1.0,
+    bands: Sequence[int] | None = None,
+    overwrite: bool = False,
+    track: Track = lambda items, _: items,
+) -> dict[str, Any]:
+    """Score every patch of an image that is too large for memory, and write the response maps of some classes.
+
+    The scores are those that ``scorer.score`` would give for the whole image, to float32 rounding: tiles hold all
+    pixels that their cells depend on, and levels are resized exactly as a whole. Killed and called again, it goes on.
+
+    Args:
+        scorer: with `patch_sizes`, in pixels of the image, or with `scales`.
+        image: a TIFF or zarr image; see `open_huge`.
+        folder: to write to: ``scores.zarr`` (per level ``[rows, cols, C]``), ``maps/CLASS.tif`` and ``result.json``.
+        classes: to map.
+        top: without `classes`, map as many of the best.
+        map_step: image pixels per pixel of the maps.
+        memory: in GB, of one tile in the trunk. More is faster where a network's receptive field is wide.
+        bands: channels to read; see `open_huge`.
+        overwrite: begin anew where the folder holds other scores.
+        track: shows progress.
+
+    Returns:
+        What ``result.json`` holds: geometry, ranking, per mapped class its file, peak and best patches.
+
+    Raises:
+        DensescoreError: the image cannot be read by windows, the folder holds other scores or cannot be written, or
+            the network cannot be cut into tiles.
+    """
+    if map_step < 1 or not memory > 0:
+        raise DensescoreError(f"map_step and memory must be positive, got {map_step} and {memory}")
+    chosen = [label.strip() for label in classes]
+    for label in chosen:
+        find_label(label, scorer.labels)
+    with open_huge(image, bands) as opened:
+        pyramid = scorer.pyramid(opened.height, opened.width, max_cells=_ANY_NUMBER)
+        side = _tile_side(scorer, memory)
+        plan = list(tiles(pyramid.levels, scorer.network, side))
+        chunk = max(len(tile.rows.cells) for tile in plan), max(len(tile.cols.cells) for tile in plan)
+        asked = _describe(scorer, opened, pyramid, bands, chunk)
+        job = Job(folder, asked, pyramid.levels, len(scorer.labels), chunk, overwrite)
+        start = time.perf_counter()
+        left = [tile for tile in plan if tile.number not in job.done]
+        for tile in track(left, "tiles"):
+            job.keep(tile, _score_tile(scorer, opened, pyramid, tile))
+        seconds = time.perf_counter() - start
+    result = {**asked, "tiles": len(plan), "tiles_scored_now": len(left), "seconds": round(seconds, 3)}
+    result |= _finish(scorer, job, pyramid, chosen, top, map_step, opened, track)
+    with job.writing(), atomic_write(job.folder / "result.json", overwrite=True) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _tile_side(scorer: DenseScorer, memory: float) -> int:
+    """Pixels of a tile's side that `memory` GB are enough for.
+
+    Raises:
+        DensescoreError: smaller than what one cell depends on: each cell would take a tile.
+    """
+    network, per_pixel = scorer.network, bytes_per_pixel(scorer.network)
+    side = int((memory * 1e9 / per_pixel) ** 0.5)
+    least = sum(reach(network)) * network.stride * network.phases + network.patch
+    if side < least:
+        enough = per_pixel * least**2 / 1e9
+        raise DensescoreError(
+            f"memory: {memory:g} GB hold a tile of {side} pixels a side, but the scores of one patch by {scorer.name} "
+            f"depend on {least}; give at least {1.1 * enough:.2g}, better {4 * enough:.2g}"
+        )
+    return side
+
+
+def _describe(
+    scorer: DenseScorer, image: HugeImage, pyramid: Pyramid, bands: Sequence[int] | None, chunk: tuple[int, int]
+) -> dict[str, Any]:
+    """All that the scores follow from."""
+    status = Path(image.name).stat()
+    return {
+        "image": {
+            "source": str(Path(image.name).resolve()),
+            "height": image.height,
+            "width": image.width,
+            "modified": status.st_mtime,
+            "bands": bands,
+        },
+        "model": scorer.name,
+        "weights": [scorer.weights_digest, scorer.classifier_digest],
+        "preprocessing": [scorer.mean, scorer.std],
+        "activation": scorer.activation,
+        "dtype": str(scorer.dtype),
+        "geometry": describe_geometry(pyramid),
+        "cells_per_tile": chunk,
+        "densescore": version("densescore"),
+    }
+
+
+def _score_tile(scorer: DenseScorer, image: HugeImage, pyramid: Pyramid, tile: Tile) -> NDArray[np.float32]:
+    """Scores of a tile's cells, ``[rows, cols, C]``."""
+    network, level = scorer.network, pyramid.levels[tile.level]
+    rows, cols = tile.rows, tile.cols
+    pixels = level_window(image.read, pyramid, level, rows.start, rows.stop, cols.start, cols.stop)
+    with torch.inference_mode():
+        feature_map = network.fast_trunk(scorer.normalize(pixels))
+    grid = Level(level.scale, level.height, level.width, len(rows.cells), len(cols.cells), 0)
+    scores = scorer.score_maps([own_part(feature_map, tile, network)], [grid])
+    return scores.cpu().numpy().reshape(grid.rows, grid.cols, -1)
+
+
+def _finish(
+    scorer: DenseScorer,
+    job: Job,
+    pyramid: Pyramid,
+    chosen: list[str],
+    top: int,
+    step: int,
+    image: HugeImage,
+    track: Track,
+) -> dict[str, Any]:
+    """Image scores by eq. (1), and the maps."""
+    total = np.zeros(len(scorer.labels))
+
+    def add(scores: NDArray[np.float32]) -> None:
+        nonlocal total
+        total += (scores.astype(np.float64) ** scorer.k).sum((0, 1))
+
+    for index in range(len(pyramid.levels)):
+        job.reduce(index, add)
+    scores = total / len(pyramid)
+    order = [label for label in np.argsort(-scores, kind="stable") if scorer.labels[label] != BACKGROUND]
+    ranked = [{"label": scorer.labels[label], "score": float(scores[label])} for label in order]
+    labels = list(dict.fromkeys(chosen)) or [str(entry["label"]) for entry in ranked[:top]]
+    described = []
+    for label, name in track(list(zip(labels, file_names(labels), strict=True)), "maps"):
+        column = scorer.labels.index(label)
+        columns = [job.column(index, column) for index in range(len(pyramid.levels))]
+        with job.writing(), atomic_write(job.folder / "maps" / f"{name}.tif", overwrite=True) as temporary:
+            peak = write_map(temporary, columns, pyramid, label, step, image.geotags)
+        described.append(
+            {
+                "label": label,
+                "image_score": float(scores[column]),
+                "map": f"maps/{name}.tif",
+                "map_step": step,
+                "map_maximum": peak,
+                "best_patches": _best_patches(columns, pyramid),
+            }
+        )
+    return {"k": scorer.k, "top": ranked[: max(top, 5)], "classes": described}
+
+
+def _best_patches(columns: Sequence[NDArray[np.float32]], pyramid: Pyramid, most: int = 5) -> list[dict[str, Any]]:
+    found = []
+    for level, column in zip(pyramid.levels, columns, strict=True):
+        values = column.ravel()
+        for cell in np.argpartition(-values, min(most, len(values)) - 1)[:most]:
+            row, col = divmod(int(cell), level.cols)
+            window = np.array(pyramid.window(level, row, col), float)
+            box = window * ([pyramid.width / level.width, pyramid.height / level.height] * 2)
+            found.append({"box": [round(side, 2) for side in box.tolist()], "score": float(values[cell])})
+    return sorted(found, key=lambda patch: -float(patch["score"]))[:most]  # type: ignore[arg-type]

@@ -1,0 +1,271 @@
+"""A table that comes about part by part, so that a killed run goes on where it was.
+
+Beside ``results.parquet`` a run keeps the folder ``results.parquet.parts``: ``_run.json`` says what is being made, each
+``part-<first image>.parquet`` holds the rows of a fixed range of images and appears whole or not at all. When all are
+there, they become one ``results.parquet``, and the folder goes. So at any moment an image is either in exactly one part
+or still to do, and the folder is itself a table that pandas, pyarrow and DuckDB read.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from densescore.errors import DensescoreError
+from densescore.io.files import atomic_write
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_GROUP_ROWS = 16_384  # of a row group of the finished table
+
+
+class Run:
+    """The state of one run on disk; a context manager that holds it against a second run at the same time.
+
+    Args:
+        out: the finished table, ``….parquet``; arrays go to a folder of the same name with ``.zarr``.
+        images: paths, in order.
+        description: what else the rows follow from, as JSON values by the name of the option; a run goes on only where
+            all of it is the same.
+        columns: of the table.
+        part_size: images per part: the most that a kill can cost.
+        overwrite: replace a finished table (its arrays go at once), and drop the parts of another run.
+
+    Attributes:
+        complete: `out` is what this run would make.
+        arrays: the zarr folder to write to.
+
+    Raises:
+        DensescoreError: on entering, where another run's results or parts are in the place, another run is at work, or
+            the place cannot be written.
+    """
+
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        images: Sequence[str],
+        description: Mapping[str, Any],
+        columns: "pa.Schema",
+        *,
+        part_size: int = 64,
+        overwrite: bool = False,
+    ) -> None:
+        from filelock import FileLock
+
+        self.out, self.images, self.columns, self.overwrite = Path(out), images, columns, overwrite
+        if self.out.suffix != ".parquet":
+            raise DensescoreError(f"--out: the table's file ends in .parquet, got {self.out}")
+        if part_size < 1:
+            raise DensescoreError(f"part_size must be at least 1, got {part_size}")
+        self.part_size = part_size
+        given = {**description, "part-size": part_size, "images": _describe_images(images)}
+        self.description: dict[str, Any] = json.loads(json.dumps(given))
+        self.complete = False
+        self.parts = _parts_of(self.out)
+        self.arrays = self.parts / "_arrays.zarr"
+        self._final_arrays = self.out.with_suffix(".zarr")
+        self._lock = FileLock(self.out.with_name(f".{self.out.name}.lock"), timeout=0)
+
+    def __enter__(self) -> "Run":
+        from filelock import Timeout
+
+        if self.out.exists() and not self.overwrite:
+            found = read_description(self.out) or {}
+            self.complete = found == self.description
+            if not self.complete:
+                raise DensescoreError(
+                    f"{self.out}: exists already, {_difference(found, self.description)}; "
+                    "choose another --out, or --overwrite"
+                )
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout as error:
+            raise DensescoreError(f"{self.out}: another run is writing it at this moment") from error
+        except OSError as error:
+            raise DensescoreError(f"{self.out}: cannot be written: {error.strerror}") from error
+        try:
+            self._sweep()
+            if not self.complete:
+                self._take_up()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.complete:
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
+
+    def pending(self) -> Iterator[range]:
+        """Ranges of images whose rows are not there, in order."""
+        if self.complete:
+            return
+        for start in range(0, len(self.images), self.part_size):
+            part = range(start, min(start + self.part_size, len(self.images)))
+            if _rows_in(self._path(part.start)) != len(part):
+                yield part
+
+    def commit(self, part: range, table: bytes) -> None:
+        """Keep the rows of a part, as `encode` gives them; whatever happens later, they are not made again.
+
+        Raises:
+            DensescoreError: the disk is full, or the place cannot be written.
+        """
+        _write(self._path(part.start), table)
+
+    def finish(self) -> None:
+        """Make one table of the parts, put the arrays in their place, and clear the parts away.
+
+        Raises:
+            DensescoreError: a part is missing, the disk is full, or the place cannot be written.
+        """
+        missing = next(self.pending(), None)
+        if missing is not None:
+            raise DensescoreError(f"{self.parts}: images {missing.start} to {missing.stop - 1} are missing")
+        try:
+            with atomic_write(self.out, overwrite=True) as temporary:
+                self._merge(temporary)
+                if self.arrays.exists():
+                    self.arrays.rename(self._final_arrays)
+        except OSError as error:
+            raise DensescoreError(f"{self.out}: cannot be written: {error.strerror or error}") from error
+        self.complete = True
+        self._sweep()
+
+    def _merge(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = self.columns.with_metadata({"densescore": json.dumps(self.description)})
+        with path.open("wb") as file:
+            with pq.ParquetWriter(file, columns) as writer:
+                waiting: list[pa.Table] = []
+                for start in range(0, len(self.images), self.part_size):
+                    waiting.append(pq.ParquetFile(self._path(start)).read())
+                    if sum(map(len, waiting)) >= _GROUP_ROWS:
+                        writer.write_table(pa.concat_tables(waiting))
+                        waiting.clear()
+                if waiting:
+                    writer.write_table(pa.concat_tables(waiting))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _take_up(self) -> None:
+        """Go on with the parts that are there, or start anew."""
+        record = self.parts / "_run.json"
+        found = read_description(self.out.with_name(self.parts.name))
+        if found is None and any(self.parts.glob("part-*.parquet")):
+            raise DensescoreError(f"{self.parts}: holds parts, but not the {record.name} that says of what")
+        if found is not None and found != self.description:
+            if not self.overwrite:
+                raise DensescoreError(
+                    f"{self.parts}: belongs to a run that was not finished, {_difference(found, self.description)}; "
+                    "finish it with its own options, choose another --out, or --overwrite"
+                )
+            self._discard(self.parts)
+            found = None
+        final = self._final_arrays
+        if found is not None and final.exists():  # killed in the last step of all
+            final.rename(self.arrays)
+        elif found is None:
+            if final.exists():
+                if not self.overwrite:
+                    raise DensescoreError(f"{final}: exists already; choose another --out, or --overwrite")
+                self._discard(final)
+            _write(record, json.dumps(self.description, indent=1).encode())
+
+    def _sweep(self) -> None:
+        """Clear away what interrupted writes left, and, once the table is complete, its parts."""
+        if self.complete and self.parts.exists():
+            self._discard(self.parts)
+        for folder, pattern in ((self.out.parent, f".{self.out.name}-*"), (self.parts, ".*")):
+            for scratch in folder.glob(pattern):
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    def _discard(self, folder: Path) -> None:
+        """Delete a folder. It loses its name first, in one step: half a folder of parts would look like a run."""
+        scratch = Path(tempfile.mkdtemp(prefix=f".{self.out.name}-", dir=self.out.parent))
+        folder.rename(scratch / folder.name)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+    def _path(self, start: int) -> Path:
+        return self.parts / f"part-{start:012d}.parquet"
+
+
+def read_description(out: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What a finished table, or a folder of parts, was made with; None where it does not say.
+
+    Args:
+        out: ``results.parquet``, or ``results.parquet.parts``.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out = Path(out)
+    try:
+        if out.is_dir():
+            text: str | bytes = (out / "_run.json").read_bytes()
+        else:
+            text = (pq.read_schema(out).metadata or {})[b"densescore"]
+        found: dict[str, Any] = json.loads(text)
+    except (OSError, KeyError, ValueError, pa.ArrowException):
+        return None
+    return found
+
+
+def recorded(out: str | os.PathLike[str], option: str) -> Any:
+    """An option as a finished or unfinished run to `out` had it; None without one."""
+    for place in (_parts_of(Path(out)), Path(out)):
+        found = read_description(place)
+        if found is not None:
+            return found.get(option)
+    return None
+
+
+def _parts_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.parts")
+
+
+def _describe_images(images: Sequence[str]) -> str:
+    digest = hashlib.sha256("\0".join(images).encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{len(images)} paths ({digest[:16]})"
+
+
+def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first option in which two descriptions differ, in words."""
+    if not then:
+        return "not by a run of densescore"
+    name = next(name for name in [*now, *then] if then.get(name) != now.get(name))
+    old, new = (str(values.get(name)) for values in (then, now))
+    if max(len(old), len(new)) > 100:
+        return f"with another {name}"
+    return f"with another {name}: {old} then, {new} now"
+
+
+def _rows_in(path: Path) -> int:
+    """Rows of a part; 0 where it is absent or damaged, which is as good as absent."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: int = pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowException):
+        return 0
+    return rows
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        with atomic_write(path, overwrite=True) as temporary, temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DensescoreError(f"{path}: cannot be written: {error.strerror or error}") from error

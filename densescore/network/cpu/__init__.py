@@ -1,0 +1,1 @@
+"""Faster layers for a CPU that give the same values."""

@@ -1,0 +1,40 @@
+"""Where a network runs, and in which precision."""
+
+import torch
+from torch import nn
+
+from densescore.errors import DensescoreError, reason_of
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """A device that can be used; ``"auto"``: a CUDA device if there is one.
+
+    Raises:
+        DensescoreError: it cannot.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise DensescoreError(f"device {device!r} cannot be used: {reason_of(error)}") from error
+    return found
+
+
+def find_dtype(dtype: str | torch.dtype, network: nn.Module, device: torch.device) -> torch.dtype:
+    """A dtype that the device computes in; ``"auto"``: the network's own.
+
+    Raises:
+        DensescoreError: an unknown dtype, or not one of the device's.
+    """
+    if dtype == "auto":
+        return next(network.parameters()).dtype
+    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None or found not in _DTYPES.values():
+        raise DensescoreError(f"dtype must be 'auto', {', '.join(map(repr, _DTYPES))}, got {dtype!r}")
+    if found == torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise DensescoreError(f"dtype 'bfloat16' is not supported by {torch.cuda.get_device_name(device)}")
+    return found

@@ -1,0 +1,1 @@
+"""What only the CVPR 2014 paper needs: source networks, actions, its tables."""

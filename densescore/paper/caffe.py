@@ -1,0 +1,167 @@
+"""Caffe's reference networks, AlexNet and CaffeNet, from ONNX files, which hold no code, to this package's weights.
+
+They take BGR pixels in 0..255 less a mean; here that is folded into C1, so that the result takes what every network
+here takes. C1 has no padding in them, which makes the folding exact.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from densescore.errors import DensescoreError
+from densescore.models.registry import MODELS
+
+if TYPE_CHECKING:
+    import onnx
+
+CAFFE_MEAN = (104.00699, 116.66877, 122.67892)
+"""Of ILSVRC 2012's training images: blue, green, red, in 0..255; Caffe's ``ilsvrc_2012_mean`` averaged over pixels."""
+
+Variant = Literal["krizhevsky-caffe", "krizhevsky-caffenet"]
+
+_TAIL = ["Conv", "Relu", "Conv", "Relu", "Conv", "Relu", "MaxPool", "Gemm", "Relu", "Gemm", "Relu", "Gemm"]
+_ORDERS: dict[Variant, list[str]] = {
+    "krizhevsky-caffe": ["Conv", "Relu", "LRN", "MaxPool"] * 2 + _TAIL,
+    "krizhevsky-caffenet": ["Conv", "Relu", "MaxPool", "LRN"] * 2 + _TAIL,
+}
+_IDLE = ("Dropout", "Reshape", "Flatten", "Identity", "Constant", "Softmax")
+"""What holds no weights; of these, the softmax alone changes a value (see `_probabilities`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """A converted network.
+
+    Attributes:
+        name: the named model that `weights` fit.
+        weights: by that model's names.
+        difference: greatest difference of a probability between both networks on the same input, over the highest.
+    """
+
+    name: Variant
+    weights: dict[str, Tensor]
+    difference: float
+
+
+def convert_caffe(
+    path: str | os.PathLike[str],
+    mean: tuple[float, float, float] = CAFFE_MEAN,
+    *,
+    tolerance: float = 1e-4,
+) -> Converted:
+    """Read an ONNX file of Caffe's AlexNet or CaffeNet, convert it, and run both on the same input.
+
+    Args:
+        path: the ONNX file.
+        mean: that its pixels are to have taken off: blue, green, red, in 0..255.
+        tolerance: most that a probability of one may differ from the other's, relative to the highest.
+
+    Raises:
+        DensescoreError: onnx or onnxruntime is not installed; the file is not such a network; or the two disagree.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise DensescoreError(f"{error}: converting needs the extra onnx (pip install 'densescore[onnx]')") from error
+    try:
+        model = onnx.load(os.fspath(path))
+    except Exception as error:  # protobuf and the file system each raise their own
+        raise DensescoreError(f"{path}: cannot be read as ONNX: {error}") from error
+    nodes = [node for node in model.graph.node if node.op_type not in _IDLE]
+    order = [node.op_type for node in nodes]
+    name = next((variant for variant, expected in _ORDERS.items() if order == expected), None)
+    if name is None:
+        raise DensescoreError(f"{path}: neither Caffe's AlexNet nor its CaffeNet: its layers are {', '.join(order)}")
+    weights = _weights(model, nodes, Path(path))
+    _fold_preprocessing(weights, name, mean)
+    network = MODELS[name].build(weights).eval()
+    _check_attributes(nodes, network, Path(path))
+    try:
+        session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+        difference = _compare(session, network, name, mean)
+    except Exception as error:  # onnxruntime raises its own, one for each status
+        raise DensescoreError(f"{path}: cannot be run: {str(error).splitlines()[0]}") from error
+    if not difference <= tolerance:
+        raise DensescoreError(
+            f"{path}: the converted network's probabilities differ by {difference:.2g} of the highest"
+        )
+    return Converted(name, weights, difference)
+
+
+def _weights(model: "onnx.ModelProto", nodes: list[Any], path: Path) -> dict[str, Tensor]:
+    """Tensors of the convolutions and linear layers, by the names of `Krizhevsky`."""
+    from onnx import numpy_helper
+
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    layers = [node for node in nodes if node.op_type in ("Conv", "Gemm")]
+    names = [f"features.{index}" for index in (0, 4, 8, 10, 12)] + [f"classifier.{index}" for index in (0, 3, 6)]
+    weights = {}
+    for node, name in zip(layers, names, strict=True):
+        if len(node.input) != 3 or any(own not in tensors for own in node.input[1:]):
+            raise DensescoreError(f"{path}: layer {node.name or node.output[0]} lacks constant weights and biases")
+        weight, bias = (tensors[own].astype(np.float32) for own in node.input[1:])
+        if node.op_type == "Gemm" and not _attribute(node, "transB", 0):
+            weight = weight.T
+        weights[f"{name}.weight"] = torch.from_numpy(np.ascontiguousarray(weight))
+        weights[f"{name}.bias"] = torch.from_numpy(bias.copy())
+    return weights
+
+
+def _fold_preprocessing(weights: dict[str, Tensor], name: str, mean: tuple[float, float, float]) -> None:
+    """``W (255 (s y + m) - c) + b = (255 W s) y + (b + Σ W (255 m - c))``, with y in RGB where W took BGR."""
+    entry = MODELS[name]
+    weight = weights["features.0.weight"].flip(1).double()  # [96, 3, 11, 11], RGB
+    m, s = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (entry.mean, entry.std))
+    c = torch.tensor(mean[::-1], dtype=torch.float64).view(3, 1, 1)
+    shift = (weight * (255 * m - c)).sum((1, 2, 3))
+    weights["features.0.bias"] = (weights["features.0.bias"].double() + shift).float()
+    weights["features.0.weight"] = (weight * 255 * s).float().contiguous()
+
+
+def _check_attributes(nodes: list[Any], network: nn.Module, path: Path) -> None:
+    """Refuse a network whose layers have the right order, but other groups, strides or paddings."""
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    for node, layer in zip((node for node in nodes if node.op_type == "Conv"), layers, strict=True):
+        found = (_attribute(node, "group", 1), _attribute(node, "strides", [1, 1]), _attribute(node, "pads", [0] * 4))
+        expected = (layer.groups, list(layer.stride), [*layer.padding, *layer.padding])
+        if found != expected:
+            raise DensescoreError(
+                f"{path}: layer {node.name or node.output[0]} has groups, strides and pads {found}, expected {expected}"
+            )
+
+
+def _compare(session: Any, network: nn.Module, name: str, mean: tuple[float, float, float]) -> float:
+    """Greatest difference of probabilities on the same random pixels, at the file's own size, over the highest."""
+    entry, given = MODELS[name], session.get_inputs()[0]
+    usual = (1, 3, entry.patch_size, entry.patch_size)  # where the file leaves a size open
+    shape = [own if isinstance(own, int) else size for own, size in zip(given.shape, usual, strict=True)]
+    pixels = np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32)  # [N, 3, P, P], RGB
+    caffes = pixels[:, ::-1] - np.array(mean, np.float32).reshape(3, 1, 1)
+    expected = _probabilities(session.run(None, {given.name: np.ascontiguousarray(caffes)})[0].reshape(shape[0], -1))
+    with torch.inference_mode():
+        ours = v2.functional.normalize(torch.from_numpy(pixels) / 255, list(entry.mean), list(entry.std))
+        found = network(ours).softmax(1).numpy()
+    return float(np.abs(found - expected).max() / expected.max())
+
+
+def _probabilities(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of a network's outputs, which may be probabilities already: rows that add up to 1."""
+    if (values >= 0).all() and np.allclose(values.sum(1), 1, rtol=1e-3):
+        return values
+    powers = np.exp(values - values.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def _attribute(node: Any, name: str, default: Any) -> Any:
+    import onnx
+
+    found = next((attribute for attribute in node.attribute if attribute.name == name), None)
+    return default if found is None else onnx.helper.get_attribute_value(found)

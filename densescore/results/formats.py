@@ -1,0 +1,140 @@
+"""Scores in the forms that other libraries read: pandas rows, supervision's detections, COCO's results."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densescore.errors import DensescoreError
+from densescore.results.regions import Region, find_regions
+
+if TYPE_CHECKING:
+    from supervision import Detections
+
+    from densescore.results.scores import DenseScores
+
+
+def to_row(
+    scores: "DenseScores",
+    top: int = 5,
+    labels: Sequence[str] | None = None,
+    maps: NDArray[np.float32] | None = None,
+) -> dict[str, Any]:
+    """Plain values, as ``pandas.DataFrame([scores.to_row(), …])`` takes them.
+
+    Args:
+        scores: of one image.
+        top: classes to rank.
+        labels: classes whose regions to list; the best one by default.
+        maps: their response maps ``[len(labels), H, W]``, where they are known already.
+
+    Returns:
+        ``height``, ``width``, ``patches``; ``label`` and ``score`` of the best class; ``labels`` and ``scores`` of the
+        ranked ones; ``regions``, of each mapped class in turn, highest peak first: ``label``, ``x0 y0 x1 y1`` in
+        image pixels (``x1`` and ``y1`` exclusive) and ``peak``.
+
+    Example:
+        >>> import densescore, skimage
+        >>> row = densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)).to_row(top=2)
+        >>> row["label"], row["labels"], sorted(row["regions"][0])
+        ('Egyptian cat', ['Egyptian cat', 'tiger cat'], ['label', 'peak', 'x0', 'x1', 'y0', 'y1'])
+    """
+    ranked = scores.top(top)
+    if not ranked:
+        raise DensescoreError(f"top must be at least 1, got {top}")
+    chosen = [ranked[0].label] if labels is None else labels
+    regions = [
+        {"label": label, **dict(zip(("x0", "y0", "x1", "y1"), region.box, strict=True)), "peak": region.peak}
+        for label, region in _regions(scores, chosen, maps=maps)
+    ]
+    return {
+        "height": scores.pyramid.height,
+        "width": scores.pyramid.width,
+        "patches": len(scores.pyramid),
+        "label": ranked[0].label,
+        "score": ranked[0].score,
+        "labels": [best.label for best in ranked],
+        "scores": [best.score for best in ranked],
+        "regions": regions,
+    }
+
+
+def to_supervision(
+    scores: "DenseScores", labels: str | Sequence[str] | None = None, share: float = 0.5
+) -> "Detections":
+    """Regions as ``supervision.Detections`` (extra ``train``), for its annotators, filters and metrics.
+
+    Args:
+        scores: of one image.
+        labels: a class or classes; the best one by default.
+        share: a region is where the class's map reaches this share of its peak.
+
+    Returns:
+        ``xyxy`` in image pixels; ``confidence``, the map's peak in the region; ``class_id``, the column of
+        ``patch_scores``; ``data["class_name"]``.
+    """
+    try:
+        import supervision
+    except ImportError as error:
+        raise DensescoreError("to_supervision needs supervision: pip install 'densescore[train]'") from error
+    found = _regions(scores, _chosen(scores, labels), share)
+    return supervision.Detections(
+        xyxy=np.array([region.box for _, region in found], np.float32).reshape(-1, 4),
+        confidence=np.array([region.peak for _, region in found], np.float32),
+        class_id=np.array([scores.index(label) for label, _ in found], np.int64),
+        data={"class_name": np.array([label for label, _ in found], np.str_)},
+    )
+
+
+def to_coco(
+    scores: "DenseScores",
+    image_id: int,
+    labels: str | Sequence[str] | None = None,
+    *,
+    category_ids: Mapping[str, int] | None = None,
+    share: float = 0.5,
+) -> list[dict[str, Any]]:
+    """Regions in the format of COCO's results: the lists of all images together are what ``COCO.loadRes`` reads.
+
+    Args:
+        scores: of one image.
+        image_id: of the image in the set.
+        labels: a class or classes; the best one by default.
+        category_ids: ids of the set's classes; by default the columns of ``patch_scores``.
+        share: a region is where the class's map reaches this share of its peak.
+
+    Returns:
+        ``image_id``, ``category_id``, ``bbox`` (``x y width height`` in image pixels) and ``score`` (the map's peak in
+        the region), plain numbers, ready for ``json.dump``.
+
+    Raises:
+        DensescoreError: no such class, or one that `category_ids` lacks.
+    """
+    records = []
+    for label, region in _regions(scores, _chosen(scores, labels), share):
+        if category_ids is not None and label not in category_ids:
+            raise DensescoreError(f"category_ids has no id for {label!r}")
+        category = scores.index(label) if category_ids is None else category_ids[label]
+        x0, y0, x1, y1 = map(float, region.box)
+        box = [x0, y0, x1 - x0, y1 - y0]
+        records.append({"image_id": image_id, "category_id": category, "bbox": box, "score": region.peak})
+    return records
+
+
+def _chosen(scores: "DenseScores", labels: str | Sequence[str] | None) -> Sequence[str]:
+    if labels is None:
+        return [scores.top(1)[0].label]
+    return [labels] if isinstance(labels, str) else labels
+
+
+def _regions(
+    scores: "DenseScores", labels: Sequence[str], share: float = 0.5, maps: NDArray[np.float32] | None = None
+) -> list[tuple[str, Region]]:
+    if not labels:
+        return []
+    if maps is None:
+        maps = scores.response_map(labels).cpu().numpy()  # [len(labels), H, W]
+    return [
+        (label, region) for label, values in zip(labels, maps, strict=True) for region in find_regions(values, share)
+    ]

@@ -1,0 +1,263 @@
+"""The result: a probability per patch and class, where the patches are, and what follows from both."""
+
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from densescore.errors import DensescoreError
+from densescore.geometry import Level, Pyramid
+from densescore.io.files import atomic_write
+from densescore.models import BACKGROUND
+from densescore.models.weights import read_metadata, read_weights
+from densescore.results import formats
+from densescore.results.regions import Region, find_regions
+from densescore_kernels import Grid, GridLevel, power_mean, response_map
+
+if TYPE_CHECKING:
+    from supervision import Detections
+
+_FORMAT = "densescore-scores-1"
+
+Locate = Literal["shrunk", "mean"]
+"""How `DenseScores.locate` finds a class's place."""
+
+
+class Ranked(NamedTuple):
+    """A class and its image score."""
+
+    label: str
+    score: float
+
+
+class Place(NamedTuple):
+    """Where a class is most: the center of a pixel, in image pixels, and the response map there."""
+
+    x: float
+    y: float
+    response: float
+
+
+def find_label(label: str, labels: Sequence[str]) -> int:
+    """Index of a class among `labels`.
+
+    Raises:
+        DensescoreError: no such class; the message lists the nearest names.
+    """
+    if label not in labels:
+        near = [name for name in labels if label.lower() in name.lower()]
+        near += difflib.get_close_matches(label, labels, n=3, cutoff=0.5)
+        hint = (
+            f"did you mean {', '.join(dict.fromkeys(near[:5]))}?" if near else f"the network has {len(labels)} others"
+        )
+        raise DensescoreError(f"no class {label!r}: {hint}")
+    return labels.index(label)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseScores:
+    """Scores of every patch of one image, at every scale.
+
+    Attributes:
+        patch_scores: float32 ``[M, C]`` in [0, 1], a probability per patch and class; levels one after another, cells
+            of a level row by row.
+        labels: C class names.
+        pyramid: the geometry: image size, levels, patch and stride.
+        k: the exponent of the image score.
+        model: name of the network.
+        context: ``"image"`` (dense) or ``"patch"`` (crops).
+        runtime: what ran the trunk: ``"torch"`` or ``"openvino"``.
+        timings: seconds per stage: decode, pyramid, trunk, head.
+        retried: memory ran out, and the image was scored once more, in smaller parts.
+
+    Example:
+        >>> pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
+        >>> scores = DenseScores(torch.tensor([[0.9, 0.1], [0.5, 0.5]]), ("cat", "dog"), pyramid)
+        >>> scores.top(1)[0].label
+        'cat'
+        >>> scores.response_map(["cat"])[0, 0, [0, 128, 255]]  # left patch, both, right patch
+        tensor([0.9000, 0.7000, 0.5000])
+    """
+
+    patch_scores: Tensor
+    labels: tuple[str, ...]
+    pyramid: Pyramid
+    k: float = 5.0
+    model: str = ""
+    context: str = "image"
+    runtime: str = "torch"
+    timings: dict[str, float] = field(default_factory=dict)
+    retried: bool = False
+
+    def __post_init__(self) -> None:
+        expected = (len(self.pyramid), len(self.labels))
+        if tuple(self.patch_scores.shape) != expected:
+            raise DensescoreError(f"patch_scores: expected [M, C] = {expected}, got {tuple(self.patch_scores.shape)}")
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Per level: its scale, grid of cells, and ``cells``, the slice of `patch_scores` that is its own."""
+        return self.pyramid.levels
+
+    @cached_property
+    def boxes(self) -> Tensor:
+        """Every patch in image pixels, ``x0 y0 x1 y1``, not clipped to the image: float32 ``[M, 4]``."""
+        return torch.from_numpy(self.pyramid.boxes())
+
+    def image_scores(self, k: float | None = None) -> Tensor:
+        """The paper's eq. (1), ``score(c) = (1/M) Σ_i y(c | P_i)^k``: float32 ``[C]`` in [0, 1].
+
+        Args:
+            k: at least 1; the scorer's own by default. 1 is the mean; large k tends to order classes by their best
+                patch.
+        """
+        return power_mean(self.patch_scores, k=self.k if k is None else k)[0]
+
+    def top(self, n: int = 5) -> list[Ranked]:
+        """The `n` classes of the highest image scores, best first; an adapted network's background is left out."""
+        scores = self.image_scores()
+        order = torch.argsort(scores, descending=True, stable=True).tolist()
+        ranked = [Ranked(self.labels[c], scores[c].item()) for c in order if self.labels[c] != BACKGROUND]
+        return ranked[:n]
+
+    def index(self, label: str) -> int:
+        """Column of a class in `patch_scores`.
+
+        Raises:
+            DensescoreError: no such class; the message lists the nearest names.
+        """
+        return find_label(label, self.labels)
+
+    def response_map(self, labels: str | Sequence[str] | None = None) -> Tensor:
+        """At each pixel, the mean score of all patches of all scales that hold the pixel's center.
+
+        Args:
+            labels: class names; all classes by default.
+
+        Returns:
+            float32 ``[len(labels), H, W]`` in [0, 1]: raw averages, never rescaled, so images compare.
+
+        Raises:
+            DensescoreError: no such class.
+        """
+        names = self.labels if labels is None else [labels] if isinstance(labels, str) else labels
+        return response_map(self.patch_scores, self._grid, classes=[self.index(name) for name in names])
+
+    @cached_property
+    def _grid(self) -> Grid:
+        pyramid = self.pyramid
+        levels = tuple(GridLevel(level.height, level.width, level.rows, level.cols) for level in pyramid.levels)
+        return Grid(pyramid.height, pyramid.width, pyramid.patch, pyramid.stride, levels)
+
+    @cached_property
+    def coverage(self) -> Tensor:
+        """How many patches, of all scales, hold each pixel's center: int64 ``[H, W]``; fewer towards the border."""
+        axes = [(self._grid.down(number), self._grid.across(number)) for number in range(len(self.levels))]
+        counts = [np.outer(down.cells[down.segment], across.cells[across.segment]) for down, across in axes]
+        return torch.from_numpy(np.sum(counts, axis=0))
+
+    def locate(self, labels: str | Sequence[str] | None = None, *, by: Locate = "shrunk") -> list[Place]:
+        """The pixel that speaks most for each class.
+
+        Near the image's border few patches hold a pixel, and a mean of few is extreme more often: a response map's
+        maximum is drawn there. ``by="shrunk"`` adds to each pixel's mean as many patches that score 0 as the best-held
+        pixel has patches, ``Σ y / (n + max n)``, which few patches must outweigh.
+
+        Args:
+            labels: as for `response_map`.
+            by: ``"shrunk"``, or ``"mean"``: the response map's own maximum.
+
+        Returns:
+            A place per label.
+
+        Example:
+            >>> scores = DenseScores(torch.tensor([[0.8], [0.7]]), ("cat",), Pyramid.of(224, 256, scales=(1,)))
+            >>> place = scores.locate("cat")[0]  # both patches: 1.5 / (2 + 2); the left one alone: 0.8 / (1 + 2)
+            >>> place.x, place.y, round(place.response, 2)
+            (32.5, 0.5, 0.75)
+            >>> scores.locate("cat", by="mean")[0].x
+            0.5
+        """
+        maps = self.response_map(labels)  # [C, H, W]
+        counts = self.coverage.to(maps)
+        votes = maps * (counts / (counts + counts.max())) if by == "shrunk" else maps
+        best = votes.flatten(1).argmax(1)  # [C]
+        responses = maps.flatten(1).gather(1, best[:, None])[:, 0]
+        width = self.pyramid.width
+        pairs = zip(best.tolist(), responses.tolist(), strict=True)
+        return [Place(index % width + 0.5, index // width + 0.5, response) for index, response in pairs]
+
+    def boxes_from_map(self, label: str, share: float = 0.5) -> list[Region]:
+        """Boxes of the connected regions where a class's response map reaches a share of its peak.
+
+        Args:
+            label: a class name.
+            share: of the map's maximum, in (0, 1].
+
+        Returns:
+            Regions, highest peak first; boxes hold whole pixels, ``x1`` and ``y1`` exclusive.
+        """
+        return find_regions(self.response_map([label])[0].cpu().numpy(), share)
+
+    def to_row(self, top: int = 5, labels: Sequence[str] | None = None) -> dict[str, Any]:
+        """A row for ``pandas.DataFrame``; see `densescore.results.formats.to_row`."""
+        return formats.to_row(self, top, labels)
+
+    def to_supervision(self, labels: str | Sequence[str] | None = None, share: float = 0.5) -> "Detections":
+        """Regions as ``supervision.Detections``; see `densescore.results.formats.to_supervision`."""
+        return formats.to_supervision(self, labels, share)
+
+    def to_coco(
+        self,
+        image_id: int,
+        labels: str | Sequence[str] | None = None,
+        *,
+        category_ids: Mapping[str, int] | None = None,
+        share: float = 0.5,
+    ) -> list[dict[str, Any]]:
+        """Regions in the format of COCO's results; see `densescore.results.formats.to_coco`."""
+        return formats.to_coco(self, image_id, labels, category_ids=category_ids, share=share)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write to a safetensors file, whole or not at all; `load` reads it back.
+
+        Raises:
+            DensescoreError: the file exists and `overwrite` is off.
+        """
+        description = {
+            "labels": self.labels,
+            "pyramid": asdict(self.pyramid),
+            **{name: getattr(self, name) for name in ("k", "model", "context", "runtime", "timings", "retried")},
+        }
+        metadata = {"format": _FORMAT, "densescore": json.dumps(description)}
+        with atomic_write(path, overwrite=overwrite) as temporary:
+            save_file({"patch_scores": self.patch_scores.cpu().contiguous()}, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "DenseScores":
+        """Read what `save` wrote.
+
+        Raises:
+            DensescoreError: not such a file.
+        """
+        tensors = read_weights(path)
+        metadata = read_metadata(path) if Path(path).suffix == ".safetensors" else {}
+        if metadata.get("format") != _FORMAT:
+            raise DensescoreError(f"{path}: not saved scores (format {metadata.get('format')!r}, not {_FORMAT!r})")
+        try:
+            description = json.loads(metadata["densescore"])
+            pyramid = description.pop("pyramid")
+            levels = tuple(Level(**level) for level in pyramid.pop("levels"))
+            labels = tuple(description.pop("labels"))
+            return cls(tensors["patch_scores"], labels, Pyramid(**pyramid, levels=levels), **description)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DensescoreError(f"{path}: saved scores without a valid {error}") from error

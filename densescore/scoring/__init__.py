@@ -1,0 +1,1 @@
+"""From an image to its scores: the dense engine and its reference, one image or a stream."""

@@ -1,0 +1,99 @@
+"""Scores of many images, one after another, while the next ones are decoded."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from densescore.errors import DensescoreError
+from densescore.io.images import ImageLike, Pixels, read_image
+from densescore.results.scores import DenseScores
+from densescore.scoring.classify import shared_scorer
+from densescore.scoring.scorer import Context, DenseScorer
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What became of one image: scores, or an error.
+
+    Attributes:
+        source: the image as it was given.
+        scores: None where there is an error.
+        error: None where there are scores.
+    """
+
+    source: ImageLike
+    scores: DenseScores | None
+    error: str | None
+
+
+def score_many(
+    images: Iterable[ImageLike],
+    model: str | os.PathLike[str] | DenseScorer = "lite0",
+    *,
+    context: Context = "image",
+    decoders: int = 1,
+    ahead: int = 4,
+    **options: Any,
+) -> Iterator[Scored]:
+    """Score images one by one, in their order, as they are asked for: nothing piles up, however many there are.
+
+    While one image is scored, the next ones are decoded by threads. An image that cannot be scored gives an error in
+    its place, and the rest go on.
+
+    Args:
+        images: paths, or anything that `read_image` takes; may be a generator without end.
+        model: a scorer, or what `DenseScorer` takes.
+        context: as for `DenseScorer.score`.
+        decoders: threads that decode.
+        ahead: most decoded images held at once.
+        **options: of `DenseScorer`, where `model` is not one already.
+
+    Raises:
+        DensescoreError: the model or an argument does not fit; never because of an image.
+
+    Example:
+        >>> import skimage
+        >>> for item in score_many([skimage.data.chelsea(), "gone.jpg"], scales=(1, 1.3)):
+        ...     print(item.scores.top(1)[0].label if item.scores else item.error)
+        Egyptian cat
+        gone.jpg: cannot be read as an image: [Errno 2] No such file or directory: 'gone.jpg'
+    """
+    if decoders < 1 or ahead < 1:
+        raise DensescoreError(f"decoders and ahead must be at least 1, got {decoders} and {ahead}")
+    if isinstance(model, DenseScorer):
+        if options:
+            raise DensescoreError(f"a scorer has its options already, got {', '.join(options)}, too")
+        scorer = model
+    else:
+        scorer = shared_scorer(model, options)
+    return _stream(images, scorer, context, decoders, ahead)
+
+
+def _stream(
+    images: Iterable[ImageLike], scorer: DenseScorer, context: Context, decoders: int, ahead: int
+) -> Iterator[Scored]:
+    sources = iter(images)
+    pool = ThreadPoolExecutor(decoders, thread_name_prefix="densescore-decoder")
+    waiting: deque[tuple[ImageLike, Future[Pixels]]] = deque()
+    try:
+        while True:
+            for source in islice(sources, ahead - len(waiting)):
+                waiting.append((source, pool.submit(read_image, source)))
+            if not waiting:
+                return
+            yield _score(*waiting.popleft(), scorer, context)
+    finally:  # also where the caller stops early
+        pool.shutdown(cancel_futures=True)
+
+
+def _score(source: ImageLike, decoded: Future[Pixels], scorer: DenseScorer, context: Context) -> Scored:
+    try:
+        return Scored(source, scorer.score(decoded.result(), context=context), None)
+    except DensescoreError as error:
+        return Scored(source, None, str(error))
+    except Exception as error:  # one odd image among a million must not end the run; its row says what happened
+        return Scored(source, None, f"{type(error).__name__}: {error}")

@@ -1,0 +1,143 @@
+"""Features of every patch of an image, kept on disk: computed once, whatever is trained on them."""
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densescore.errors import DensescoreError
+from densescore.io.files import atomic_write
+from densescore.io.images import Pixels, read_image
+from densescore.scoring.scorer import Context, DenseScorer
+
+DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "densescore" / "features"
+DEFAULT_BYTES = 20 * 10**9
+"""Most that a cache holds: about 3,000 VOC photographs at the paper's scales with lite0 (6.5 MB each)."""
+
+_VERSION = 1  # raise it when the engine's features change for the same key
+_FLOAT16_MAX = 65504
+_STALE = 24 * 3600  # seconds after which an interrupted write's scratch folder is cleared away
+
+
+class FeatureCache:
+    """Per level of an image (and of its mirror image), the float16 features of its patches, as one ``.npy`` file.
+
+    A file's name is a digest of all that its content follows from: the trunk's weights, the preprocessing, the scale,
+    context, dtype, the image's bytes, mirrored or not. So nothing is ever out of date, a cache may be shared by any
+    number of trainings, and another choice of scales computes only those that are new. Files appear whole or not at
+    all. Past `max_bytes` the least recently used go.
+
+    Args:
+        scorer: computes what is not there.
+        folder: of the files.
+        max_bytes: most that the files may take together; at least one file is kept.
+        context: as in `DenseScorer.score`.
+    """
+
+    def __init__(
+        self,
+        scorer: DenseScorer,
+        folder: str | os.PathLike[str] = DEFAULT_CACHE,
+        *,
+        max_bytes: int = DEFAULT_BYTES,
+        context: Context = "image",
+    ) -> None:
+        self.scorer, self.folder, self.max_bytes, self.context = scorer, Path(folder), max_bytes, context
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._maker: dict[str, Any] = {
+            "version": _VERSION,
+            "weights": scorer.weights_digest,
+            "mean": scorer.mean,
+            "std": scorer.std,
+            "patch": scorer.network.patch,
+            "absolute": scorer.patch_sizes is not None,
+            "context": context,
+            "dtype": str(scorer.dtype),
+        }
+        if scorer.network.phases > 1:  # the network's own stride follows from its weights
+            self._maker["stride"] = scorer.network.stride
+        for scratch in self.folder.glob(".*-*"):
+            if scratch.stat().st_mtime < time.time() - _STALE:
+                shutil.rmtree(scratch, ignore_errors=True)
+        self._sizes = {file: file.stat().st_size for file in self._by_age()}
+
+    def features(self, image: Path, *, flip: bool = False) -> NDArray[np.float16]:
+        """Features of every patch of an image, computed now or earlier.
+
+        Args:
+            image: a picture's file.
+            flip: of its mirror image; patches are those of the mirror image, too.
+
+        Returns:
+            float16 ``[M, D]``, rows in the order of ``scorer.pyramid(height, width).boxes()``.
+
+        Raises:
+            DensescoreError: the picture cannot be read.
+        """
+        try:
+            digest = hashlib.sha256(image.read_bytes()).hexdigest()
+        except OSError as error:
+            raise DensescoreError(f"{image}: cannot be read: {error.strerror}") from error
+        pixels: Pixels | None = None
+        levels = []
+        for scale in self.scorer.patch_sizes or self.scorer.scales:
+            path = self._path(digest, scale, flip)
+            features = _load(path)
+            if features is None:
+                if pixels is None:
+                    pixels = read_image(image)
+                    pixels = np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels
+                features = self._compute(pixels, scale)
+                self._store(path, features)
+            levels.append(features)
+        return np.concatenate(levels)
+
+    def _path(self, digest: str, scale: float, flip: bool) -> Path:
+        key = {**self._maker, "scale": float(scale), "image": digest, "flip": flip}
+        return self.folder / (hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest() + ".npy")
+
+    def _compute(self, pixels: Pixels, scale: float) -> NDArray[np.float16]:
+        one_level = copy.copy(self.scorer)  # shares the network
+        if self.scorer.patch_sizes is None:
+            one_level.scales = (scale,)
+        else:
+            one_level.patch_sizes = (scale,)
+        features = one_level.features(pixels, context=self.context).float().cpu().numpy()
+        return np.clip(features, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
+
+    def _store(self, path: Path, features: NDArray[np.float16]) -> None:
+        with atomic_write(path, overwrite=True) as temporary:
+            np.save(temporary, features)
+        self._sizes[path] = path.stat().st_size
+        self._shrink(keep=path)
+
+    def _by_age(self) -> list[Path]:
+        return sorted(self.folder.glob("*.npy"), key=lambda file: file.stat().st_mtime)
+
+    def _shrink(self, keep: Path) -> None:
+        if sum(self._sizes.values()) <= self.max_bytes:
+            return
+        self._sizes = {file: file.stat().st_size for file in self._by_age()}  # others may have read and written
+        total = sum(self._sizes.values())
+        for file in [file for file in self._sizes if file != keep]:
+            if total <= self.max_bytes:
+                break
+            file.unlink(missing_ok=True)
+            total -= self._sizes.pop(file)
+
+
+def _load(path: Path) -> NDArray[np.float16] | None:
+    """What a file holds, marked as just used; None if it is absent, or damaged, which is as good as absent."""
+    try:
+        features: NDArray[np.float16] = np.load(path, allow_pickle=False)
+        os.utime(path)
+    except (ValueError, OSError, EOFError):
+        return None
+    return features

@@ -1,0 +1,79 @@
+"""A picture of an image's labelled patches, as Figure 4 of the paper."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from densescore.data.boxed_set import BoxedImage
+from densescore.io.images import Pixels
+from densescore.transfer.patch_labels import AMBIGUOUS
+
+_COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#000075")
+
+
+def draw_patch_labels(
+    pixels: Pixels,
+    patches: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    image: BoxedImage,
+    classes: Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    shown: int = 6,
+    seed: int = 0,
+) -> None:
+    """Draw an image's boxes, and examples of the patches of each label, as Figure 4 of the paper.
+
+    Args:
+        pixels: RGB ``[H, W, 3]``.
+        patches: ``[M, 4]``, in image pixels.
+        labels: ``[M]``, as `label_patches` gives them.
+        image: its boxes; difficult ones are dashed.
+        classes: C names.
+        path: of the PNG.
+        shown: patches per label, drawn at random.
+        seed: of the draw.
+    """
+    present = [label for label in np.unique(labels).tolist() if label != AMBIGUOUS] + [AMBIGUOUS]
+    names = {**dict(enumerate(classes)), len(classes): "background", AMBIGUOUS: "left out"}
+    colors = {label: _COLORS[index % len(_COLORS)] for index, label in enumerate(present)}
+    height, width = pixels.shape[:2]
+    figure = Figure(figsize=(1.5 * shown, 5 + 1.7 * len(present)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(len(present) + 1, shown, height_ratios=[3, *[1] * len(present)])
+    axes = figure.add_subplot(grid[0, :])
+    axes.imshow(pixels, extent=(0, width, height, 0))
+    for box, owner, difficult in zip(image.boxes, image.classes, image.difficult, strict=True):
+        color = colors.get(int(owner), "white")
+        axes.add_patch(_rectangle(box, color, "--" if difficult else "-", 3))
+        axes.text(box[0], box[1], names[int(owner)], color="white", backgroundcolor=color, fontsize=8, va="bottom")
+    draw = np.random.default_rng(seed)
+    for row, label in enumerate(present, 1):
+        members = (labels == label).nonzero()[0]
+        chosen = np.sort(draw.choice(members, min(shown, len(members)), replace=False))
+        for column in range(shown):
+            cell = figure.add_subplot(grid[row, column])
+            cell.set_axis_off()
+            if column == 0:
+                cell.set_title(f"{names[label]}: {len(members)}", color=colors[label], fontsize=9, loc="left")
+            if column < len(chosen):
+                patch = patches[chosen[column]]
+                axes.add_patch(_rectangle(patch, colors[label], ":", 1))
+                cell.imshow(pixels, extent=(0, width, height, 0))
+                cell.set_xlim(patch[0], patch[2])
+                cell.set_ylim(patch[3], patch[1])
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_axis_off()
+    axes.set_title(f"{image.name}: boxes, and examples of its {len(patches)} patches")
+    figure.savefig(path, dpi=90)
+
+
+def _rectangle(box: NDArray[np.float32], color: str, style: str, width: float) -> Rectangle:
+    x0, y0, x1, y1 = map(float, box)
+    return Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linestyle=style, linewidth=width)

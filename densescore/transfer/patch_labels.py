@@ -1,0 +1,156 @@
+"""Which class a patch shows, from an image's boxes: Section 3.2 of the paper.
+
+A patch P is positive for class o if some box B of o has ``|P∩B| ≥ 0.2 |P|`` (the object fills enough of the patch) and
+``|P∩B| ≥ 0.6 |B|`` (the patch holds most of the object), and P overlaps no more than one object. Background overlaps
+no object. What is neither is ambiguous and left out.
+
+Source: Oquab, Bottou, Laptev, Sivic, CVPR 2014, Section 3.2 ("Generating training data for the target task").
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densescore.errors import DensescoreError
+
+Overlap = Literal["touch", "part", "rule", "class"]
+"""When P overlaps a second object, which the text leaves open; from the strictest reading to the loosest:
+
+- ``"touch"``: they share any area. The literal reading. Crowded images lose most of their positives.
+- ``"part"``: P holds at least `LabelRule.part` of the second object, or the second object fills as much of P.
+- ``"rule"``: the second object, too, meets both conditions above: P would be positive for both.
+- ``"class"``: as ``"rule"``, but two objects of one class are no conflict.
+"""
+
+AMBIGUOUS = -1
+"""Label of a patch that is left out."""
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """The thresholds of Section 3.2.
+
+    Attributes:
+        patch_share: least ``|P∩B| / |P|`` of a positive.
+        object_share: least ``|P∩B| / |B|`` of a positive.
+        overlap: what counts as overlapping a second object.
+        part: share for ``overlap="part"``.
+    """
+
+    patch_share: float = 0.2
+    object_share: float = 0.6
+    overlap: Overlap = "class"
+    part: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("patch_share", "object_share", "part"):
+            if not 0 < getattr(self, name) <= 1:
+                raise DensescoreError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
+        if self.overlap not in get_args(Overlap):
+            raise DensescoreError(f"overlap must be one of {', '.join(get_args(Overlap))}, got {self.overlap!r}")
+
+
+def shared_area(patches: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.float64]:
+    """|P∩B| of every patch with every box.
+
+    Args:
+        patches: ``[M, 4]``, ``x0 y0 x1 y1``.
+        boxes: ``[B, 4]``, the same.
+
+    Returns:
+        float64 ``[M, B]``, in square pixels.
+    """
+    p, b = patches.astype(np.float64)[:, None], boxes.astype(np.float64)[None]  # [M, 1, 4], [1, B, 4]
+    sides = np.minimum(p[..., 2:], b[..., 2:]) - np.maximum(p[..., :2], b[..., :2])  # [M, B, 2]
+    return np.prod(np.maximum(sides, 0), axis=-1)
+
+
+def label_patches(
+    patches: NDArray[np.float32],
+    boxes: NDArray[np.float32],
+    classes: NDArray[np.int64],
+    count: int,
+    rule: LabelRule | None = None,
+    difficult: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int64]:
+    """One label per patch, for a softmax over the classes and background.
+
+    Args:
+        patches: ``[M, 4]``, ``x0 y0 x1 y1`` in image pixels; their parts past the image's border count in |P|.
+        boxes: ``[B, 4]``, the same.
+        classes: ``[B]``, class of each box, in ``0 … count - 1``.
+        count: C, number of classes.
+        rule: thresholds; the defaults of `LabelRule`.
+        difficult: ``[B]``; such objects make nothing positive, but count as objects in all else.
+
+    Returns:
+        int64 ``[M]``: a class, `count` for background, or `AMBIGUOUS`.
+    """
+    rule = rule or LabelRule()
+    shared, positive = _positives(patches, boxes, rule)
+    usable = positive if difficult is None else positive & ~difficult
+    conflict = {"touch": shared > 0, "part": _parts(patches, boxes, shared, rule)}.get(rule.overlap, positive)
+    conflict = conflict | positive  # [M, B]; a box that meets the rule overlaps by any reading
+    labels = np.full(len(patches), AMBIGUOUS, np.int64)
+    labels[~(shared > 0).any(1)] = count
+    if len(boxes) == 0:
+        return labels
+    chooser = np.argmax(np.where(usable, shared, -1.0), axis=1)  # [M], the usable box that shares the largest area
+    owner = classes[chooser]
+    rivals = classes != owner[:, None] if rule.overlap == "class" else np.arange(len(boxes)) != chooser[:, None]
+    chosen = usable.any(1) & ~(conflict & rivals).any(1)  # [M]
+    labels[chosen] = owner[chosen]
+    return labels
+
+
+def label_patches_per_class(
+    patches: NDArray[np.float32],
+    boxes: NDArray[np.float32],
+    classes: NDArray[np.int64],
+    count: int,
+    rule: LabelRule | None = None,
+    difficult: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int8]:
+    """A label per patch and class, for independent sigmoids: a patch may show several classes.
+
+    Args:
+        patches: as in `label_patches`.
+        boxes: as in `label_patches`.
+        classes: as in `label_patches`.
+        count: C.
+        rule: its two shares; `LabelRule.overlap` plays no part.
+        difficult: as in `label_patches`.
+
+    Returns:
+        int8 ``[M, C]``: 1 where a box of the class meets both conditions; -1 where no box of the class shares any area
+        with the patch; 0, to be left out, between.
+    """
+    rule = rule or LabelRule()
+    shared, positive = _positives(patches, boxes, rule)
+    usable = positive if difficult is None else positive & ~difficult
+    member = classes[:, None] == np.arange(count)  # [B, C]
+    touched, shown = (shared > 0) @ member, usable @ member  # [M, C] bool
+    return np.where(shown, 1, np.where(touched, 0, -1)).astype(np.int8)
+
+
+def _areas(boxes: NDArray[np.float32]) -> NDArray[np.float64]:
+    sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2].astype(np.float64)
+    return np.prod(sides, axis=1)
+
+
+def _positives(
+    patches: NDArray[np.float32], boxes: NDArray[np.float32], rule: LabelRule
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """|P∩B|, and whether both conditions hold: each ``[M, B]``."""
+    shared = shared_area(patches, boxes)
+    fills = shared >= rule.patch_share * _areas(patches)[:, None]
+    holds = shared >= rule.object_share * _areas(boxes)
+    return shared, fills & holds
+
+
+def _parts(
+    patches: NDArray[np.float32], boxes: NDArray[np.float32], shared: NDArray[np.float64], rule: LabelRule
+) -> NDArray[np.bool_]:
+    return (shared >= rule.part * _areas(boxes)) | (shared >= rule.part * _areas(patches)[:, None])

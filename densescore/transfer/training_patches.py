@@ -1,0 +1,138 @@
+"""The patches that a head is trained on: labelled, drawn, and their features gathered from the cache."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.errors import DensescoreError
+from densescore.transfer.patch_labels import AMBIGUOUS, label_patches, label_patches_per_class
+from densescore.transfer.recipe import Recipe
+
+Features = Callable[[BoxedImage, bool], tuple[NDArray[np.float32], NDArray[np.float16]]]
+"""(image, mirrored) → boxes ``[M, 4]`` and features ``[M, D]`` of all its patches."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingPatches:
+    """What was drawn.
+
+    Attributes:
+        features: float16 ``[N, D]``.
+        labels: of ``"softmax"``: int64 ``[N]``, C is background. Of ``"multilabel"``: int8 ``[N, C]``, 1, -1, or 0 for
+            what is left out.
+        images: int64 ``[N]``, index of each patch's image in its set; mirror images share their original's.
+        bags: float16 ``[I, n, D]``: n patches drawn from all of each image; n = 0 if not asked for.
+        truth: int8 ``[I, C]``, of the images that bags come from.
+    """
+
+    features: NDArray[np.float16]
+    labels: NDArray[np.int64] | NDArray[np.int8]
+    images: NDArray[np.int64]
+    bags: NDArray[np.float16] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float16))
+    truth: NDArray[np.int8] = field(default_factory=lambda: np.zeros((0, 0), np.int8))
+
+    def counts(self, classes: int) -> list[int]:
+        """Positive patches per class, then background ones."""
+        if self.labels.ndim == 1:
+            return np.bincount(self.labels, minlength=classes + 1).tolist()
+        background = int((self.labels == -1).all(1).sum())
+        return [*(self.labels == 1).sum(0).tolist(), background]
+
+
+def mirrored(boxes: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """Boxes ``[B, 4]`` of an image of `width` pixels, as they lie in its mirror image."""
+    x0, y0, x1, y1 = boxes.T
+    return np.stack([width - x1, y0, width - x0, y1], axis=1)
+
+
+def label_and_draw(
+    patches: NDArray[np.float32], image: BoxedImage, flip: bool, classes: int, recipe: Recipe, draw: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | NDArray[np.int8]]:
+    """Label one image's patches; keep all positives and a random share of its background.
+
+    Args:
+        patches: ``[M, 4]``, in pixels of the image, or of its mirror image.
+        image: its boxes.
+        flip: the patches are the mirror image's.
+        classes: C.
+        recipe: rule, objective and share of background.
+        draw: of the background.
+
+    Returns:
+        Indices ``[n]`` of the patches kept, ascending, and their labels ``[n]`` or ``[n, C]``.
+    """
+    boxes = mirrored(image.boxes, image.width) if flip else image.boxes
+    arguments = (patches, boxes, image.classes, classes, recipe.rule, image.difficult)
+    labels: NDArray[np.int64] | NDArray[np.int8]
+    if recipe.objective == "softmax":
+        labels = label_patches(*arguments)
+        positive, background = (labels != AMBIGUOUS) & (labels != classes), labels == classes
+    else:
+        labels = label_patches_per_class(*arguments)
+        positive, background = (labels == 1).any(1), (labels == -1).all(1)
+    drawn = background.nonzero()[0]
+    drawn = draw.choice(drawn, round(recipe.background * len(drawn)), replace=False)
+    kept = np.sort(np.concatenate([positive.nonzero()[0], drawn]))
+    return kept, labels[kept]
+
+
+def gather(
+    boxed: BoxedSet,
+    features: Features,
+    recipe: Recipe,
+    seed: int,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> TrainingPatches:
+    """Label, draw and collect the patches of a set, image by image; only what is kept stays in memory.
+
+    Args:
+        boxed: the training set.
+        features: gives an image's patches, mirrored or not.
+        recipe: see `label_and_draw`; with ``flips``, each image comes twice.
+        seed: of the draws; each image has its own, so one image's patches do not hang on the others.
+        track: wraps the iteration over images, for a progress bar.
+    """
+    parts, images = list[NDArray[np.float16]](), list[NDArray[np.int64]]()
+    labels: list[NDArray[Any]] = []
+    flips = (False, True) if recipe.flips else (False,)
+    bags = np.zeros((0, 0, 0), np.float16)
+    for index in track(range(len(boxed.images))):
+        for flip in flips:
+            patches, values = features(boxed.images[index], flip)
+            draw = np.random.default_rng([seed, index, flip])
+            kept, kept_labels = label_and_draw(patches, boxed.images[index], flip, len(boxed.classes), recipe, draw)
+            if recipe.image_rounds:
+                if not images:  # filled in place: bags in a list, and then stacked, would take twice the memory
+                    count = len(boxed.images) * len(flips)
+                    bags = np.empty((count, recipe.image_bag, values.shape[1]), np.float16)
+                drawn = draw.choice(len(values), recipe.image_bag, replace=recipe.image_bag > len(values))
+                bags[len(images)] = values[drawn]
+            parts.append(values[kept])
+            labels.append(kept_labels)
+            images.append(np.full(len(kept), index))
+    return TrainingPatches(
+        np.concatenate(parts),
+        np.concatenate(labels),
+        np.concatenate(images),
+        bags,
+        np.repeat(boxed.truth(), len(flips), axis=0),
+    )
+
+
+def check_every_class(patches: TrainingPatches, classes: tuple[str, ...], recipe: Recipe) -> None:
+    """Refuse to train a class that no patch shows.
+
+    Raises:
+        DensescoreError: names the classes; their boxes are too small, too large or too crowded for the rule.
+    """
+    empty = [name for name, count in zip(classes, patches.counts(len(classes)), strict=False) if count == 0]
+    if empty:
+        raise DensescoreError(
+            f"no patch is positive for {', '.join(empty)}: no box meets the rule (patch_share="
+            f"{recipe.rule.patch_share}, object_share={recipe.rule.object_share}, overlap={recipe.rule.overlap!r}) "
+            "at these scales; more scales, or more images of the class, may help"
+        )

@@ -1,0 +1,1 @@
+"""Means of powers of patch scores."""

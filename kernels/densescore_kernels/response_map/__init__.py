@@ -1,0 +1,1 @@
+"""Mean scores of the patches over each pixel."""

@@ -1,0 +1,393 @@
+"""Images read by windows: the same pixels, the same scores, the same maps as in one piece; killed, it goes on."""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import nn
+from typer.testing import CliRunner
+
+from densescore import DensescoreError, DenseScorer, Pyramid
+from densescore.cli.main import app
+from densescore.io.images import level_pixels, read_image
+from tests.conftest import Toy
+
+tifffile = pytest.importorskip("tifffile")
+zarr = pytest.importorskip("zarr")
+
+from densescore.jobs.huge import open_huge, resampling, score_huge, source  # noqa: E402
+from densescore.jobs.huge.maps import MapView, scaled  # noqa: E402
+from densescore.network.surgery import to_dense  # noqa: E402
+from densescore.network.tiling import reach  # noqa: E402
+
+
+class Padded(Toy):
+    """A network with padding and a strided pool last: stride 8, and cells that see past their windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 5, 2, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(),
+            nn.Conv2d(8, 6, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(3, 2),
+        )  # fmt: skip
+        self.classifier = nn.Sequential(nn.Linear(6 * 9, 10), nn.ReLU(), nn.Linear(10, 3))
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
+
+
+SMALL = {"plain": 2e-4, "padded": 8e-4}  # GB: tiles of about 70 and 140 pixels
+
+
+def scorer_of(network: str, **options: Any) -> DenseScorer:
+    module, patch = {"plain": (Toy(), 20), "padded": (Padded(), 32)}[network]
+    return DenseScorer(module, labels=("a", "b", "c"), patch_size=patch, runtime="torch", **options)
+
+
+@pytest.fixture
+def coffee_tiff(tmp_path: Path, coffee: NDArray[np.uint8]) -> Path:
+    path = tmp_path / "coffee.tif"
+    tifffile.imwrite(path, coffee[:301, :433], tile=(64, 64), compression="zlib", photometric="rgb")
+    return path
+
+
+@given(
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    scale=st.one_of(st.floats(0.4, 9), st.sampled_from([1.0, 2.0, 0.5])),
+    corner=st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)),
+    floats=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_a_window_of_a_level_is_cut_from_the_whole(
+    size: tuple[int, int], scale: float, corner: tuple[float, ...], floats: bool, seed: int
+) -> None:
+    image: Any = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = (image / np.float32(255)).astype(np.float32) if floats else image
+    pyramid = Pyramid.of(*size, scales=(scale,), patch=20, stride=4, max_cells=10**9)
+    (level,) = pyramid.levels
+    whole = level_pixels(image, pyramid, level)
+    (y0, y1), (x0, x1) = (
+        sorted(int(at * (side - 1)) for at in ends)
+        for ends, side in zip((corner[:2], corner[2:]), whole.shape, strict=False)
+    )
+    y1, x1 = y1 + 1, x1 + 1
+    resampling.BAND_BYTES, before = 5000, resampling.BAND_BYTES
+    try:
+        window = resampling.level_window(lambda a, b, c, d: image[a:b, c:d], pyramid, level, y0, y1, x0, x1)
+    finally:
+        resampling.BAND_BYTES = before
+    expected = whole[y0:y1, x0:x1]
+    assert window.dtype == image.dtype
+    if floats:
+        np.testing.assert_allclose(window, expected, rtol=0, atol=1e-5)  # OpenCV enlarges floats from places in float32
+    elif platform.machine() in ("x86_64", "AMD64"):
+        np.testing.assert_array_equal(window, expected)
+    else:  # OpenCV may join a product and a sum there, which moves a few pixels to the next byte
+        np.testing.assert_allclose(window.astype(int), expected.astype(int), atol=1)
+
+
+@pytest.mark.parametrize("network", ["plain", "padded"])
+@pytest.mark.parametrize("options", [{}, {"finer": 2}], ids=["own stride", "half the stride"])
+def test_tiles_give_the_scores_and_maps_of_one_piece(
+    network: str, options: dict[str, int], coffee_tiff: Path, tmp_path: Path
+) -> None:
+    stride = {"plain": 4, "padded": 8}[network] // options.get("finer", 1)
+    scorer = scorer_of(network, patch_sizes=(15, 32, 61.5), stride=stride)
+    whole = scorer.score(tifffile.imread(coffee_tiff))
+    result = score_huge(scorer, coffee_tiff, tmp_path / "out", classes=["b", "c"], memory=SMALL[network])
+    assert result["tiles"] > 25
+    group = zarr.open_group(tmp_path / "out" / "scores.zarr", mode="r")
+    assert whole.patch_scores.std() > 0.01
+    for index, level in enumerate(whole.levels):
+        tiled = torch.from_numpy(group[str(index)][:]).flatten(0, 1)
+        torch.testing.assert_close(tiled, whole.patch_scores[level.cells], rtol=1e-4, atol=1e-6)
+    for name, entry in zip("bc", result["classes"], strict=True):
+        expected = whole.response_map([name])[0].numpy()
+        np.testing.assert_allclose(tifffile.imread(tmp_path / "out" / entry["map"]), expected, rtol=1e-4)
+        assert entry["image_score"] == pytest.approx(float(whole.image_scores()[whole.index(name)]), rel=1e-4)
+        assert entry["map_maximum"] == pytest.approx(float(expected.max()), rel=1e-4)
+        best = int(whole.patch_scores[:, whole.index(name)].argmax())
+        assert entry["best_patches"][0]["box"] == pytest.approx(whole.boxes[best].tolist(), abs=0.02)
+    assert [entry["label"] for entry in result["top"]] == [ranked.label for ranked in whole.top()]
+
+
+def test_reach_is_what_the_layers_say() -> None:
+    assert reach(scorer_of("plain").network) == (0, 0)
+    # 5×5 and 3×3 convolutions padded by 2, 1·2, 1·4 pixels: 8 before, and a stride is 8. After the window, whose pool
+    # ends a pixel of its map before the map does, 7 of them.
+    assert reach(scorer_of("padded").network) == (1, 1)
+    squeeze = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), Squeeze(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(DensescoreError, match="depend on the whole level"):
+        reach(to_dense(squeeze, 16))
+
+
+class Squeeze(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * x.mean((2, 3), keepdim=True)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from tests.jobs.huge.test_huge import scorer_of
+from densescore.jobs.huge import score_huge
+from densescore.jobs.huge.job import Job
+
+def track(items, what):
+    for number, item in enumerate(items):
+        if number == 3:
+            keep = Job.keep
+            def half(job, tile, scores):  # the scores are written, the journal is not
+                job._journal = job.folder / "elsewhere"
+                keep(job, tile, scores * 0)
+                (job.folder / "elsewhere").unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+            Job.keep = half
+        yield item
+
+score_huge(scorer_of("padded", patch_sizes=(32,)), {image!r}, {folder!r}, memory=2e-4, track=track)
+"""
+
+
+def test_killed_it_goes_on_and_ends_up_the_same(coffee_tiff: Path, tmp_path: Path) -> None:
+    scorer = scorer_of("padded", patch_sizes=(32,))
+    whole = score_huge(scorer, coffee_tiff, tmp_path / "whole", memory=2e-4)
+    folder = tmp_path / "killed"
+    script = KILLED.format(root=str(Path(__file__).parents[3]), image=str(coffee_tiff), folder=str(folder))
+    for run in (1, 2):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert done.returncode == -9, done.stderr
+        assert len((folder / "done").read_text().split()) == 3 * run
+        assert not (folder / "result.json").exists()
+    resumed = score_huge(scorer, coffee_tiff, folder, memory=2e-4)
+    assert resumed["tiles_scored_now"] == whole["tiles"] - 6
+    for name in ("seconds", "tiles_scored_now"):
+        del resumed[name], whole[name]
+    assert resumed == whole
+    arrays = [zarr.open_group(at / "scores.zarr", mode="r")["0"][:] for at in (tmp_path / "whole", folder)]
+    np.testing.assert_array_equal(*arrays)
+    assert json.loads((folder / "result.json").read_text())["top"] == whole["top"]
+
+
+def test_another_job_is_not_mixed_in(coffee_tiff: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    score_huge(scorer_of("plain", patch_sizes=(60,)), coffee_tiff, folder)
+    other = scorer_of("plain", patch_sizes=(80,))
+    with pytest.raises(DensescoreError, match="made with another cells_per_tile, geometry"):
+        score_huge(other, coffee_tiff, folder)
+    assert score_huge(other, coffee_tiff, folder, overwrite=True)["tiles_scored_now"] == 1
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(DensescoreError, match="holds no job"):
+        score_huge(other, coffee_tiff, tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+    with pytest.raises(DensescoreError, match="no class 'd'"):
+        score_huge(other, coffee_tiff, tmp_path / "new", classes=["d"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_interrupted_leaves_valid_scores(coffee_tiff: Path, tmp_path: Path) -> None:
+    scorer = scorer_of("plain", patch_sizes=(30,))
+
+    def track(items: Sequence[Any], _: str) -> Iterable[Any]:
+        yield from items[:4]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_huge(scorer, coffee_tiff, tmp_path / "out", memory=2e-4, track=track)
+    result = score_huge(scorer, coffee_tiff, tmp_path / "out", memory=2e-4)
+    assert result["tiles_scored_now"] == result["tiles"] - 4
+
+
+def test_a_full_disk_is_an_error_and_keeps_what_is_done(coffee_tiff: Path, tmp_path: Path) -> None:
+    """/dev/full refuses every write, as a full disk does."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    scorer = scorer_of("plain", patch_sizes=(30,))
+
+    def track(items: Sequence[Any], _: str) -> Iterable[Any]:
+        for number, item in enumerate(items):
+            if number == 2:
+                (tmp_path / "out" / "done").rename(tmp_path / "kept")
+                (tmp_path / "out" / "done").symlink_to("/dev/full")
+            yield item
+
+    with pytest.raises(DensescoreError, match="cannot be written: No space left on device; what is done is kept"):
+        score_huge(scorer, coffee_tiff, tmp_path / "out", memory=2e-4, track=track)
+    (tmp_path / "kept").replace(tmp_path / "out" / "done")
+    result = score_huge(scorer, coffee_tiff, tmp_path / "out", memory=2e-4)
+    assert result["tiles_scored_now"] == result["tiles"] - 2
+
+
+RGB = np.random.default_rng(0).integers(0, 256, (150, 170, 3), dtype=np.uint8)
+GREY16 = np.random.default_rng(1).integers(0, 65536, (150, 170), dtype=np.uint16)
+
+
+def write(kind: str, path: Path) -> Any:
+    """A file of each kind, and what `read_image` makes of its pixels."""
+    match kind:
+        case "tiled":
+            tifffile.imwrite(path, RGB, tile=(64, 32), compression="zlib", photometric="rgb")
+        case "BigTIFF in strips":
+            tifffile.imwrite(path, RGB, bigtiff=True, rowsperstrip=16, compression="zlib", photometric="rgb")
+        case "uncompressed":
+            tifffile.imwrite(path, RGB, photometric="rgb")
+        case "big-endian 16-bit gray":
+            tifffile.imwrite(path, GREY16, byteorder=">")
+            return read_image((GREY16 / np.float32(65535)).astype(np.float32))
+        case "planes":
+            planes = RGB.transpose(2, 0, 1)
+            tifffile.imwrite(path, planes, photometric="rgb", planarconfig="separate", tile=(64, 64))
+        case "white is zero":
+            tifffile.imwrite(path, 255 - RGB[..., 0], photometric="miniswhite", tile=(64, 64))
+            return read_image(RGB[..., 0])
+        case "transparency":
+            rgba = np.concatenate([RGB, RGB[..., :1]], 2)
+            tifffile.imwrite(path, rgba, photometric="rgb", extrasamples=["unassalpha"], tile=(64, 64))
+            return read_image(rgba)
+        case "pyramid":
+            with tifffile.TiffWriter(path) as writer:
+                writer.write(RGB, photometric="rgb", tile=(64, 64), subifds=1)
+                writer.write(RGB[::2, ::2], photometric="rgb", tile=(64, 64), subfiletype=1)
+        case "zarr":
+            zarr.create_array(path, data=RGB, chunks=(64, 64, 3))
+        case "OME-Zarr":
+            group = zarr.open_group(path, mode="w", attributes={"ome": {"multiscales": [{
+                "axes": [{"name": name} for name in "tczyx"], "datasets": [{"path": "0"}]}]}})  # fmt: skip
+            group.create_array("0", data=RGB.transpose(2, 0, 1)[None, :, None], chunks=(1, 1, 1, 64, 64))
+    return RGB
+
+
+KINDS = (
+    "tiled", "BigTIFF in strips", "uncompressed", "big-endian 16-bit gray", "planes", "white is zero", "transparency",
+    "pyramid", "zarr", "OME-Zarr",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_windows_hold_the_pixels_of_the_whole(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / ("image.zarr" if "arr" in kind else "image.tif")
+    expected = write(kind, path)
+    with open_huge(path) as image:
+        assert (image.height, image.width) == (150, 170)
+        np.testing.assert_array_equal(image.read(0, 150, 0, 170), expected)
+        np.testing.assert_array_equal(image.read(61, 131, 29, 68), expected[61:131, 29:68])
+
+
+def test_images_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, message: str, **options: Any) -> None:
+        with pytest.raises(DensescoreError, match=message) as caught, open_huge(path, **options):
+            pytest.fail("opened")
+        assert str(path) in str(caught.value)
+
+    five = tmp_path / "five.tif"
+    tifffile.imwrite(
+        five, np.concatenate([RGB, RGB[..., :2]], 2), tile=(64, 64), photometric="minisblack", planarconfig=1
+    )
+    refused(five, "5 channels: say with bands")
+    refused(five, r"bands must be one or three of 0\.\.4, got \(5,\)", bands=(5,))
+    with open_huge(five, bands=(2, 1, 0)) as image:
+        np.testing.assert_array_equal(image.read(0, 9, 0, 9), RGB[:9, :9, ::-1])
+    stack = tmp_path / "stack.tif"
+    tifffile.imwrite(stack, np.zeros((7, 50, 60), np.uint8), photometric="minisblack")
+    refused(stack, "expected one image")
+    integers = tmp_path / "integers.tif"
+    tifffile.imwrite(integers, np.zeros((50, 60), np.int32))
+    refused(integers, "pixels are int32")
+    text = tmp_path / "text.tif"
+    text.write_text("not a picture")
+    refused(text, "cannot be opened")
+    refused(tmp_path / "none.tif", "no such file")
+    refused(tmp_path, "cannot be opened")
+    strip = tmp_path / "strip.tif"
+    tifffile.imwrite(strip, RGB, compression="zlib", photometric="rgb", rowsperstrip=150)
+    monkeypatch.setattr(source, "MOST_CHUNK", 10_000)
+    refused(strip, "must be decoded whole: store it in tiles")
+    broken = tmp_path / "broken.tif"
+    write("tiled", broken)
+    broken.write_bytes(broken.read_bytes()[:9000])
+    with pytest.raises(DensescoreError, match="broken.tif"), open_huge(broken) as image:
+        image.read(0, 150, 0, 170)
+
+
+@pytest.mark.parametrize("step", [1, 3, 8])
+def test_a_coarse_map_holds_the_fine_one_at_its_pixels_centers(step: int) -> None:
+    pyramid = Pyramid.of(151, 203, scales=(1, 2.3), patch=20, stride=4)
+    generator = np.random.default_rng(0)
+    columns = [generator.random((level.rows, level.cols), dtype=np.float32) for level in pyramid.levels]
+    view, fine = MapView(columns, pyramid, step), MapView(columns, pyramid, 1)
+    assert view.shape == (-(-151 // step), -(-203 // step))
+    values, whole = view.window(0, view.shape[0], 0, view.shape[1]), fine.window(0, 151, 0, 203)
+    np.testing.assert_allclose(view.window(2, 9, 5, 13), values[2:9, 5:13], rtol=1e-6)
+    if step % 2:  # where a center is one of a pixel
+        middle = whole[step // 2 :: step, step // 2 :: step]
+        np.testing.assert_allclose(values[: len(middle), : middle.shape[1]], middle, rtol=1e-6)
+
+
+@pytest.mark.parametrize("points", [False, True])
+def test_georeferencing_stays(points: bool, tmp_path: Path) -> None:
+    """A file in UTM 31N, 0.5 m a pixel; its map, at four pixels a pixel, lies on the same ground."""
+    keys = (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 2 if points else 1, 3072, 0, 1, 32631)
+    tags = [
+        (33550, 12, 3, (0.5, 0.5, 0.0), True),
+        (33922, 12, 6, (0.0, 0.0, 0.0, 448000.0, 5412000.0, 0.0), True),
+        (34735, 3, len(keys), keys, True),
+    ]
+    path = tmp_path / "ground.tif"
+    tifffile.imwrite(path, np.tile(RGB, (4, 4, 1)), tile=(64, 64), photometric="rgb", extratags=tags)
+    scorer = scorer_of("plain", patch_sizes=(120,))
+    for step in (1, 4):
+        out = tmp_path / f"out{step}"
+        (entry,) = score_huge(scorer, path, out, classes=["a"], map_step=step)["classes"]
+        with tifffile.TiffFile(out / entry["map"]) as tiff:
+            found = {code: tiff.pages[0].tags[code].value for code in (33550, 33922, 34735)}
+            assert [len(page.shape) for page in tiff.pages] == [2] * len(tiff.pages)
+            assert [page.is_tiled for page in tiff.pages] == [True] * len(tiff.pages)
+        assert found[33550] == (0.5 * step, 0.5 * step, 0)
+        assert found[34735] == keys
+        shift = (step - 1) / 2 / step if points else 0
+        assert found[33922] == pytest.approx((-shift, -shift, 0, 448000, 5412000, 0))
+        rasterio = pytest.importorskip("rasterio")
+        with rasterio.open(path) as before, rasterio.open(out / entry["map"]) as after:
+            assert after.crs == before.crs
+            assert after.bounds == pytest.approx(before.bounds)
+            assert after.overviews(1) == [2, 4][: len(after.overviews(1))]
+            assert step > 1 or after.overviews(1)
+
+
+def test_a_georeferencing_matrix_is_scaled() -> None:
+    matrix = (0.5, 0.1, 0, 100.0, 0.1, -0.5, 0, 200.0, 0, 0, 0, 0, 0, 0, 0, 1)
+    ((*_, values, _),) = scaled([(34264, 12, 16, matrix, True)], 4)
+    assert values == pytest.approx((2, 0.4, 0, 100, 0.4, -2, 0, 200, 0, 0, 0, 0, 0, 0, 0, 1))
+
+
+def test_the_command(coffee_tiff: Path, tmp_path: Path) -> None:
+    command = ["huge", str(coffee_tiff), "--out", str(tmp_path / "out"), "--patch-sizes", "300", "--map-step", "4"]
+    first = CliRunner().invoke(app, [*command, "--classes", "espresso", "--json"])
+    assert first.exit_code == 0, first.output
+    result = json.loads(first.stdout)
+    assert result["top"][0]["label"] in {"espresso", "cup"}
+    assert tifffile.imread(tmp_path / "out" / "maps" / "espresso.tif").shape == (76, 109)
+    again = CliRunner().invoke(app, [*command, "--classes", "cup"])
+    assert again.exit_code == 0, again.output
+    assert "cup.tif" in again.stdout
+    wrong = CliRunner().invoke(app, [*command, "--stride", "5"])
+    assert wrong.exit_code == 2
+    assert "stride must divide" in wrong.stderr
+
+
+def test_memory_that_holds_no_tile(coffee_tiff: Path, tmp_path: Path) -> None:
+    """Each cell would take a tile as large as all that it depends on: for ever."""
+    with pytest.raises(DensescoreError, match=r"memory: 1e-06 GB hold a tile of \d+ pixels .* depend on \d+; give at"):
+        score_huge(scorer_of("padded", patch_sizes=(32,)), coffee_tiff, tmp_path / "out", memory=1e-6)

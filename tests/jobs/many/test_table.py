@@ -1,0 +1,248 @@
+"""The table: what is in it, going on after a stop, and what it refuses."""
+
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow")
+import pyarrow.parquet as pq
+
+from densescore import DensescoreError, DenseScorer
+from densescore.jobs.many.rows import Kept, Row, array_key, schema
+from densescore.jobs.many.run import Run, read_description, recorded
+from densescore.jobs.many.table import score_table
+
+
+def rows_of(path: Path) -> list[Row]:
+    rows: list[Row] = pq.read_table(path).to_pylist()
+    return rows
+
+
+def test_one_row_per_image_with_the_scorers_own_numbers(
+    scorer: DenseScorer, pictures: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "results.parquet"
+    failed = score_table(pictures, out, scorer, Kept(top=2, all_scores=True, mapped=2), part_size=4)
+    rows = rows_of(out)
+    assert failed == 2
+    assert [row["image"] for row in rows] == pictures
+    assert [row["index"] for row in rows] == list(range(11))
+    for row in rows:
+        if row["index"] in (3, 7):
+            assert row["error"].startswith(pictures[row["index"]])
+            assert {value for name, value in row.items() if name not in ("index", "image", "error")} == {None}
+            continue
+        scores = scorer.score(row["image"])
+        assert row["error"] is None
+        assert (row["height"], row["width"], row["patches"]) == (
+            scores.pyramid.height, scores.pyramid.width, len(scores.pyramid),
+        )  # fmt: skip
+        assert row["image_scores"] == scores.image_scores().tolist()
+        assert list(zip(row["labels"], row["scores"], strict=True)) == scores.top(2)
+        assert (row["label"], row["score"]) == scores.top(1)[0]
+        regions = [(label, region) for label in row["labels"] for region in scores.boxes_from_map(label)]
+        assert [(kept["label"], (kept["x0"], kept["y0"], kept["x1"], kept["y1"])) for kept in row["regions"]] == [
+            (label, region.box) for label, region in regions
+        ]
+        np.testing.assert_array_equal([kept["peak"] for kept in row["regions"]], [r.peak for _, r in regions])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["pictures", "results.parquet"]
+
+
+def test_the_table_says_how_it_was_made(scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "results.parquet"
+    score_table(pictures[:2], out, scorer, Kept(classes=("b",)))
+    made = read_description(out) or {}
+    assert made["labels"] == ["a", "b", "c"]
+    assert made["classes"] == ["b"]
+    assert made["scales"] == [1, 1.5]
+    assert recorded(out, "runtime") == "torch"
+    assert {region["label"] for row in rows_of(out) for region in row["regions"]} == {"b"}
+
+
+def test_arrays_go_beside_the_table(scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    out = tmp_path / "results.parquet"
+    score_table(pictures, out, scorer, Kept(classes=("c", "a"), maps=True, patch_scores=True), part_size=3)
+    store = zarr.open_group(tmp_path / "results.zarr", mode="r")
+    rows = rows_of(out)
+    assert sorted(store.group_keys()) == [array_key(row["index"]) for row in rows if row["error"] is None]
+    for row in rows:
+        if row["error"] is None:
+            scores, group = scorer.score(row["image"]), store[array_key(row["index"])]
+            assert dict(group.attrs) == {"image": row["image"], "mapped": ["c", "a"]}
+            np.testing.assert_array_equal(group["maps"][:], scores.response_map(["c", "a"]).numpy())
+            np.testing.assert_array_equal(group["patch_scores"][:], scores.patch_scores.numpy())
+            np.testing.assert_array_equal(group["boxes"][:], scores.boxes.numpy())
+    assert not (tmp_path / "results.parquet.parts").exists()
+
+
+def stopped_after(count: int, *arguments: object, **options: object) -> list[str]:
+    """Run, and stop when `count` images are scored, as Ctrl-C does; the images that were scored."""
+    scored: list[str] = []
+
+    def callback(before: int, rows: list[Row]) -> None:
+        scored.extend(row["image"] for row in rows)
+        if len(scored) >= count:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_table(*arguments, callback=callback, **options)  # type: ignore[arg-type]
+    return scored
+
+
+def test_a_stopped_run_leaves_a_readable_folder_and_goes_on(
+    scorer: DenseScorer, pictures: list[str], tmp_path: Path
+) -> None:
+    whole, out = tmp_path / "whole.parquet", tmp_path / "results.parquet"
+    score_table(pictures, whole, scorer, part_size=2)
+    stopped_after(7, pictures, out, scorer, part_size=2)
+    assert not out.exists()
+    assert pq.read_table(f"{out}.parts").to_pylist() == rows_of(whole)[:6]
+    done: list[str] = []
+    found: list[int] = []
+
+    def callback(before: int, rows: list[Row]) -> None:
+        found.append(before)
+        done.extend(row["image"] for row in rows)
+
+    score_table(pictures, out, scorer, part_size=2, callback=callback)  # type: ignore[arg-type]
+    assert found[0] == 6
+    assert done == pictures[6:]
+    assert rows_of(out) == rows_of(whole)
+
+
+def test_a_finished_table_is_not_made_again(scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "results.parquet"
+    score_table(pictures, out, scorer)
+    before = out.stat()
+    calls: list[tuple[int, int]] = []
+    assert score_table(pictures, out, scorer, callback=lambda found, rows: calls.append((found, len(rows)))) == 2
+    assert calls == [(11, 0)]
+    assert (out.stat().st_mtime_ns, out.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    score_table(pictures, out, scorer, overwrite=True)
+    assert out.stat().st_ino != before.st_ino
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"kept": Kept(top=1)}, "with another top: 5 then, 1 now"),
+        ({"part_size": 3}, "with another part-size: 2 then, 3 now"),
+        ({"context": "patch"}, "with another context: image then, patch now"),
+        ({"images": 10}, r"with another images: 11 paths \(\w+\) then, 10 paths \(\w+\) now"),
+        ({"k": 3.0}, r"with another k: 5\.0 then, 3\.0 now"),
+        ({"weights": True}, "with another weights: "),
+        ({"stride": 8}, "with another stride: 4 then, 8 now"),
+    ],
+)
+def test_other_options_are_refused_by_name_and_touch_nothing(
+    scorer: DenseScorer, pictures: list[str], tmp_path: Path, changed: dict[str, object], message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    out, finished = tmp_path / "results.parquet", tmp_path / "finished.parquet"
+    stopped_after(5, pictures, out, scorer, part_size=2)
+    score_table(pictures, finished, scorer, part_size=2)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    images = pictures[: int(str(changed.pop("images", 11)))]
+    if "k" in changed:
+        monkeypatch.setattr(scorer, "k", changed.pop("k"))
+    if "stride" in changed:
+        monkeypatch.setattr(scorer.network, "stride", changed.pop("stride"))
+    if changed.pop("weights", False):
+        monkeypatch.setattr(scorer, "classifier_digest", "another head")
+    options = {"part_size": 2, **changed}
+    for place in (out, finished):
+        with pytest.raises(DensescoreError, match=message):
+            score_table(images, place, scorer, **options)  # type: ignore[arg-type]
+    after = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    assert {file: time for file, time in after.items() if file.suffix != ".lock"} == {
+        file: time for file, time in before.items() if file.suffix != ".lock"
+    }
+    score_table(images, out, scorer, overwrite=True, **options)  # type: ignore[arg-type]
+    assert len(rows_of(out)) == len(images)
+
+
+def test_a_strangers_files_are_left_alone(scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "results.parquet"
+    out.write_bytes(b"mine")
+    with pytest.raises(DensescoreError, match=r"results\.parquet: exists already, not by a run of densescore"):
+        score_table(pictures, out, scorer)
+    assert out.read_bytes() == b"mine"
+    parts = tmp_path / "other.parquet.parts"
+    parts.mkdir()
+    (parts / "part-x.parquet").write_bytes(b"mine")
+    with pytest.raises(DensescoreError, match="holds parts, but not"):
+        score_table(pictures, tmp_path / "other.parquet", scorer, overwrite=True)
+    (tmp_path / "third.zarr").mkdir()
+    with pytest.raises(DensescoreError, match=r"third\.zarr: exists already"):
+        score_table(pictures, tmp_path / "third.parquet", scorer)
+
+
+def test_a_damaged_part_is_made_again(scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "results.parquet"
+    stopped_after(9, pictures, out, scorer, part_size=2)
+    part = out.with_name("results.parquet.parts") / "part-000000000002.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    score_table(pictures, out, scorer, part_size=2)
+    assert [row["image"] for row in rows_of(out)] == pictures
+
+
+def test_two_runs_at_once(scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "results.parquet"
+
+    def callback(before: int, rows: list[Row]) -> None:
+        with pytest.raises(DensescoreError, match="another run is writing it"):
+            score_table(pictures, out, scorer)
+
+    score_table(pictures, out, scorer, callback=callback)  # type: ignore[arg-type]
+    assert len(rows_of(out)) == 11
+
+
+@pytest.mark.parametrize("kept", [Kept(), Kept(patch_scores=True)])
+def test_a_full_disk_is_a_clear_error_and_costs_nothing(
+    scorer: DenseScorer, pictures: list[str], tmp_path: Path, kept: Kept
+) -> None:
+    """The kernel refuses to let a file grow past a limit in the middle of a write, as a full disk would."""
+    pictures = pictures[:3]
+    out, whole = tmp_path / "results.parquet", tmp_path / "whole.parquet"
+    score_table(pictures, whole, scorer, kept, part_size=1)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size - 100, old[1]))
+    try:
+        with pytest.raises(DensescoreError, match=r"results\.parquet.*: cannot be written: File too large"):
+            score_table(pictures, out, scorer, kept, part_size=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert not out.exists()
+    assert all(len(pq.read_table(part)) == 1 for part in Path(f"{out}.parts").glob("*.parquet"))
+    score_table(pictures, out, scorer, kept, part_size=1)
+    assert rows_of(out) == rows_of(whole)
+
+
+def test_arguments_that_cannot_be(scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
+    for kept, message in (
+        (Kept(classes=("d",)), "no class 'd'"),
+        (Kept(maps=True, mapped=0), "mapped is 0"),
+        (Kept(top=0), "top must be at least 1"),
+    ):
+        with pytest.raises(DensescoreError, match=message):
+            score_table(pictures, tmp_path / "results.parquet", scorer, kept)
+    with pytest.raises(DensescoreError, match=r"ends in \.parquet"):
+        score_table(pictures, tmp_path / "results.csv", scorer)
+    with pytest.raises(DensescoreError, match="part_size must be at least 1"):
+        score_table(pictures, tmp_path / "results.parquet", scorer, part_size=0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DensescoreError, match="cannot be written"):
+        score_table(pictures, tmp_path / "file" / "results.parquet", scorer)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "pictures"]
+
+
+def test_a_run_cannot_finish_with_a_part_missing(scorer: DenseScorer, tmp_path: Path) -> None:
+    with (
+        Run(tmp_path / "r.parquet", ["a", "b"], {}, schema(Kept(), 3), part_size=1) as run,
+        pytest.raises(DensescoreError, match="images 0 to 0 are missing"),
+    ):
+        run.finish()
+    assert not (tmp_path / "r.parquet").exists()

@@ -1,0 +1,65 @@
+"""Faster equals: chosen where they can run, named in the result, and equal."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from densescore import DensescoreError, DenseScorer
+from densescore.network.cpu.accelerate import speed_up
+from densescore.network.cpu.onednn import PackedLinear
+from densescore.network.cpu.winograd import CookToomWindows
+from densescore.network.surgery import to_dense
+from densescore.network.windows import LinearWindows
+from tests.conftest import Toy
+
+needs_openvino = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="needs the extra densescore[openvino]"
+)
+
+
+def test_layers_are_replaced_by_dtype() -> None:
+    exact = to_dense(Toy(), 20)
+    speed_up(exact, "torch")
+    assert isinstance(exact.project, CookToomWindows)
+    assert not any(isinstance(layer, torch.nn.Linear) for layer in exact.classifier.modules())
+    assert any(isinstance(layer, PackedLinear) for layer in exact.classifier.modules())
+    rough = to_dense(Toy().bfloat16(), 20)
+    speed_up(rough, "torch")
+    assert isinstance(rough.project, LinearWindows)
+    assert isinstance(rough.project.linear, PackedLinear)
+
+
+@needs_openvino
+@pytest.mark.parametrize("size", [(224, 224), (150, 333), (61, 40)])
+def test_openvino_gives_the_same_scores(size: tuple[int, int], coffee: NDArray[np.uint8]) -> None:
+    image = coffee[: size[0], : size[1]]
+    scorers = [DenseScorer("lite0", scales=(1, 1.3), runtime=runtime) for runtime in ("torch", "openvino")]
+    torch_scores, openvino_scores = (scorer.score(image) for scorer in scorers)
+    assert (torch_scores.runtime, openvino_scores.runtime) == ("torch", "openvino")
+    assert torch_scores.patch_scores.std() > 1e-3
+    torch.testing.assert_close(openvino_scores.patch_scores, torch_scores.patch_scores, rtol=1e-4, atol=1e-6)
+
+
+@needs_openvino
+def test_auto_takes_one_of_them_and_names_it() -> None:
+    scorer = DenseScorer("lite0", scales=(1,))
+    assert scorer.runtime in ("torch", "openvino")
+    assert scorer.score(torch.rand(3, 224, 224)).runtime == scorer.runtime
+
+
+@needs_openvino
+def test_openvino_refuses_what_it_cannot_compute() -> None:
+    with pytest.raises(DensescoreError, match="float32 or bfloat16, not torch.float16"):
+        DenseScorer(Toy(), patch_size=20, labels="abc", dtype="float16", runtime="openvino")
+
+
+def test_a_runtime_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(DensescoreError, match=r"needs OpenVINO: pip install"):
+        DenseScorer(Toy(), patch_size=20, labels="abc", runtime="openvino")
+    with pytest.raises(DensescoreError, match="runtime must be one of auto, torch, openvino, got 'onnx'"):
+        DenseScorer(Toy(), patch_size=20, labels="abc", runtime="onnx")  # type: ignore[arg-type]

@@ -1,0 +1,115 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from densescore.errors import DensescoreError
+from densescore.models.weights import read_weights
+from densescore.paper.pretrain.images import available_classes, find_images
+from densescore.paper.pretrain.training import train_source
+from tests.paper.pretrain.image_tree import write_tree
+from tests.paper.pretrain.source_training import CPU, FLOAT32, NORMALIZE, RECIPE, small_network
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tree(tmp_path_factory.mktemp("tree"))
+
+
+SCRIPT = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+import torch
+from densescore.models.weights import save_weights
+from densescore.paper.pretrain.images import available_classes, find_images
+from densescore.paper.pretrain.distributed import process_group
+from densescore.paper.pretrain.training import train_source
+from tests.paper.pretrain.source_training import FLOAT32, NORMALIZE, RECIPE, small_network
+
+torch.set_num_threads(1)
+tree, out, checkpoint, dropout, pause = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], *map(float, sys.argv[4:])
+images = find_images(tree, available_classes(tree))
+network = small_network(dropout=dropout)
+def wait(event):
+    if (event.epoch, event.step) == (1, 4):
+        time.sleep(pause)
+
+with process_group("cpu") as process:
+    train_source(network, images, RECIPE, process, normalize=NORMALIZE, precision=FLOAT32, checkpoint=checkpoint,
+        checkpoint_steps=4, callback=wait, callback_steps=1)
+    if process.rank == 0:
+        save_weights(out, network.state_dict(), images.classes)
+"""
+
+
+def run_script(*arguments: object, processes: int = 1) -> subprocess.Popen[str]:
+    root = Path(__file__).parents[3]
+    script = Path(str(arguments[1])).with_suffix(".py")
+    script.write_text(SCRIPT)
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *sys.path]), "OMP_NUM_THREADS": "1"}
+    command = [*launcher, str(script), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def trained(tree: Path, dropout: float) -> dict[str, torch.Tensor]:
+    """What the script's training gives without interruption and in one process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    network = small_network(dropout=dropout)
+    images = find_images(tree, available_classes(tree))
+    train_source(network, images, RECIPE, CPU, normalize=NORMALIZE, precision=FLOAT32)
+    torch.set_num_threads(threads)
+    return network.state_dict()
+
+
+def test_after_kill_9_a_training_goes_on_to_the_same_weights(tree: Path, tmp_path: Path) -> None:
+    out, checkpoint = tmp_path / "source.safetensors", tmp_path / "checkpoint"
+    process = run_script(tree, out, checkpoint, 0.5, 600)  # it waits in the middle of the second epoch
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if checkpoint.is_file() and torch.load(checkpoint, weights_only=True)["counters"]["total"] == 12:
+            break
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["counters"] == {"epoch": 1, "step": 3, "total": 12}
+    assert not out.exists()
+    finish(run_script(tree, out, checkpoint, 0.5, 0))
+    expected = trained(tree, dropout=0.5)
+    got = read_weights(out)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    started = small_network().state_dict()
+    assert not any(torch.equal(got[name], started[name]) for name in expected)
+    images = find_images(tree, available_classes(tree))
+    train = partial(train_source, normalize=NORMALIZE, precision=FLOAT32, checkpoint=checkpoint)
+    with pytest.raises(DensescoreError, match="belongs to a pre-training with other images or settings"):
+        train(small_network(), images, RECIPE, CPU, seed=1)
+    with pytest.raises(DensescoreError, match="belongs to a pre-training with other images or settings"):
+        train(small_network(classes=4), images, RECIPE, CPU)
+    checkpoint.write_bytes(b"half")
+    with pytest.raises(DensescoreError, match="cannot be read as a checkpoint"):
+        train(small_network(), images, RECIPE, CPU)
+
+
+def test_two_processes_take_the_steps_of_one(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "source.safetensors"
+    finish(run_script(tree, out, tmp_path / "checkpoint", 0.0, 0, processes=2))
+    expected = trained(tree, dropout=0.0)
+    for name, tensor in read_weights(out).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)

@@ -1,0 +1,135 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from densescore.cli.main import app
+from densescore.errors import DensescoreError
+from densescore.io.images import read_image
+from densescore.models import load_classifier
+from densescore.paper.caffe import CAFFE_MEAN, convert_caffe
+
+onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+
+CLASSES, WIDTH = 7, 24
+
+
+def write_caffe(
+    path: Path, *, pool_first: bool = False, side: int = 227, groups: int = 2, softmax: bool = True
+) -> Path:
+    """An ONNX file as Caffe's converters write AlexNet or CaffeNet, with random weights and narrow FC layers."""
+    draw = np.random.default_rng(0)
+    nodes: list[Any] = []
+    tensors: list[Any] = []
+    last = "data"
+
+    def add(kind: str, *weights: NDArray[np.float32], **attributes: object) -> None:
+        nonlocal last
+        name = f"{kind}_{len(nodes)}"
+        names = [f"{name}_{index}" for index in range(len(weights))]
+        tensors.extend(map(onnx.numpy_helper.from_array, weights, names))
+        nodes.append(onnx.helper.make_node(kind, [last, *names], [name], name=name, **attributes))
+        last = name
+
+    def parameters(*shape: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        scale = np.sqrt(2 / np.prod(shape[1:]))
+        return draw.normal(0, scale, shape).astype(np.float32), draw.normal(0, 0.1, shape[0]).astype(np.float32)
+
+    def convolve(outputs: int, inputs: int, kernel: int, stride: int, pad: int, group: int) -> None:
+        weights = parameters(outputs, inputs // group, kernel, kernel)
+        add("Conv", *weights, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4, group=group)
+        add("Relu")
+
+    def normalize() -> None:
+        add("LRN", size=5, alpha=1e-4, beta=0.75, bias=1.0)
+
+    def pool() -> None:
+        # Ceil pooling as files of old versions of ONNX spell it: a pixel of padding at the far ends.
+        incomplete = side == 224 and sum(node.op_type == "MaxPool" for node in nodes) == 0
+        add("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1] if incomplete else [0] * 4)
+
+    for outputs, inputs, kernel, stride, pad, group in ((96, 3, 11, 4, 0, 1), (256, 96, 5, 1, 2, groups)):
+        convolve(outputs, inputs, kernel, stride, pad, group)
+        for layer in (pool, normalize) if pool_first else (normalize, pool):
+            layer()
+    convolve(384, 256, 3, 1, 1, 1)
+    convolve(384, 384, 3, 1, 1, groups)
+    convolve(256, 384, 3, 1, 1, groups)
+    pool()
+    add("Reshape", np.array([1, 9216]))
+    for outputs, inputs in ((WIDTH, 9216), (WIDTH, WIDTH)):
+        add("Gemm", *parameters(outputs, inputs), transB=1)
+        add("Relu")
+        add("Dropout")
+    weight, bias = parameters(CLASSES, WIDTH)
+    add("Gemm", np.ascontiguousarray(weight.T), bias)
+    if softmax:
+        add("Softmax")
+    shapes = (("data", [1, 3, side, side]), (last, [1, CLASSES]))
+    given, made = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes)
+    graph = onnx.helper.make_graph(nodes, "caffe", [given], [made], tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("pool_first", "side", "softmax", "name"),
+    [
+        (False, 227, True, "krizhevsky-caffe"),
+        (True, 227, False, "krizhevsky-caffenet"),
+        (False, 224, True, "krizhevsky-caffe"),
+    ],
+)
+def test_a_converted_network_gives_the_same_scores(
+    tmp_path: Path, cat: NDArray[np.uint8], pool_first: bool, side: int, softmax: bool, name: str
+) -> None:
+    """On a photograph, through this package's own preprocessing and the command's file."""
+    path = write_caffe(tmp_path / "net.onnx", pool_first=pool_first, side=side, softmax=softmax)
+    out = tmp_path / "net.safetensors"
+    result = CliRunner().invoke(app, ["convert-caffe", str(path), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert f"weights for {name}" in " ".join(result.stdout.split())
+    classifier = load_classifier(name, weights=out)
+    pixels = np.ascontiguousarray(read_image(cat)[20 : 20 + side, 50 : 50 + side])
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (classifier.mean, classifier.std))
+    with torch.inference_mode():
+        found = classifier.module.eval()((tensor - mean) / std)
+    caffe = pixels[..., ::-1].astype(np.float32) - np.array(CAFFE_MEAN, np.float32)
+    session = onnxruntime.InferenceSession(path)
+    (expected,) = session.run(None, {"data": caffe.transpose(2, 0, 1)[None]})
+    np.testing.assert_allclose(found.softmax(1) if softmax else found, expected, rtol=1e-3, atol=1e-5)
+    assert np.ptp(expected) > 0.05
+
+
+def test_networks_that_are_not_caffes(tmp_path: Path) -> None:
+    path = write_caffe(tmp_path / "net.onnx")
+    convert_caffe(path)
+    model = onnx.load(path)
+    for node in model.graph.node:
+        if node.op_type == "LRN":
+            next(attribute for attribute in node.attribute if attribute.name == "alpha").f = 10.0
+    onnx.save(model, tmp_path / "lrn.onnx")
+    with pytest.raises(DensescoreError, match=r"lrn.onnx: the converted network's probabilities differ by"):
+        convert_caffe(tmp_path / "lrn.onnx")
+    with pytest.raises(DensescoreError, match="features.4.weight has shape"):
+        convert_caffe(write_caffe(tmp_path / "ungrouped.onnx", groups=1))
+    strides = next(attribute for attribute in model.graph.node[0].attribute if attribute.name == "strides")
+    strides.ints[:] = [2, 2]
+    onnx.save(model, tmp_path / "stride.onnx")
+    with pytest.raises(DensescoreError, match=r"layer Conv_0 has groups, strides and pads"):
+        convert_caffe(tmp_path / "stride.onnx")
+    del model.graph.node[-1], model.graph.node[-1]
+    onnx.save(model, tmp_path / "short.onnx")
+    with pytest.raises(DensescoreError, match="neither Caffe's AlexNet nor its CaffeNet: its layers are Conv, Relu"):
+        convert_caffe(tmp_path / "short.onnx")
+    (tmp_path / "text.onnx").write_text("text")
+    with pytest.raises(DensescoreError, match="cannot be read as ONNX"):
+        convert_caffe(tmp_path / "text.onnx")

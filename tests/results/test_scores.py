@@ -1,0 +1,145 @@
+"""Image scores, response maps and what follows from them, on answers known on paper."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from densescore import DensescoreError, DenseScores, Pyramid
+
+
+def make(height: int = 90, width: int = 130, classes: int = 3, seed: int = 0) -> DenseScores:
+    pyramid = Pyramid.of(height, width, scales=(1, 1.6, 2.5), patch=20, stride=4)
+    logits = torch.randn(len(pyramid), classes, generator=torch.Generator().manual_seed(seed))
+    return DenseScores(logits.softmax(1), tuple("abcdefgh"[:classes]), pyramid, model="toy")
+
+
+def naive_map(scores: DenseScores, column: int) -> np.ndarray:
+    """Add each patch's score to the pixels whose center its box holds, and divide: the definition, in float64."""
+    pyramid = scores.pyramid
+    total, count = np.zeros((pyramid.height, pyramid.width)), np.zeros((pyramid.height, pyramid.width))
+    ys, xs = np.arange(pyramid.height) + 0.5, np.arange(pyramid.width) + 0.5
+    for index in range(len(pyramid)):
+        level, row, col = pyramid.locate(index)
+        x0, y0, x1, y1 = pyramid.window(level, row, col)
+        in_x = (x0 * pyramid.width <= xs * level.width) & (xs * level.width < x1 * pyramid.width)
+        in_y = (y0 * pyramid.height <= ys * level.height) & (ys * level.height < y1 * pyramid.height)
+        inside = in_y[:, None] & in_x[None, :]
+        total += inside * float(scores.patch_scores[index, column])
+        count += inside
+    return total / count
+
+
+@given(st.integers(5, 80), st.integers(5, 80), st.integers(0, 5))
+def test_response_maps_are_the_mean_of_the_patches_over_a_pixel(height: int, width: int, seed: int) -> None:
+    scores = make(height, width, seed=seed)
+    maps = scores.response_map(["c", "a"]).numpy()
+    assert maps.dtype == np.float32
+    np.testing.assert_allclose(maps[0], naive_map(scores, 2), rtol=1e-5)
+    np.testing.assert_allclose(maps[1], naive_map(scores, 0), rtol=1e-5)
+
+
+def test_maps_of_all_classes_sum_to_one() -> None:
+    torch.testing.assert_close(make().response_map().sum(0), torch.ones(90, 130))
+
+
+def test_maps_are_bit_identical_from_run_to_run() -> None:
+    scores = make(333, 251, classes=8)
+    assert torch.equal(scores.response_map(), scores.response_map())
+
+
+def test_image_scores_are_the_papers_equation() -> None:
+    scores = make()
+    patches = scores.patch_scores.double().numpy()
+    np.testing.assert_allclose(scores.image_scores(), (patches**5).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(scores.image_scores(k=1), patches.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(scores.image_scores(k=2.5), (patches**2.5).mean(0), rtol=1e-5)
+    # Large k orders classes by their best patch.
+    assert scores.image_scores(k=200).argmax() == patches.max(0).argmax()
+
+
+def test_top_leaves_the_background_out() -> None:
+    pyramid = Pyramid.of(20, 20, scales=(1,), patch=20, stride=4)
+    scores = DenseScores(torch.tensor([[0.7, 0.2, 0.1]]), ("background", "cat", "dog"), pyramid, k=1)
+    assert [(label, round(score, 6)) for label, score in scores.top(5)] == [("cat", 0.2), ("dog", 0.1)]
+    assert [label for label, _ in scores.top(1)] == ["cat"]
+
+
+def test_boxes_from_map_finds_separate_regions() -> None:
+    pyramid = Pyramid.of(40, 400, scales=(1,), patch=20, stride=4)
+    patch_scores = torch.full((len(pyramid), 2), 0.01)
+    cols = pyramid.levels[0].cols
+    for col, score in ((5, 0.9), (35, 0.6)):  # rows: one; a patch is 40 pixels wide, a step 8
+        patch_scores[col, 0] = score
+    scores = DenseScores(patch_scores, ("cat", "dog"), pyramid)
+    assert cols == len(pyramid)
+    first, second = scores.boxes_from_map("cat", share=0.5)
+    assert first.box == (40, 0, 80, 40)
+    assert second.box == (280, 0, 320, 40)
+    assert first.peak == pytest.approx((0.9 + 4 * 0.01) / 5, rel=1e-5)
+    assert first.peak > second.peak
+    assert [region.box for region in scores.boxes_from_map("cat", share=1)] == [first.box]
+    with pytest.raises(DensescoreError, match="share must lie in"):
+        scores.boxes_from_map("cat", share=0)
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    scores = make()
+    path = tmp_path / "deep" / "scores.safetensors"
+    scores.save(path)
+    loaded = DenseScores.load(path)
+    assert torch.equal(loaded.patch_scores, scores.patch_scores)
+    assert torch.equal(loaded.boxes, scores.boxes)
+    for name in ("labels", "pyramid", "k", "model", "context", "runtime", "timings"):
+        assert getattr(loaded, name) == getattr(scores, name)
+    with pytest.raises(DensescoreError, match="exists already"):
+        scores.save(path)
+    make(seed=1).save(path, overwrite=True)
+    assert not torch.equal(DenseScores.load(path).patch_scores, scores.patch_scores)
+    assert [file.name for file in path.parent.iterdir()] == ["scores.safetensors"]
+
+
+def test_loading_what_is_not_scores(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(DensescoreError, match="no such weights file"):
+        DenseScores.load(path)
+    path.write_bytes(b"not safetensors")
+    with pytest.raises(DensescoreError, match=r"x.safetensors: cannot be read"):
+        DenseScores.load(path)
+
+
+def test_unknown_classes_are_answered_with_near_ones() -> None:
+    scores = make()
+    with pytest.raises(DensescoreError, match="no class 'dog': the network has 3 others"):
+        scores.response_map(["dog"])
+    named = DenseScores(scores.patch_scores, ("tabby cat", "zebra", "sofa"), scores.pyramid)
+    with pytest.raises(DensescoreError, match="did you mean tabby cat"):
+        named.index("cat")
+
+
+def test_a_wrong_shape_is_refused() -> None:
+    with pytest.raises(DensescoreError, match=r"expected \[M, C\]"):
+        DenseScores(torch.zeros(3, 2), ("a", "b"), Pyramid.of(20, 20, scales=(1,), patch=20, stride=4))
+
+
+def test_coverage_counts_the_patches_over_each_pixel() -> None:
+    scores = make()
+    boxes = scores.boxes.double()
+    for x, y in ((0, 0), (64, 45), (129, 89), (3, 80)):
+        held = (boxes[:, 0] <= x + 0.5) & (x + 0.5 < boxes[:, 2]) & (boxes[:, 1] <= y + 0.5) & (y + 0.5 < boxes[:, 3])
+        assert scores.coverage[y, x] == held.sum()
+
+
+def test_a_class_is_where_the_shrunk_mean_is_highest() -> None:
+    scores = make()
+    sums = scores.response_map().double() * scores.coverage / (scores.coverage + scores.coverage.max())
+    for votes, place, label in zip(sums, scores.locate(), scores.labels, strict=True):
+        x, y = int(place.x), int(place.y)
+        assert votes[y, x] >= votes.max() * (1 - 1e-6)
+        assert place.response == scores.response_map(label)[0, y, x]
+    means = scores.response_map("a")[0]
+    place = scores.locate("a", by="mean")[0]
+    assert means[int(place.y), int(place.x)] == means.max() == place.response

@@ -1,0 +1,124 @@
+"""Patch labels: the rule of Section 3.2, vectorized, against a plain loop."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from densescore import DensescoreError
+from densescore.transfer.patch_labels import AMBIGUOUS, LabelRule, Overlap, label_patches, label_patches_per_class
+
+COUNT = 3
+
+
+def area(box: NDArray[np.float32]) -> float:
+    return float((box[2] - box[0]) * (box[3] - box[1]))
+
+
+def shared(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return float(width * height) if width > 0 and height > 0 else 0.0
+
+
+def meets(patch: NDArray[np.float32], box: NDArray[np.float32], rule: LabelRule) -> bool:
+    common = shared(patch, box)
+    return common >= rule.patch_share * area(patch) and common >= rule.object_share * area(box)
+
+
+def overlaps(patch: NDArray[np.float32], box: NDArray[np.float32], rule: LabelRule) -> bool:
+    common = shared(patch, box)
+    if meets(patch, box, rule):
+        return True
+    if rule.overlap == "touch":
+        return common > 0
+    if rule.overlap == "part":
+        return common >= rule.part * area(box) or common >= rule.part * area(patch)
+    return False
+
+
+def one_label(
+    patch: NDArray[np.float32],
+    boxes: NDArray[np.float32],
+    classes: NDArray[np.int64],
+    difficult: NDArray[np.bool_],
+    rule: LabelRule,
+) -> int:
+    if not any(shared(patch, box) > 0 for box in boxes):
+        return COUNT
+    fitting = [i for i in range(len(boxes)) if meets(patch, boxes[i], rule) and not difficult[i]]
+    if not fitting:
+        return AMBIGUOUS
+    owner = max(fitting, key=lambda i: (shared(patch, boxes[i]), -i))
+    for i in range(len(boxes)):
+        same = classes[i] == classes[owner] if rule.overlap == "class" else i == owner
+        if overlaps(patch, boxes[i], rule) and not same:
+            return AMBIGUOUS
+    return int(classes[owner])
+
+
+corners = st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(1, 8), st.integers(1, 8))
+squares = st.tuples(st.integers(-4, 14), st.integers(-4, 14), st.integers(1, 12))
+
+
+@given(
+    st.lists(squares, min_size=1, max_size=12),
+    st.lists(st.tuples(corners, st.integers(0, COUNT - 1), st.booleans()), max_size=5),
+    st.sampled_from(get_args(Overlap)),
+    st.sampled_from([0.1, 0.2, 0.5]),
+    st.sampled_from([0.3, 0.6, 1.0]),
+)
+def test_labels_are_those_of_a_plain_loop(
+    windows: list[tuple[int, int, int]],
+    objects: list[tuple[tuple[int, int, int, int], int, bool]],
+    overlap: Overlap,
+    patch_share: float,
+    object_share: float,
+) -> None:
+    patches = np.array([(x, y, x + s, y + s) for x, y, s in windows], np.float32)
+    boxes = np.array([(x, y, x + w, y + h) for (x, y, w, h), _, _ in objects], np.float32).reshape(-1, 4)
+    classes, difficult = np.array([c for _, c, _ in objects], np.int64), np.array([d for _, _, d in objects], bool)
+    rule = LabelRule(patch_share, object_share, overlap)
+    expected = [one_label(patch, boxes, classes, difficult, rule) for patch in patches]
+    assert label_patches(patches, boxes, classes, COUNT, rule, difficult).tolist() == expected
+
+    table = label_patches_per_class(patches, boxes, classes, COUNT, rule, difficult)
+    for patch, row in zip(patches, table, strict=True):
+        for label in range(COUNT):
+            own = [i for i in range(len(boxes)) if classes[i] == label]
+            shown = any(meets(patch, boxes[i], rule) and not difficult[i] for i in own)
+            touched = any(shared(patch, boxes[i]) > 0 for i in own)
+            assert row[label] == (1 if shown else 0 if touched else -1)
+
+
+def test_the_readings_of_overlap_on_paper() -> None:
+    patch = np.array([[0, 0, 10, 10]], np.float32)
+    dog = [2, 2, 8, 8]  # fills 36 % of the patch, which holds all of it
+    cases = {
+        "corner": [9, 9, 20, 20],  # 1 pixel of 121 in common
+        "third": [7, 0, 17, 10],  # 30 % of each
+        "cat": [0, 0, 6, 6],
+    }
+    expected = {
+        "touch": {"corner": -1, "third": -1, "cat": -1},
+        "part": {"corner": 0, "third": -1, "cat": -1},
+        "rule": {"corner": 0, "third": 0, "cat": -1},
+        "class": {"corner": 0, "third": 0, "cat": -1},
+    }
+    for overlap in get_args(Overlap):
+        for case, box in cases.items():
+            boxes, classes = np.array([dog, box], np.float32), np.array([0, 1])
+            label = label_patches(patch, boxes, classes, 2, LabelRule(overlap=overlap))
+            assert label.tolist() == [expected[overlap][case]], (overlap, case)
+    two_dogs = label_patches(patch, np.array([dog, [0, 0, 6, 6]], np.float32), np.array([0, 0]), 2)
+    assert two_dogs.tolist() == [0]
+
+
+@pytest.mark.parametrize("field", ["patch_share", "object_share", "part"])
+def test_thresholds_are_shares(field: str) -> None:
+    with pytest.raises(DensescoreError, match=f"{field} must lie in"):
+        LabelRule(**{field: 1.5})  # type: ignore[arg-type]
+    with pytest.raises(DensescoreError, match="overlap must be one of touch"):
+        LabelRule(overlap="near")  # type: ignore[arg-type]

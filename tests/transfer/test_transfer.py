@@ -1,0 +1,432 @@
+"""The cache, the draw, training and its resumption, and the commands from a folder of boxes to a head that works."""
+
+import json
+import multiprocessing
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from typer.testing import CliRunner, Result
+
+from densescore import DensescoreError, DenseScorer, read_image
+from densescore.cli.main import app
+from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.data.load import load_boxed
+from densescore.evaluation.evaluate import evaluate_classes, located, mean_of, score_set
+from densescore.geometry import Pyramid
+from densescore.models import MODELS, ModelEntry, load_head
+from densescore.results.scores import DenseScores
+from densescore.transfer.feature_cache import FeatureCache
+from densescore.transfer.patch_labels import LabelRule
+from densescore.transfer.pipeline import cached_scores, train_both, train_model
+from densescore.transfer.recipe import RECIPES, Objective, Recipe
+from densescore.transfer.train_head import feature_moments, fold_standardization, patch_loss, train_head
+from densescore.transfer.training_patches import TrainingPatches, gather, label_and_draw, mirrored
+from densescore.transfer.tune_on_images import image_loss, tune_on_images
+from densescore_kernels import power_mean
+from tests.conftest import Toy
+from tests.data.voc_set import CLASSES, write_voc
+
+SCALES = (1.0, 1.5, 2.3)
+QUICK = Recipe(width=32, round=512, batch=64, max_rounds=6, tolerance=0.02)
+SLOW = replace(QUICK, max_rounds=20, patience=20)
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_voc(tmp_path_factory.mktemp("voc"), {"train": 18, "val": 12})
+
+
+@pytest.fixture
+def toy() -> Iterator[DenseScorer]:
+    entry = ModelEntry("a toy", lambda weights: Toy(), lambda: {}, "none", "tests", patch_size=20)
+    MODELS["toy"] = entry
+    yield DenseScorer("toy", scales=SCALES)
+    del MODELS["toy"]
+
+
+def test_cached_features_are_the_scorers_and_are_computed_once(toy: DenseScorer, voc: Path, tmp_path: Path) -> None:
+    cache = FeatureCache(toy, tmp_path / "cache")
+    picture = sorted((voc / "JPEGImages").iterdir())[0]
+    pixels = read_image(picture)
+    for flip in (False, True):
+        expected = toy.features(np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels).numpy()
+        np.testing.assert_allclose(cache.features(picture, flip=flip), expected, rtol=1e-3, atol=1e-4)
+    files = {path: path.stat().st_ino for path in cache.folder.glob("*.npy")}
+    assert len(files) == 2 * len(SCALES)
+    again = FeatureCache(toy, tmp_path / "cache").features(picture)
+    np.testing.assert_array_equal(again, cache.features(picture))
+    # One more scale is all that another choice of scales computes.
+    FeatureCache(DenseScorer("toy", scales=(1.0, 2.3, 1.2)), tmp_path / "cache").features(picture)
+    after = {path: path.stat().st_ino for path in cache.folder.glob("*.npy")}
+    assert len(after) == len(files) + 1
+    assert all(after[path] == node for path, node in files.items())
+
+
+def test_another_network_context_or_picture_is_another_key(toy: DenseScorer, voc: Path, tmp_path: Path) -> None:
+    first, second = sorted((voc / "JPEGImages").iterdir())[:2]
+    FeatureCache(toy, tmp_path).features(first)
+    module = Toy()
+    with torch.no_grad():
+        next(module.classifier.parameters()).mul_(1.5)  # FC6, which the engine packs
+    other = DenseScorer(module, patch_size=20, scales=SCALES)
+    for cache, picture in (
+        (FeatureCache(toy, tmp_path), second),
+        (FeatureCache(toy, tmp_path, context="patch"), first),
+        (FeatureCache(other, tmp_path), first),
+        (FeatureCache(DenseScorer("toy", scales=SCALES, mean=(0.1, 0.2, 0.3)), tmp_path), first),
+    ):
+        before = len(list(tmp_path.glob("*.npy")))
+        cache.features(picture)
+        assert len(list(tmp_path.glob("*.npy"))) == before + len(SCALES)
+
+
+def test_the_cache_is_bounded_mends_damage_and_leaves_no_scraps(
+    toy: DenseScorer, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = sorted((voc / "JPEGImages").iterdir())[:4]
+    whole = FeatureCache(toy, tmp_path)
+    expected = [whole.features(picture) for picture in pictures]
+    most = sum(path.stat().st_size for path in tmp_path.glob("*.npy")) // 2
+    small = FeatureCache(toy, tmp_path, max_bytes=most)
+    small.features(sorted((voc / "JPEGImages").iterdir())[5])
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.npy")) <= most
+    for path in tmp_path.glob("*.npy"):
+        path.write_bytes(path.read_bytes()[:100])
+    for picture, features in zip(pictures, expected, strict=True):
+        np.testing.assert_array_equal(small.features(picture), features)
+
+    def interrupted(file: Path, features: NDArray[np.float16]) -> None:
+        Path(file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    empty = FeatureCache(toy, tmp_path / "empty")
+    monkeypatch.setattr(np, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        empty.features(pictures[0])
+    assert list(empty.folder.iterdir()) == []
+
+
+def test_scores_from_cached_features_are_the_scorers(toy: DenseScorer, voc: Path, tmp_path: Path) -> None:
+    image = load_boxed(voc, "val").images[0]
+    direct, cached = toy.score(image.path), cached_scores(toy, FeatureCache(toy, tmp_path))(image)
+    torch.testing.assert_close(cached.patch_scores, direct.patch_scores, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(cached.boxes, direct.boxes)
+
+
+def test_all_positives_and_a_tenth_of_the_background_are_drawn(voc: Path) -> None:
+    boxed = load_boxed(voc, "train")
+    image = boxed.images[0]
+    patches = Pyramid.of(image.height, image.width, scales=SCALES, patch=20, stride=4).boxes()
+    everything = replace(QUICK, background=1.0)
+    _, labels = label_and_draw(patches, image, False, 3, everything, np.random.default_rng(0))
+    kept, drawn = label_and_draw(patches, image, False, 3, QUICK, np.random.default_rng(0))
+    assert (np.diff(kept) > 0).all()
+    assert (drawn < 3).sum() == (labels < 3).sum() > 0
+    assert (drawn == 3).sum() == round(0.1 * (labels == 3).sum()) > 0
+    flipped = mirrored(mirrored(patches, image.width), image.width)
+    np.testing.assert_allclose(flipped, patches, atol=1e-4)
+    assert mirrored(np.array([[0, 0, 10, 5]], np.float32), 30).tolist() == [[20, 0, 30, 5]]
+
+
+def test_draws_follow_from_the_seed_and_not_from_other_images(voc: Path) -> None:
+    boxed = load_boxed(voc, "train")
+
+    def features(image: object, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        patches = Pyramid.of(60, 80, scales=SCALES, patch=20, stride=4).boxes()
+        return patches, np.arange(len(patches) * 2, dtype=np.float16).reshape(-1, 2)
+
+    first, again = (gather(boxed, features, QUICK, 3) for _ in range(2))
+    np.testing.assert_array_equal(first.features, again.features)
+    shorter = gather(BoxedSet("train", boxed.classes, boxed.images[:5]), features, QUICK, 3)
+    np.testing.assert_array_equal(shorter.features, first.features[first.images < 5])
+    assert not np.array_equal(gather(boxed, features, QUICK, 4).features, first.features)
+    assert sum(first.counts(3)) == len(first.labels)
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_bags_are_drawn_from_all_patches_of_the_image_that_their_truth_is_of(voc: Path, flips: bool) -> None:
+    boxed = load_boxed(voc, "train")
+    assert len(np.unique(boxed.truth(), axis=0)) > 1
+
+    def features(image: BoxedImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        patches = Pyramid.of(60, 80, scales=SCALES, patch=20, stride=4).boxes()
+        index = next(index for index, other in enumerate(boxed.images) if other is image)
+        values = np.stack([np.full(len(patches), index), np.full(len(patches), flip), np.arange(len(patches))], axis=1)
+        return patches, values.astype(np.float16)  # names of image, side and patch
+
+    patches = gather(boxed, features, replace(QUICK, flips=flips, image_rounds=1, image_bag=30), 3)
+    sides = 1 + flips
+    assert patches.bags.shape == (len(boxed.images) * sides, 30, 3)
+    images, flipped, numbers = np.moveaxis(patches.bags, 2, 0).astype(int)
+    assert (images == np.repeat(np.arange(len(boxed.images)), sides)[:, None]).all()
+    assert (flipped == np.tile(np.arange(sides), len(boxed.images))[:, None]).all()
+    assert all(len(set(row)) == 30 for row in numbers.tolist())
+    np.testing.assert_array_equal(patches.truth, boxed.truth()[images[:, 0]])
+
+
+def clusters(classes: int, count: int = 900, seed: int = 0) -> TrainingPatches:
+    """Points around one center per class and background, far from the origin and of unlike spread."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, classes + 1, count)
+    centers = np.random.default_rng(1).normal(0, 1, (classes + 1, 8))
+    values = (centers[labels] + draw.normal(0, 0.3, (count, 8))) * np.geomspace(0.1, 10, 8) + 5
+    return TrainingPatches(values.astype(np.float16), labels, np.zeros(count, np.int64))
+
+
+def test_a_head_learns_and_takes_raw_features() -> None:
+    losses: list[float] = []
+    head = train_head(clusters(3), 3, QUICK, 0, callback=lambda stage, number, loss: losses.append(loss))
+    unseen = clusters(3, seed=9)
+    predicted = head(torch.from_numpy(unseen.features).float()).argmax(1).numpy()
+    assert (predicted == unseen.labels).mean() > 0.97
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_the_multilabel_objective_learns_two_classes_in_one_patch() -> None:
+    single = clusters(3)
+    table = np.where(single.labels[:, None] == np.arange(3), 1, -1).astype(np.int8)
+    table[single.labels == 2, 0] = 1  # where class 2 is, class 0 is too
+    table[::5, 1] = 0  # left out
+    patches = replace(single, labels=table)
+    head = train_head(patches, 3, replace(QUICK, objective="multilabel"), 0)
+    unseen = clusters(3, seed=9)
+    said = head(torch.from_numpy(unseen.features).float()).sigmoid().detach().numpy() > 0.5
+    assert said.shape == (900, 3)
+    assert said[unseen.labels == 2][:, [0, 2]].mean() > 0.9
+    assert said[unseen.labels == 3].mean() < 0.05
+    assert patches.counts(3)[0] == ((single.labels == 0) | (single.labels == 2)).sum()
+
+
+def test_left_out_pairs_bear_no_loss() -> None:
+    logits = torch.tensor([[3.0, -2.0], [0.5, 1.0]])
+    labels = torch.tensor([[1, 0], [-1, 0]], dtype=torch.int8)
+    expected = (torch.log1p(torch.exp(torch.tensor(-3.0))) + torch.log1p(torch.exp(torch.tensor(0.5)))) / 2
+    torch.testing.assert_close(patch_loss(logits, labels, "multilabel"), expected)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    patches, path = clusters(3), tmp_path / "head.checkpoint"
+    expected = train_head(patches, 3, QUICK, 5).state_dict()
+    rounds: list[int] = []
+
+    def kill_at(number: int) -> None:
+        def callback(stage: int, index: int, loss: float) -> None:
+            rounds.append(index)
+            if len(rounds) == number:
+                raise KeyboardInterrupt
+
+        train_head(patches, 3, QUICK, 5, checkpoint=path, callback=callback)
+
+    for number in (3, 8):
+        with pytest.raises(KeyboardInterrupt):
+            kill_at(number)
+    kill_at(-1)
+    resumed = train_head(
+        patches, 3, QUICK, 5, checkpoint=path, callback=lambda *_: pytest.fail("nothing is left to do")
+    )
+    for name, tensor in resumed.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    with pytest.raises(DensescoreError, match=r"head\.checkpoint: belongs to a training with other data or settings"):
+        train_head(patches, 3, QUICK, 6, checkpoint=path)
+    path.write_bytes(b"half")
+    with pytest.raises(DensescoreError, match=r"head\.checkpoint: cannot be read"):
+        train_head(patches, 3, QUICK, 5, checkpoint=path)
+
+
+def slow_training(path: Path) -> None:
+    """In another process: a training of 60 rounds that sleeps between them, so that it can be killed in its middle."""
+    train_head(clusters(3), 3, SLOW, 5, checkpoint=path, callback=lambda *_: time.sleep(0.05))
+
+
+def test_a_training_killed_by_the_system_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    path = tmp_path / "head.checkpoint"
+    process = multiprocessing.get_context("spawn").Process(target=slow_training, args=(path,))
+    process.start()
+    while not path.exists() and process.is_alive():
+        time.sleep(0.005)
+    time.sleep(0.3)
+    process.kill()
+    process.join()
+    assert process.exitcode not in (0, 1)  # it neither ended nor failed by itself
+    rounds: list[int] = []
+    resumed = train_head(clusters(3), 3, SLOW, 5, checkpoint=path, callback=lambda *_: rounds.append(1)).state_dict()
+    assert 0 < len(rounds) < 60
+    expected = train_head(clusters(3), 3, SLOW, 5).state_dict()
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+def with_bags(classes: int) -> TrainingPatches:
+    """Bags of 20 points: an image shows a class if 4 of its points do; the rest is background."""
+    points, draw = clusters(classes, 2000), np.random.default_rng(4)
+    pools = [points.features[points.labels == label] for label in range(classes + 1)]
+    truth = np.where(draw.random((60, classes)) < 0.4, 1, -1).astype(np.int8)
+    bags = np.stack([draw.choice(pools[classes], 20) for _ in truth])
+    for bag, shown in zip(bags, truth, strict=True):
+        for place, label in enumerate((shown == 1).nonzero()[0]):
+            bag[4 * place : 4 * place + 4] = draw.choice(pools[label], 4)
+    truth[::7, 0] = 0
+    return replace(points, bags=bags, truth=truth)
+
+
+@pytest.mark.parametrize("objective", ["softmax", "multilabel"])
+def test_image_labels_lower_the_loss_of_the_image_score(objective: Objective) -> None:
+    patches = with_bags(3)
+    if objective == "multilabel":
+        table = np.where(patches.labels[:, None] == np.arange(3), 1, -1).astype(np.int8)
+        patches = replace(patches, labels=table)
+    recipe = replace(QUICK, objective=objective, image_rounds=8, image_bag=20, image_patches=20, max_rounds=1)
+    head = train_head(patches, 3, recipe, 0)
+    losses: list[float] = []
+    tune_on_images(head, patches, recipe, 0, callback=lambda stage, number, loss: losses.append(loss))
+    assert len(losses) == recipe.image_rounds
+    assert losses[-1] < 0.7 * losses[0]
+    with torch.no_grad():
+        logits = head(torch.from_numpy(patches.bags).float().flatten(0, 1)).view(60, 20, -1)
+    probabilities = logits.softmax(2)[..., :3] if objective == "softmax" else logits.sigmoid()
+    scores = power_mean(probabilities.flatten(0, 1), torch.arange(0, 1201, 20), k=5).numpy()
+    for column in range(3):
+        positive, negative = (scores[patches.truth[:, column] == sign, column] for sign in (1, -1))
+        assert np.median(positive) > np.quantile(negative, 0.95)
+
+
+def test_difficult_images_bear_no_loss() -> None:
+    scores, truth = torch.tensor([[0.8, 0.3], [0.5, 0.9]]), torch.tensor([[1, 0], [-1, 0]])
+    expected = -(torch.tensor(0.8).log() + torch.tensor(0.5).log()) / 2
+    torch.testing.assert_close(image_loss(scores, truth), expected)
+
+
+def test_a_killed_tuning_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    patches = with_bags(3)
+    recipe = replace(QUICK, image_rounds=5, image_bag=20, image_patches=10, max_rounds=1)
+    expected = train_both(patches, 3, recipe, 2).state_dict()
+
+    def kill_in_the_images(stage: int, number: int, loss: float) -> None:
+        if stage >= 3 and number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_both(patches, 3, recipe, 2, checkpoint=tmp_path / "c", callback=kill_in_the_images)
+    resumed = train_both(patches, 3, recipe, 2, checkpoint=tmp_path / "c").state_dict()
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(DensescoreError, match="loss became"):
+        train_head(clusters(3), 3, replace(QUICK, learning_rate=1e9, standardize=False), 0)
+
+
+def test_standardisation_folds_into_the_layer() -> None:
+    from densescore.models import AdaptationHead
+
+    torch.manual_seed(0)
+    head, values = AdaptationHead(8, 4, 16).eval(), torch.randn(50, 8) * torch.arange(1, 9) + 7
+    shift, scale = feature_moments(values, rows=7)
+    torch.testing.assert_close(shift, values.mean(0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scale, 1 / values.std(0, correction=0), rtol=1e-4, atol=1e-5)
+    expected = head((values - shift) * scale)
+    fold_standardization(head, shift, scale)
+    torch.testing.assert_close(head(values), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("field", "value"), [("objective", "hinge"), ("background", 0), ("batch", 0)])
+def test_recipes_are_checked(field: str, value: object) -> None:
+    with pytest.raises(DensescoreError, match=field):
+        Recipe(**{field: value})  # type: ignore[arg-type]
+    assert RECIPES["paper"].rule == LabelRule(overlap="touch")
+
+
+def test_a_trained_head_tells_the_classes_apart_and_finds_them(toy: DenseScorer, voc: Path, tmp_path: Path) -> None:
+    cache = FeatureCache(toy, tmp_path)
+    file = train_model(load_boxed(voc, "train"), toy, cache, QUICK, seed=1)
+    assert file.labels == (*CLASSES, "background")
+    assert file.training["seed"] == 1
+    val = load_boxed(voc, "val")
+
+    def score(image: object) -> DenseScores:
+        features = torch.from_numpy(cache.features(image.path))  # type: ignore[attr-defined]
+        with torch.no_grad():
+            probabilities = file.head(features.float()).softmax(1)
+        return DenseScores(probabilities, file.labels, toy.pyramid(60, 80))
+
+    result = score_set(val, score, (1.0, 5.0))
+    rows = evaluate_classes(result, 5.0)
+    assert (mean_of(rows, "ap") or 0) > 0.9
+    assert (mean_of(rows, "pointing") or 0) > 0.7
+    inside = located(result, tolerance=0)[val.truth() == 1]
+    assert inside.mean() > 0.35  # a square covers a tenth of its image
+    assert located(result, tolerance=-30).sum() == 0  # no box is 60 pixels wide
+    for row in rows:
+        assert (row.located_ap or 0) <= (row.ap or 0)
+    with pytest.raises(DensescoreError, match="knows no blue"):
+        score_set(val, lambda image: toy.score(image.path), (5.0,))
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_commands_from_boxes_to_a_head_that_works(
+    toy: DenseScorer, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, "default", QUICK)
+    head, cache, out = tmp_path / "head.safetensors", tmp_path / "cache", tmp_path / "results"
+    scales = ["--scales", "1,1.5,2.3"]
+    arguments: list[str | Path] = ["train", "--data", voc, "--model", "toy", "--out", head, "--cache", cache, *scales]
+    trained = run(*arguments, "--json")
+    assert trained.exit_code == 0, trained.output
+    assert json.loads(trained.stdout)["patches"].keys() == {*CLASSES, "background"}
+    assert {path.name for path in tmp_path.iterdir()} == {"head.safetensors", "cache"}  # no checkpoint left
+    refused = run(*arguments)
+    assert (refused.exit_code, "exists already" in refused.stderr) == (2, True)
+
+    common: list[str | Path] = ["--data", voc, "--model", head, "--cache", cache, *scales]
+    evaluated = run("evaluate", *common, "--out", out, "--json")
+    assert evaluated.exit_code == 0, evaluated.output
+    record = json.loads(evaluated.stdout)
+    assert record["means"]["ap"] > 0.8
+    assert {row["label"] for row in record["classes"]} == set(CLASSES)
+    lines = (out / "comp1_cls_val_red.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == (voc / "ImageSets/Main/val.txt").read_text().split()
+    for name in ("pr_red.png", "top_red.png"):
+        assert read_image(out / name).std() > 10
+    table = run("evaluate", *common, "--no-maps", "--classes", "red")
+    assert f"{record['classes'][2]['ap']:.3f}" in table.stdout
+
+    tuned_file = tmp_path / "tuned.safetensors"
+    tuned = json.loads(run("tune-k", *common, "--ks", "1,3,5", "--out", tuned_file, "--json").stdout)
+    assert [point["k"] for point in tuned["curve"]] == [1, 3, 5]
+    assert load_head(tuned_file).k == tuned["k"] == max(tuned["curve"], key=lambda point: point["map"])["k"]
+    picture = sorted((voc / "JPEGImages").glob("val_*"))[0]
+    classified = json.loads(run("classify", "--model", tuned_file, picture, "--json").stdout)
+    assert classified["top"][0]["label"] == "blue"
+    assert classified["k"] == tuned["k"]
+
+    drawn = tmp_path / "labels.png"
+    counted = run("labels", "train_000", "--data", voc, "--out", drawn, "--scales", "1,2", "--json")
+    assert json.loads(counted.stdout)["patches"]["background"] > 0
+    assert read_image(drawn).std() > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "head.pt"], "ends in .safetensors"),
+        (["--out", "h.safetensors", "--recipe", "fast"], "expected default or paper, got 'fast'"),
+        (["--out", "h.safetensors", "--objective", "hinge"], "objective must be one of softmax"),
+        (["--out", "h.safetensors", "--unfreeze", "fc7"], "expected fc6, got 'fc7'"),
+        (["--out", "h.safetensors", "--from-scratch", "--flips"], "have no meaning beside it"),
+        (["--out", "h.safetensors", "--patch-share", "2"], "patch_share must lie in"),
+        (["--out", "h.safetensors", "--overlap", "near"], "overlap must be one of"),
+    ],
+)
+def test_usage_errors(voc: Path, arguments: list[str], message: str) -> None:
+    result = run("train", "--data", voc, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output

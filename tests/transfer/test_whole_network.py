@@ -1,0 +1,150 @@
+"""Trainings that change the network below the head: from random weights, and from FC6 on."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from densescore import DensescoreError, DenseScorer, read_image
+from densescore.cli.main import app
+from densescore.data.load import load_boxed
+from densescore.evaluation.evaluate import evaluate_classes, mean_of, score_set
+from densescore.models import MODELS, ModelEntry, load_head, save_head
+from densescore.network.surgery import to_dense
+from densescore.transfer.feature_cache import FeatureCache
+from densescore.transfer.from_scratch import train_from_scratch
+from densescore.transfer.recipe import RECIPES, Recipe
+from densescore.transfer.train_fc6 import below_fc6, train_unfrozen
+from tests.conftest import Toy
+from tests.data.voc_set import CLASSES, write_voc
+
+SCALES = (1.0, 1.5, 2.3)
+QUICK = Recipe(scales=SCALES, width=32, round=512, batch=64, max_rounds=6, tolerance=0.02)
+
+
+def build(weights: dict[str, Tensor] | None) -> nn.Module:
+    """The toy with `weights`; with None, with random ones, other ones each time."""
+    network = Toy()
+    if weights is None:
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.reset_parameters()
+    else:
+        network.load_state_dict(weights)
+    return network
+
+
+@pytest.fixture(autouse=True)
+def toy() -> Iterator[None]:
+    MODELS["toy"] = ModelEntry("a toy", build, lambda: dict(Toy().state_dict()), "none", "tests", patch_size=20)
+    yield
+    del MODELS["toy"]
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_voc(tmp_path_factory.mktemp("voc"), {"train": 18, "val": 12})
+
+
+def mean_ap(head: Path, voc: Path) -> float:
+    scorer = DenseScorer(head)
+    result = score_set(load_boxed(voc, "val"), lambda image: scorer.score(image.path), (5.0,))
+    return mean_of(evaluate_classes(result, 5.0), "ap") or 0.0
+
+
+def test_a_network_trained_from_random_weights_tells_the_classes_apart(voc: Path, tmp_path: Path) -> None:
+    losses: list[float] = []
+    boxed = load_boxed(voc, "train")
+    file = train_from_scratch(boxed, "toy", QUICK, 3, crops=18 * 4 * 30, callback=lambda *now: losses.append(now[2]))
+    assert len(losses) == 30  # four crops of each image in each
+    assert losses[-1] < 0.7 * losses[0]
+    assert file.backbone_weights.keys() == Toy().state_dict().keys()
+    save_head(tmp_path / "scratch.safetensors", file)
+    assert mean_ap(tmp_path / "scratch.safetensors", voc) > 0.8
+
+
+def test_a_killed_training_from_random_weights_goes_on_to_the_same(voc: Path, tmp_path: Path) -> None:
+    train = partial(train_from_scratch, load_boxed(voc, "train"), "toy", QUICK, 3, crops=18 * 4 * 4)
+
+    def kill(stage: int, number: int, loss: float) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint=tmp_path, callback=kill)
+    expected, resumed = train(), train(checkpoint=tmp_path)
+    assert all(torch.equal(resumed.backbone_weights[name], value) for name, value in expected.backbone_weights.items())
+    assert torch.equal(resumed.head.fca.weight, expected.head.fca.weight)
+
+
+def test_a_network_of_one_linear_layer_has_no_fc6() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(DensescoreError, match="Sequential has no FC6 to unfreeze"):
+        below_fc6(DenseScorer(network, labels=("a", "b"), patch_size=20), to_dense(network, 20))
+
+
+@pytest.mark.parametrize("context", ["image", "patch"])
+def test_fc6_of_what_lies_below_it_is_the_feature(voc: Path, context: str) -> None:
+    scorer, picture = DenseScorer("toy", scales=SCALES), sorted((voc / "JPEGImages").iterdir())[0]
+    windows = below_fc6(scorer, to_dense(Toy(), 20)).features(picture, context=context)  # type: ignore[arg-type]
+    assert windows.shape == (len(scorer.pyramid(60, 80)), 6 * 9)
+    expected = scorer.features(picture, context=context)  # type: ignore[arg-type]
+    torch.testing.assert_close(Toy().classifier[:2](windows).detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fc6_learns_with_the_head_and_comes_with_its_file(voc: Path, tmp_path: Path) -> None:
+    scorer = DenseScorer("toy", scales=SCALES)
+    cache = partial(FeatureCache, folder=tmp_path / "cache")
+    recipe = replace(QUICK, image_rounds=3)
+    file = train_unfrozen(load_boxed(voc, "train"), scorer, cache, recipe, 1)
+    assert file.backbone_weights.keys() == {"classifier.0.weight", "classifier.0.bias"}
+    assert not torch.allclose(file.backbone_weights["classifier.0.weight"], Toy().state_dict()["classifier.0.weight"])
+    assert file.training["recipe"]["image_rounds"] == 0
+    path = tmp_path / "unfrozen.safetensors"
+    save_head(path, file)
+    assert mean_ap(path, voc) > 0.8
+
+    loaded, plain = DenseScorer(path), Toy()
+    picture = sorted((voc / "JPEGImages").iterdir())[0]
+    plain.load_state_dict(plain.state_dict() | file.backbone_weights)
+    expected = DenseScorer(plain, patch_size=20, scales=SCALES).features(picture)
+    torch.testing.assert_close(loaded.features(picture), expected, rtol=1e-4, atol=1e-5)
+
+    again = train_unfrozen(load_boxed(voc, "train"), scorer, cache, recipe, 1)
+    assert torch.equal(again.backbone_weights["classifier.0.weight"], file.backbone_weights["classifier.0.weight"])
+
+
+def test_trained_tensors_that_the_network_has_not_are_refused(voc: Path, tmp_path: Path) -> None:
+    file = train_unfrozen(
+        load_boxed(voc, "train"), DenseScorer("toy", scales=SCALES), partial(FeatureCache, folder=tmp_path), QUICK
+    )
+    path = tmp_path / "odd.safetensors"
+    save_head(path, replace(file, backbone_weights={"classifier.9.weight": torch.zeros(1)}))
+    with pytest.raises(DensescoreError, match=r"unexpected classifier\.9\.weight"):
+        DenseScorer(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "trained"), [(["--from-scratch", "--crops", "288"], 8), (["--unfreeze", "fc6"], 2)]
+)
+def test_the_commands(
+    voc: Path, tmp_path: Path, options: list[str], trained: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, "default", QUICK)
+    head = tmp_path / "head.safetensors"
+    arguments = ["train", "--data", voc, "--model", "toy", "--out", head, "--cache", tmp_path / "cache", *options]
+    result = CliRunner().invoke(app, [*map(str, arguments), "--patch-share", "0.3", "--json"])
+    assert result.exit_code == 0, result.output
+    file = load_head(head)
+    assert len(file.backbone_weights) == trained
+    assert file.training["recipe"]["rule"]["patch_share"] == 0.3
+    picture = sorted((voc / "JPEGImages").glob("val_*"))[0]
+    assert read_image(picture).shape == (60, 80, 3)
+    classified = json.loads(CliRunner().invoke(app, ["classify", "--model", str(head), str(picture), "--json"]).stdout)
+    assert classified["top"][0]["label"] in CLASSES
