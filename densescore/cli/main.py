@@ -142,9 +142,17 @@ def heatmap(
     calibration: Calibration = None,
     runtime: RuntimeOption = "auto",
     context: Context = "image",
-    rescale: Annotated[
-        bool, typer.Option("--rescale", help="Colors from each map's own minimum to its maximum, not from 0 to 1.")
-    ] = False,
+    colors: Annotated[
+        str,
+        typer.Option(
+            "--colors",
+            "--colours",
+            help="relative: the map fades out away from its peak. absolute: 0 to 1 in every picture, to compare them. "
+            "rescaled: from the map's minimum to its maximum.",
+        ),
+    ] = "relative",
+    opacity: Annotated[float, typer.Option(help="Of the color at the peak, 0 to 1.", min=0, max=1)] = 0.65,
+    colormap: Annotated[str, typer.Option(help="A colormap of matplotlib.")] = "turbo",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -169,9 +177,16 @@ def heatmap(
             pixels = read_image(path)
             scores = scorer.score(pixels, context=context)  # type: ignore[arg-type]
             labels = chosen or [best.label for best in scores.top(top)]
-            value_range = None if rescale else (0.0, 1.0)
             manifest = export_heatmaps(
-                scores, pixels, labels, folder, source=str(path), value_range=value_range, overwrite=overwrite
+                scores,
+                pixels,
+                labels,
+                folder,
+                source=str(path),
+                colors=colors,  # type: ignore[arg-type]
+                opacity=opacity,
+                colormap=colormap,
+                overwrite=overwrite,
             )
             if as_json:
                 print(json.dumps({"folder": str(folder), **manifest}), flush=True)

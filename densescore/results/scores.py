@@ -165,6 +165,24 @@ class DenseScores:
         counts = [np.outer(down.cells[down.segment], across.cells[across.segment]) for down, across in axes]
         return torch.from_numpy(np.sum(counts, axis=0))
 
+    def shrunk_map(self, labels: str | Sequence[str] | None = None) -> Tensor:
+        """The response map that allows for how few patches hold a pixel near the border: what `locate` looks at.
+
+        ``Σ y / (n + max n)`` over the n patches that hold a pixel, times 2, so that the pixels that most patches hold
+        keep the value of the response map.
+
+        Args:
+            labels: as for `response_map`.
+
+        Returns:
+            float32 ``[len(labels), H, W]`` in [0, 1].
+        """
+        return 2 * self._shrink(self.response_map(labels))
+
+    def _shrink(self, maps: Tensor) -> Tensor:
+        counts = self.coverage.to(maps)
+        return maps * (counts / (counts + counts.max()))
+
     def locate(self, labels: str | Sequence[str] | None = None, *, by: Locate = "shrunk") -> list[Place]:
         """The pixel that speaks most for each class.
 
@@ -188,8 +206,7 @@ class DenseScores:
             0.5
         """
         maps = self.response_map(labels)  # [C, H, W]
-        counts = self.coverage.to(maps)
-        votes = maps * (counts / (counts + counts.max())) if by == "shrunk" else maps
+        votes = self._shrink(maps) if by == "shrunk" else maps
         best = votes.flatten(1).argmax(1)  # [C]
         responses = maps.flatten(1).gather(1, best[:, None])[:, 0]
         width = self.pyramid.width

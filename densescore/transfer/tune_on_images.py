@@ -18,6 +18,7 @@ from densescore.transfer.recipe import Recipe
 from densescore.transfer.schedule import Schedule, fingerprint
 from densescore.transfer.train_head import STAGES, Callback, check_finite, patch_loss
 from densescore.transfer.training_patches import TrainingPatches
+from densescore_kernels import power_mean
 
 
 def tune_on_images(
@@ -66,6 +67,28 @@ def tune_on_images(
     return head.eval()
 
 
+def image_confidence(probabilities: Tensor, images: int, k: float) -> Tensor:
+    """The k-th root of eq. (1), ``(mean_i y_i^k)^(1/k)``: in the range of probabilities, in the order of image scores.
+
+    Args:
+        probabilities: ``[B n, C]`` in [0, 1], n patches of each image in turn.
+        images: B.
+        k: at least 1.
+
+    Returns:
+        ``[B, C]``, differentiable at any k: the mean is homogeneous, ``f(y) = m f(y / m)``, so scores are divided by
+        the image's highest, and y^k underflows only where it adds nothing.
+
+    Example:
+        >>> image_confidence(torch.tensor([[1e-6], [1e-6]]), 1, 20.0)
+        tensor([[1.0000e-06]])
+    """
+    bags = probabilities.unflatten(0, (images, -1))  # [B, n, C]
+    highest = bags.detach().amax(1, keepdim=True).clamp(min=torch.finfo(bags.dtype).tiny)  # [B, 1, C]
+    offsets = torch.arange(0, len(probabilities) + 1, bags.shape[1])
+    return power_mean((bags / highest).flatten(0, 1), offsets, k).pow(1 / k) * highest[:, 0]
+
+
 def image_loss(scores: Tensor, truth: Tensor) -> Tensor:
     """Binary cross-entropy of image scores, summed over classes, without difficult ones; the mean over images.
 
@@ -88,7 +111,7 @@ def _run_round(
 ) -> float:
     """One pass over the images; the mean image loss."""
     features, labels = torch.from_numpy(patches.features), torch.from_numpy(patches.labels)
-    total, k = 0.0, recipe.image_k
+    total = 0.0
     classes = truth.shape[1]
     for chosen in torch.from_numpy(draw.permutation(len(bags))).split(recipe.image_batch):
         few = torch.from_numpy(draw.permutation(bags.shape[1])[: recipe.image_patches])
@@ -97,10 +120,8 @@ def _run_round(
         logits = head(torch.cat([sample.flatten(0, 1), features[labelled]]).float())
         of_bags, of_patches = logits[: -recipe.batch], logits[-recipe.batch :]
         softmax = recipe.objective == "softmax"
-        scores = of_bags.softmax(1)[:, :classes] if softmax else of_bags.sigmoid()
-        # The root keeps scores in the range of probabilities; without it, all would be near 0. It changes no ranking.
-        powers = scores.clamp(min=1e-6).pow(k).view(len(chosen), len(few), classes).mean(1)
-        loss = image_loss(powers.pow(1 / k), truth[chosen])
+        probabilities = of_bags.softmax(1)[:, :classes] if softmax else of_bags.sigmoid()
+        loss = image_loss(image_confidence(probabilities, len(chosen), recipe.image_k), truth[chosen])
         optimizer.zero_grad()
         (loss + patch_loss(of_patches, labels[labelled], recipe.objective)).backward()
         optimizer.step()
