@@ -1,4 +1,4 @@
-"""A set of boxed images in, the file of a trained head out; and scores from cached features."""
+"""A set of labeled or boxed images in, the file of a trained head out; and scores from cached features."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.data.labeled_set import LabeledImage, LabeledSet
 from densescore.errors import DensescoreError
 from densescore.models import BACKGROUND
 from densescore.models.adaptation import AdaptationHead, HeadFile
@@ -21,13 +22,13 @@ from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.recipe import Recipe
 from densescore.transfer.train_head import Callback, train_head
 from densescore.transfer.training_patches import Features, TrainingPatches, check_every_class, gather
-from densescore.transfer.tune_on_images import tune_on_images
+from densescore.transfer.tune_on_images import train_on_images, tune_on_images
 
 
 def cached_features(scorer: DenseScorer, cache: FeatureCache) -> Features:
     """Boxes and features of an image's patches, as `gather` takes them."""
 
-    def features(image: BoxedImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+    def features(image: BoxedImage | LabeledImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
         values = cache.features(image.path, flip=flip)
         patches = scorer.pyramid(image.height, image.width).boxes()
         if len(patches) != len(values):
@@ -40,10 +41,10 @@ def cached_features(scorer: DenseScorer, cache: FeatureCache) -> Features:
     return features
 
 
-def cached_scores(scorer: DenseScorer, cache: FeatureCache) -> Callable[[BoxedImage], DenseScores]:
+def cached_scores(scorer: DenseScorer, cache: FeatureCache) -> Callable[[BoxedImage | LabeledImage], DenseScores]:
     """Scores of an image from cached features: what a head changes costs a matrix product, not a pass."""
 
-    def score(image: BoxedImage) -> DenseScores:
+    def score(image: BoxedImage | LabeledImage) -> DenseScores:
         features = torch.from_numpy(cache.features(image.path))
         return scorer.score_features(features, image.height, image.width, context=cache.context)
 
@@ -51,7 +52,7 @@ def cached_scores(scorer: DenseScorer, cache: FeatureCache) -> Callable[[BoxedIm
 
 
 def train_model(
-    boxed: BoxedSet,
+    images: BoxedSet | LabeledSet,
     scorer: DenseScorer,
     cache: FeatureCache,
     recipe: Recipe,
@@ -64,7 +65,7 @@ def train_model(
     """Draw patches, gather their features and train a head for the set's classes.
 
     Args:
-        boxed: the training set.
+        images: the training set, with boxes or without.
         scorer: a named model, at the scales of training.
         cache: of this scorer's features.
         recipe: see `Recipe`.
@@ -76,14 +77,14 @@ def train_model(
     Raises:
         DensescoreError: a class is called like the background, or see `check_every_class` and `train_head`.
     """
-    if BACKGROUND in boxed.classes:
+    if BACKGROUND in images.classes:
         raise DensescoreError(
-            f"set {boxed.name!r}: no class may be called {BACKGROUND!r}; that label is the head's own"
+            f"set {images.name!r}: no class may be called {BACKGROUND!r}; that label is the head's own"
         )
-    patches = gather(boxed, cached_features(scorer, cache), recipe, seed, track)
-    check_every_class(patches, boxed.classes, recipe)
-    head = train_both(patches, len(boxed.classes), recipe, seed, checkpoint=checkpoint, callback=callback)
-    return head_file(boxed, patches, head, recipe, seed, **describe(scorer, cache))
+    patches = gather(images, cached_features(scorer, cache), recipe, seed, track)
+    check_every_class(patches, images.classes, recipe)
+    head = train_both(patches, len(images.classes), recipe, seed, checkpoint=checkpoint, callback=callback)
+    return head_file(images, patches, head, recipe, seed, **describe(scorer, cache))
 
 
 def train_both(
@@ -95,8 +96,13 @@ def train_both(
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback = lambda *_: None,
 ) -> AdaptationHead:
-    """`train_head`, then `tune_on_images` where the recipe asks for it; `checkpoint` is a folder for both's files."""
+    """Train on labeled patches, then on image labels: `train_head` and `tune_on_images`.
+
+    Without labeled patches, on image labels alone: `train_on_images`. `checkpoint` is a folder for the files of both.
+    """
     files = [None if checkpoint is None else Path(checkpoint) / name for name in ("patches.pt", "images.pt")]
+    if not len(patches.features):
+        return train_on_images(patches, classes, recipe, seed, checkpoint=files[1], callback=callback)
     head = train_head(patches, classes, recipe, seed, checkpoint=files[0], callback=callback)
     if recipe.image_rounds:
         tune_on_images(head, patches, recipe, seed, checkpoint=files[1], callback=callback)
@@ -116,7 +122,7 @@ def describe(scorer: DenseScorer, cache: FeatureCache) -> dict[str, Any]:
 
 
 def head_file(
-    boxed: BoxedSet,
+    images: BoxedSet | LabeledSet,
     patches: TrainingPatches,
     head: AdaptationHead,
     recipe: Recipe,
@@ -133,15 +139,16 @@ def head_file(
     training: dict[str, Any] = {
         "recipe": asdict(recipe),
         "seed": seed,
-        "set": boxed.name,
-        "images": len(boxed.images),
-        "patches": dict(zip((*boxed.classes, BACKGROUND), patches.counts(len(boxed.classes)), strict=True)),
+        "set": images.name,
+        "images": len(images.images),
+        "patches": dict(zip((*images.classes, BACKGROUND), patches.counts(len(images.classes)), strict=True)),
+        "labels": dict(zip(images.classes, (images.truth() == 1).sum(0).tolist(), strict=True)),
         "versions": {name: version(name) for name in ("densescore", "torch", "timm")},
         **more,
     }
     return HeadFile(
         head,
-        (*boxed.classes, BACKGROUND) if softmax else boxed.classes,
+        (*images.classes, BACKGROUND) if softmax else images.classes,
         backbone,
         mean,
         std,

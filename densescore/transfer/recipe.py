@@ -37,8 +37,9 @@ class Recipe:
         round: patches between two looks at the loss.
         tolerance: a stage ends when a round's loss is less than this share below the best before.
         patience: rounds in a row that must bring so little.
-        max_rounds: of one stage, settled or not.
+        max_rounds: most rounds of one stage.
         image_rounds: passes over the images at the end, on image labels through the image score; 0 leaves it out.
+        label_rounds: passes instead, where not every image has boxes: image labels then carry most of the training.
         image_bag: patches of each image that are kept for that, drawn from all of its patches.
         image_patches: of these, patches per image and step.
         image_batch: images per step.
@@ -64,6 +65,7 @@ class Recipe:
     patience: int = 1
     max_rounds: int = 12
     image_rounds: int = 0
+    label_rounds: int = 16
     image_bag: int = 256
     image_patches: int = 96
     image_batch: int = 8
@@ -93,7 +95,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "paper": Recipe(rule=LabelRule(overlap="touch"), flips=False, standardize=False),
 }
-"""``"default"`` differs from the paper's by: independent sigmoids, so that crowded patches teach; fewer scales, one
+"""``"default"`` differs from the paper by: independent sigmoids, so that crowded patches teach; fewer scales, one
 wider than the image; mirror images; standardized features; shorter stages; and fine-tuning on image labels.
 ``"paper"`` takes "overlaps no more than one object" to the letter. What each is worth: benchmarks/results.
 """

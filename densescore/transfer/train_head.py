@@ -62,11 +62,7 @@ def train_head(
             width = below.eval()(features[:1].float()).shape[1]
     labels = torch.from_numpy(patches.labels)
     weights = _weights(patches, classes, recipe)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        outputs = classes + 1 if recipe.objective == "softmax" else classes
-        head = AdaptationHead(width, outputs, recipe.width)
-    head.dropout.p = recipe.dropout
+    head = new_head(width, classes, recipe, seed)
     standardize = recipe.standardize and below is None
     shift, scale = feature_moments(features) if standardize else (torch.zeros(()), torch.ones(()))
     network = head if below is None else nn.Sequential(below, head)
@@ -88,6 +84,15 @@ def train_head(
         schedule.advance(loss, recipe.tolerance, recipe.patience, recipe.max_rounds)
     fold_standardization(head, shift, scale)
     network.eval()
+    return head
+
+
+def new_head(width: int, classes: int, recipe: Recipe, seed: int) -> AdaptationHead:
+    """A head with random weights, for `classes` classes and, with ``"softmax"``, background."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = AdaptationHead(width, classes + (recipe.objective == "softmax"), recipe.width)
+    head.dropout.p = recipe.dropout
     return head
 
 
