@@ -20,7 +20,7 @@ Scorer = Callable[[BoxedImage], DenseScores]
 
 @dataclass(frozen=True, eq=False)
 class SetScores:
-    """What an evaluation needs of every image; small, whatever the images' size.
+    """Scores and locations of every image; small, whatever the images' size.
 
     Attributes:
         boxed: the set that was scored.
@@ -129,7 +129,7 @@ class ClassResult:
 
 
 def evaluate_classes(result: SetScores, k: float) -> list[ClassResult]:
-    """AP of every class, and localization where maps were made.
+    """AP of every class, and localization if `score_set` located the classes.
 
     Args:
         result: of `score_set`, with `k` among its exponents.

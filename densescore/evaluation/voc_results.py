@@ -1,4 +1,4 @@
-"""Results as VOC's development kit reads them, and as people do."""
+"""Results in the files of VOC's development kit, as JSON, and as pictures."""
 
 import json
 from collections.abc import Callable
@@ -25,9 +25,9 @@ def write_results(
 ) -> None:
     """Write a folder of results, whole or not at all.
 
-    Per class: ``comp1_cls_<set>_<class>.txt`` (a line per image: name and score; to VOC's server a network that learned
-    from other data, too, goes as ``comp2``), and where an image is positive, a curve ``pr_<class>.png`` and, with
-    `score`, ``top_<class>.png``. For all: ``results.json``.
+    Per class: ``comp1_cls_<set>_<class>.txt`` (a line per image: name and score; VOC's server takes a network that was
+    also trained on other data as ``comp2``). If an image is positive: a curve ``pr_<class>.png`` and, with `score`,
+    ``top_<class>.png``. For all: ``results.json``.
 
     Args:
         result: of `score_set`.
@@ -45,7 +45,7 @@ def write_results(
     with atomic_write(folder, overwrite=overwrite, folder=True) as temporary:
         for column, label in enumerate(result.boxed.classes):
             values = result.scores[row, :, column]
-            # 17 digits bring each double back as it was: rounding would make ties that the ranking did not have.
+            # 17 digits keep every double: rounding would make ties that the ranking did not have.
             lines = [f"{image.name} {value:.17g}\n" for image, value in zip(result.boxed.images, values, strict=True)]
             (temporary / f"comp1_cls_{result.boxed.name}_{label}.txt").write_text("".join(lines))
             if class_curve(result, column, k) is not None:

@@ -6,7 +6,7 @@ from densescore.results.scores import DenseScores
 
 
 class BestPatch(NamedTuple):
-    """A patch of much weight: its box in image pixels, its score, and its share of the image's score."""
+    """A patch with a high score: its box in image pixels, its score, and its share of the image's score."""
 
     box: tuple[float, float, float, float]
     score: float
@@ -30,7 +30,7 @@ def best_patches(scores: DenseScores, label: str, count: int = 6) -> list[BestPa
         1.0
     """
     column = scores.patch_scores[:, scores.index(label)].double().cpu()  # [M]
-    powers = (column / column.max().clamp_min(1e-300)) ** scores.k  # of the best one 1: nothing underflows to nothing
+    powers = (column / column.max().clamp_min(1e-300)) ** scores.k  # of the best one 1: no underflow
     shares = powers / powers.sum()
     order = column.argsort(descending=True, stable=True)[:count].tolist()
     boxes = scores.boxes.tolist()

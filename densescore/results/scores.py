@@ -40,7 +40,7 @@ class Ranked(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a class is most: the center of a pixel, in image pixels, and the response map there."""
+    """The most likely location of a class: the center of a pixel, in image pixels, and the response map there."""
 
     x: float
     y: float
@@ -77,7 +77,7 @@ class DenseScores:
         context: ``"image"`` (dense) or ``"patch"`` (crops).
         runtime: what ran the trunk: ``"torch"`` or ``"openvino"``.
         timings: seconds per stage: decode, pyramid, trunk, head.
-        retried: memory ran out, and the image was scored once more, in smaller parts.
+        retried: memory ran out, and the image was scored again in smaller parts.
 
     Example:
         >>> pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
@@ -117,8 +117,7 @@ class DenseScores:
         """The paper's eq. (1), ``score(c) = (1/M) Σ_i y(c | P_i)^k``: float32 ``[C]`` in [0, 1].
 
         Args:
-            k: at least 1; the scorer's own by default. 1 is the mean; large k tends to order classes by their best
-                patch.
+            k: at least 1; the scorer's own by default. 1 is the mean; a large k ranks classes by their best patch.
         """
         return power_mean(self.patch_scores, k=self.k if k is None else k)[0]
 
@@ -144,7 +143,7 @@ class DenseScores:
             labels: class names; all classes by default.
 
         Returns:
-            float32 ``[len(labels), H, W]`` in [0, 1]: raw averages, never rescaled, so images compare.
+            float32 ``[len(labels), H, W]`` in [0, 1]: raw averages, never rescaled, so comparable across images.
 
         Raises:
             DensescoreError: no such class.
@@ -184,11 +183,11 @@ class DenseScores:
         return maps * (counts / (counts + counts.max()))
 
     def locate(self, labels: str | Sequence[str] | None = None, *, by: Locate = "shrunk") -> list[Place]:
-        """The pixel that speaks most for each class.
+        """The most likely location of each class: a pixel's center.
 
         Near the image's border few patches hold a pixel, and a mean of few is extreme more often: a response map's
-        maximum is drawn there. ``by="shrunk"`` adds to each pixel's mean as many patches that score 0 as the best-held
-        pixel has patches, ``Σ y / (n + max n)``, which few patches must outweigh.
+        maximum often lies there by chance. ``by="shrunk"`` shrinks each pixel's mean towards 0 by how few patches hold
+        the pixel: ``Σ y / (n + max n)`` over its n patches.
 
         Args:
             labels: as for `response_map`.

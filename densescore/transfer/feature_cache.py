@@ -1,4 +1,4 @@
-"""Features of every patch of an image, kept on disk: computed once, whatever is trained on them."""
+"""Features of every patch of an image, computed once and kept on disk."""
 
 import copy
 import hashlib
@@ -29,10 +29,10 @@ _STALE = 24 * 3600  # seconds after which an interrupted write's scratch folder 
 class FeatureCache:
     """Per level of an image (and of its mirror image), the float16 features of its patches, as one ``.npy`` file.
 
-    A file's name is a digest of all that its content follows from: the trunk's weights, the preprocessing, the scale,
-    context, dtype, the image's bytes, mirrored or not. So nothing is ever out of date, a cache may be shared by any
-    number of trainings, and another choice of scales computes only those that are new. Files appear whole or not at
-    all. Past `max_bytes` the least recently used go.
+    A file's name is a digest of everything that determines its content: the trunk's weights, the preprocessing, the
+    scale, context, dtype, the image's bytes, mirrored or not. So files are never out of date, any number of trainings
+    may share a cache, and a new choice of scales computes only the new levels. Files appear whole or not at all. Beyond
+    `max_bytes`, the least recently used files are deleted.
 
     Args:
         scorer: computes what is not there.
@@ -134,7 +134,7 @@ class FeatureCache:
 
 
 def _load(path: Path) -> NDArray[np.float16] | None:
-    """What a file holds, marked as just used; None if it is absent, or damaged, which is as good as absent."""
+    """What a file holds, marked as just used; None if it is absent or damaged."""
     try:
         features: NDArray[np.float16] = np.load(path, allow_pickle=False)
         os.utime(path)

@@ -1,8 +1,7 @@
 """The paper's NO PRETRAIN: the same network, from random weights, trained on labelled patches of the target set alone.
 
-Nothing is frozen, so no features can be kept: each step runs the whole network on crops, forth and back. The paper
-trained for days on a GPU with its own recipe; here AdamW with one cosine schedule makes the most of as many crops as a
-CPU can take.
+Nothing is frozen, so features cannot be cached: each step runs the whole network on crops, forward and backward. The
+paper trained for days on a GPU. Here AdamW with one cosine schedule trains on as many crops as a CPU can take.
 """
 
 import math
@@ -50,7 +49,7 @@ def train_from_scratch(
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback = lambda *_: None,
 ) -> HeadFile:
-    """Train a named network from random weights, a head in the place of its last layer; the file carries both.
+    """Train a named network from random weights, with a head instead of its last layer; the file carries both.
 
     Args:
         boxed: the training set.
@@ -58,10 +57,10 @@ def train_from_scratch(
         recipe: its objective, rule, scales, background, width and dropout; the rest plays no part. Half of the crops
             are mirrored.
         seed: of all draws.
-        crops: as many are trained on, an image's drawn anew in each round.
+        crops: as many are trained on, an image's drawn again in each round.
         device: to train on.
         checkpoint: a folder; see `train_both`.
-        callback: told of each round.
+        callback: called after each round.
 
     Raises:
         DensescoreError: an unknown model, a class without patches, or the loss is not finite.

@@ -42,7 +42,7 @@ def cached_features(scorer: DenseScorer, cache: FeatureCache) -> Features:
 
 
 def cached_scores(scorer: DenseScorer, cache: FeatureCache) -> Callable[[BoxedImage | LabeledImage], DenseScores]:
-    """Scores of an image from cached features: what a head changes costs a matrix product, not a pass."""
+    """Scores of an image from cached features: only the head runs, not the network."""
 
     def score(image: BoxedImage | LabeledImage) -> DenseScores:
         features = torch.from_numpy(cache.features(image.path))
@@ -72,7 +72,7 @@ def train_model(
         seed: of the draws, the first weights, the order and dropout; recorded in the file.
         checkpoint: see `train_both`.
         track: wraps the iteration over images, for a progress bar.
-        callback: told of each round.
+        callback: called after each round.
 
     Raises:
         DensescoreError: a class is called like the background, or see `check_every_class` and `train_head`.
@@ -110,7 +110,7 @@ def train_both(
 
 
 def describe(scorer: DenseScorer, cache: FeatureCache) -> dict[str, Any]:
-    """What a head's file says of the features that it was trained on: arguments of `head_file`."""
+    """The features that a head was trained on, for its file: arguments of `head_file`."""
     return {
         "backbone": scorer.name,
         "mean": scorer.mean,
@@ -134,7 +134,7 @@ def head_file(
     patch_size: int,
     **more: Any,
 ) -> HeadFile:
-    """A trained head with all that its file says; `more` is kept in its record of the training."""
+    """A trained head with the metadata of its file; `more` is added to the record of the training."""
     softmax = recipe.objective == "softmax"
     training: dict[str, Any] = {
         "recipe": asdict(recipe),

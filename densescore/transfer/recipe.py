@@ -1,4 +1,4 @@
-"""How an adaptation layer is trained: the paper's way, and the way that came out better here."""
+"""How an adaptation layer is trained: the paper's recipe, and a better one."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -14,14 +14,14 @@ sigmoid per class, so a patch that shows several classes teaches all of them."""
 
 @dataclass(frozen=True)
 class Recipe:
-    """All choices of a training but its data and its seed.
+    """Every choice of a training except its data and seed.
 
     Attributes:
         objective: see `Objective`.
         rule: which patches are positive.
         scales: λ of the levels that patches are taken from.
-        test_scales: at which the trained head is used; None for `scales`. Finer ones find small objects, and as a head
-            scores a patch whatever its size, it need not be trained at each.
+        test_scales: at which the trained head is used; None for `scales`. Finer scales find small objects. A head
+            scores patches of any size, so it need not be trained at each.
         background: share of each image's background patches that is drawn, in (0, 1].
         balance: 0: every drawn patch counts the same (as in the paper, whose only balancing is `background`).
             1: each class is drawn equally often; between, in proportion to ``count^-balance``.
@@ -34,9 +34,9 @@ class Recipe:
         momentum: of SGD.
         weight_decay: of SGD.
         batch: patches per step.
-        round: patches between two looks at the loss.
+        round: patches per round.
         tolerance: a stage ends when a round's loss is less than this share below the best before.
-        patience: rounds in a row that must bring so little.
+        patience: consecutive stale rounds that end a stage.
         max_rounds: most rounds of one stage.
         image_rounds: passes over the images at the end, on image labels through the image score; 0 leaves it out.
         label_rounds: passes instead, where not every image has boxes: image labels then carry most of the training.

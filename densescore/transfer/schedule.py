@@ -36,7 +36,7 @@ class Schedule:
         self._best, self._stale = float("inf"), 0
 
     def advance(self, loss: float, tolerance: float, patience: int, max_rounds: int) -> None:
-        """Note a round's loss, go on to the next stage if this one is over, and write the checkpoint.
+        """Record a round's loss, move to the next stage if this one is over, and write the checkpoint.
 
         Args:
             loss: mean of the round.

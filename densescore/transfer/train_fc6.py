@@ -65,7 +65,8 @@ def train_unfrozen(
 ) -> HeadFile:
     """As `train_model`, with FC6 and FC7 trained too; the file carries both. C1 to C5 stay as they are.
 
-    Image labels play no part (`Recipe.image_rounds` becomes 0): features below FC6 are too wide to keep whole images.
+    Image labels are not used (`Recipe.image_rounds` becomes 0): features below FC6 are too wide
+    to cache for whole images.
 
     Args:
         boxed: the training set.
@@ -76,7 +77,7 @@ def train_unfrozen(
         weights: with which the scorer was loaded.
         checkpoint: a folder; see `train_both`.
         track: wraps the iteration over images, for a progress bar.
-        callback: told of each round.
+        callback: called after each round.
 
     Raises:
         DensescoreError: the network has no FC6; or see `train_model`.

@@ -46,7 +46,7 @@ def train_head(
         checkpoint: a file that is written after each round and read at the start if it is there, so that a training
             that was killed goes on from its last round to the very weights that it would have had. The caller removes
             it.
-        callback: told of each round.
+        callback: called after each round.
 
     Returns:
         The layer, in evaluation mode, for raw features: ``[N, D]`` → ``[N, C + 1]`` logits, or ``[N, C]`` for
@@ -116,9 +116,9 @@ def patch_loss(logits: Tensor, labels: Tensor, objective: Objective) -> Tensor:
     """
     if objective == "softmax":
         return F.cross_entropy(logits, labels)
-    told = labels != 0
+    known = labels != 0
     losses = F.binary_cross_entropy_with_logits(logits, (labels == 1).float(), reduction="none")
-    return (losses * told).sum() / len(labels)
+    return (losses * known).sum() / len(labels)
 
 
 def feature_moments(features: Tensor, rows: int = 8192) -> tuple[Tensor, Tensor]:
@@ -131,7 +131,7 @@ def feature_moments(features: Tensor, rows: int = 8192) -> tuple[Tensor, Tensor]
     count = len(features)
     mean = torch.stack([part.double().sum(0) for part in features.split(rows)]).sum(0) / count
     variance = torch.stack([(part.double() - mean).square().sum(0) for part in features.split(rows)]).sum(0) / count
-    # A feature that never varies says nothing; it must not be blown up by a division by nearly zero either.
+    # A feature that never varies carries nothing, and must not be divided by nearly zero.
     return mean.float(), variance.clamp(min=1e-6).rsqrt().float()
 
 
@@ -166,7 +166,7 @@ def _run_round(
     recipe: Recipe,
     seeds: list[int],
 ) -> float:
-    """One round of steps; the mean loss. All chance follows from `seeds`, so that a round can be run again alike."""
+    """One round of steps; the mean loss. All randomness derives from `seeds`, so that a round is reproducible."""
     count = min(recipe.round, len(features))
     generator = torch.Generator().manual_seed(int(np.random.default_rng(seeds).integers(2**62)))
     if weights is None:

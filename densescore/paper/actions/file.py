@@ -1,4 +1,4 @@
-"""The file of a network that was trained on persons: what training changed, and where the rest comes from."""
+"""The file of a network that was trained on persons: the trained tensors, and the network that the rest comes from."""
 
 import json
 import os
