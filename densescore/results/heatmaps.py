@@ -15,6 +15,7 @@ from densescore.errors import DensescoreError
 from densescore.geometry import Pyramid
 from densescore.io.files import atomic_write
 from densescore.io.images import Pixels
+from densescore.results.best_patches import best_patches
 from densescore.results.overlay import Colors, draw_overlay
 from densescore.results.scores import DenseScores
 
@@ -103,7 +104,6 @@ def describe(scores: DenseScores, source: str) -> dict[str, Any]:
 
 def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32], name: str) -> dict[str, Any]:
     column = scores.index(label)
-    best = scores.patch_scores[:, column].topk(min(5, len(scores.patch_scores)))
     return {
         "label": label,
         "image_score": scores.image_scores()[column].item(),
@@ -113,10 +113,7 @@ def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32]
         "map_maximum": float(values.max()),
         "location": scores.locate(label)[0]._asdict(),
         "regions": [{"box": region.box, "peak": region.peak} for region in scores.boxes_from_map(label)],
-        "best_patches": [
-            {"box": [round(side, 2) for side in scores.boxes[index].tolist()], "score": score}
-            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ],
+        "best_patches": [patch._asdict() for patch in best_patches(scores, label, 5)],
     }
 
 

@@ -21,6 +21,7 @@ from densescore.jobs.huge.resampling import level_window
 from densescore.jobs.huge.source import HugeImage, open_huge
 from densescore.models import BACKGROUND
 from densescore.network.tiling import Tile, bytes_per_pixel, own_part, reach, tiles
+from densescore.results.best_patches import rank_patches
 from densescore.results.heatmaps import describe_geometry, file_names
 from densescore.results.scores import find_label
 from densescore.scoring.scorer import DenseScorer
@@ -175,6 +176,7 @@ def _finish(
         columns = [job.column(index, column) for index in range(len(pyramid.levels))]
         with job.writing(), atomic_write(job.folder / "maps" / f"{name}.tif", overwrite=True) as temporary:
             peak = write_map(temporary, columns, pyramid, label, step, image.geotags)
+        values = np.concatenate([part.ravel() for part in columns])  # [M]
         described.append(
             {
                 "label": label,
@@ -182,19 +184,7 @@ def _finish(
                 "map": f"maps/{name}.tif",
                 "map_step": step,
                 "map_maximum": peak,
-                "best_patches": _best_patches(columns, pyramid),
+                "best_patches": [patch._asdict() for patch in rank_patches(values, pyramid, scorer.k, 5)],
             }
         )
     return {"k": scorer.k, "top": ranked[: max(top, 5)], "classes": described}
-
-
-def _best_patches(columns: Sequence[NDArray[np.float32]], pyramid: Pyramid, most: int = 5) -> list[dict[str, Any]]:
-    found = []
-    for level, column in zip(pyramid.levels, columns, strict=True):
-        values = column.ravel()
-        for cell in np.argpartition(-values, min(most, len(values)) - 1)[:most]:
-            row, col = divmod(int(cell), level.cols)
-            window = np.array(pyramid.window(level, row, col), float)
-            box = window * ([pyramid.width / level.width, pyramid.height / level.height] * 2)
-            found.append({"box": [round(side, 2) for side in box.tolist()], "score": float(values[cell])})
-    return sorted(found, key=lambda patch: -float(patch["score"]))[:most]  # type: ignore[arg-type]
