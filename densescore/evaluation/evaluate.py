@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from densescore.data.boxed_set import DIFFICULT, POSITIVE, BoxedImage, BoxedSet
+from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.data.labeled_set import DIFFICULT, POSITIVE
 from densescore.errors import DensescoreError
 from densescore.evaluation.average_precision import Curve, Rule, average_precision, precision_recall
 from densescore.results.scores import DenseScores, Locate
