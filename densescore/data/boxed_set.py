@@ -38,6 +38,12 @@ class BoxedSet(LabeledSet):
 
     images: Sequence[BoxedImage]
 
+    def find(self, name: str) -> BoxedImage:
+        """See `LabeledSet.find`."""
+        image = super().find(name)
+        assert isinstance(image, BoxedImage)
+        return image
+
 
 def boxed_part(labeled: LabeledSet) -> BoxedSet:
     """The images of a set that have boxes, in their order; none, if the set has only labels."""

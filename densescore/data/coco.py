@@ -119,7 +119,7 @@ def _candidates(folder: Path) -> Iterator[tuple[Path, str, list[Path]]]:
     for path in sorted(folder.glob("*/_annotations.coco.json")):
         yield path, path.parent.name, [path.parent, path.parent / "images"]
     for path in sorted(folder.glob("annotations/*.json")):
-        if not path.stem.startswith(_OTHER_TASKS):
+        if not path.stem.startswith(("instances_", *_OTHER_TASKS)):
             yield path, path.stem, _bases(folder, path.stem)
     for path in sorted(folder.glob("*.json")):
         if is_split(path.stem):

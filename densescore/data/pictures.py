@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from PIL import ExifTags, Image
 
 from densescore.data.files import is_file
+from densescore.data.labeled_set import LabeledImage
 from densescore.data.problems import Corners, Problems
 from densescore.errors import DensescoreError
 
@@ -61,6 +62,20 @@ def read_size(path: Path) -> Picture:
         raise DensescoreError(f"{path}: cannot be read as a picture: {error}") from error
     orientation = found if found in range(2, 9) else 1
     return Picture(path, *((width, height) if orientation >= 5 else (height, width)), orientation)
+
+
+def check_size(image: LabeledImage) -> None:
+    """Refuse an image whose picture has another size than its boxes and patches are laid out for.
+
+    Raises:
+        DensescoreError: it has; or the picture cannot be read.
+    """
+    picture = read_size(image.path)
+    if (picture.height, picture.width) != (image.height, image.width):
+        raise DensescoreError(
+            f"{image.path}: the picture has {picture.width}×{picture.height} pixels (width × height, upright), not "
+            f"{image.width}×{image.height} as its set says"
+        )
 
 
 def find_picture(path: Path, problems: Problems, where: object = None) -> Picture | None:

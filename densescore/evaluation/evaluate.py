@@ -11,6 +11,7 @@ from densescore.data.labeled_set import DIFFICULT, POSITIVE
 from densescore.errors import DensescoreError
 from densescore.evaluation.average_precision import Curve, Rule, average_precision, precision_recall
 from densescore.results.scores import DenseScores, Locate
+from densescore_kernels.power_mean.exponents import check_exponent
 
 TOLERANCE = 18.0
 """Pixels past a box at which a place still counts as inside: Oquab et al., "Is object localization for free?",
@@ -55,8 +56,10 @@ def score_set(
         track: wraps the iteration, for a progress bar.
 
     Raises:
-        DensescoreError: the model lacks a class of the set, or an image cannot be scored.
+        DensescoreError: an exponent below 1, the model lacks a class of the set, or an image cannot be scored.
     """
+    for k in ks:
+        check_exponent(k)
     count, classes = len(boxed.images), len(boxed.classes)
     scores = np.zeros((len(ks), count, classes))
     places = None if locate is None else np.zeros((count, classes, 2))

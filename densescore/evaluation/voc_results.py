@@ -10,6 +10,7 @@ from densescore.data.boxed_set import BoxedImage
 from densescore.evaluation.evaluate import ClassResult, SetScores, class_curve
 from densescore.evaluation.figures import draw_curve, draw_top
 from densescore.io.files import atomic_write
+from densescore.results.heatmaps import file_names
 from densescore.results.scores import DenseScores
 
 
@@ -25,9 +26,9 @@ def write_results(
 ) -> None:
     """Write a folder of results, whole or not at all.
 
-    Per class: ``comp1_cls_<set>_<class>.txt`` (a line per image: name and score; to VOC's server a network that learned
-    from other data, too, goes as ``comp2``), and where an image is positive, a curve ``pr_<class>.png`` and, with
-    `score`, ``top_<class>.png``. For all: ``results.json``.
+    Per class, its label in plain characters (`file_names`): ``comp1_cls_<set>_<class>.txt`` (a line per image: name and
+    score; to VOC's server a network that learned from other data, too, goes as ``comp2``), and where an image is
+    positive, a curve ``pr_<class>.png`` and, with `score`, ``top_<class>.png``. For all: ``results.json``.
 
     Args:
         result: of `score_set`.
@@ -43,7 +44,7 @@ def write_results(
     """
     row = result.ks.index(k)
     with atomic_write(folder, overwrite=overwrite, folder=True) as temporary:
-        for column, label in enumerate(result.boxed.classes):
+        for column, label in enumerate(file_names(result.boxed.classes)):
             values = result.scores[row, :, column]
             # 17 digits bring each double back as it was: rounding would make ties that the ranking did not have.
             lines = [f"{image.name} {value:.17g}\n" for image, value in zip(result.boxed.images, values, strict=True)]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from densescore.data.boxed_set import BoxedImage, BoxedSet
-from densescore.errors import DensescoreError
+from densescore.data.pictures import check_size
 from densescore.models import BACKGROUND
 from densescore.models.adaptation import AdaptationHead, HeadFile
 from densescore.results.scores import DenseScores
@@ -20,7 +20,13 @@ from densescore.scoring.scorer import DenseScorer
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.recipe import Recipe
 from densescore.transfer.train_head import Callback, train_head
-from densescore.transfer.training_patches import Features, TrainingPatches, check_every_class, gather
+from densescore.transfer.training_patches import (
+    Features,
+    TrainingPatches,
+    check_class_labels,
+    check_every_class,
+    gather,
+)
 from densescore.transfer.tune_on_images import tune_on_images
 
 
@@ -28,14 +34,8 @@ def cached_features(scorer: DenseScorer, cache: FeatureCache) -> Features:
     """Boxes and features of an image's patches, as `gather` takes them."""
 
     def features(image: BoxedImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
-        values = cache.features(image.path, flip=flip)
-        patches = scorer.pyramid(image.height, image.width).boxes()
-        if len(patches) != len(values):
-            raise DensescoreError(
-                f"{image.path}: the picture is not {image.width}×{image.height} pixels (width × height) as its "
-                f"annotation says: {len(values)} patches, expected {len(patches)}"
-            )
-        return patches, values
+        check_size(image)
+        return scorer.pyramid(image.height, image.width).boxes(), cache.features(image.path, flip=flip)
 
     return features
 
@@ -44,6 +44,7 @@ def cached_scores(scorer: DenseScorer, cache: FeatureCache) -> Callable[[BoxedIm
     """Scores of an image from cached features: what a head changes costs a matrix product, not a pass."""
 
     def score(image: BoxedImage) -> DenseScores:
+        check_size(image)
         features = torch.from_numpy(cache.features(image.path))
         return scorer.score_features(features, image.height, image.width, context=cache.context)
 
@@ -76,10 +77,7 @@ def train_model(
     Raises:
         DensescoreError: a class is called like the background, or see `check_every_class` and `train_head`.
     """
-    if BACKGROUND in boxed.classes:
-        raise DensescoreError(
-            f"set {boxed.name!r}: no class may be called {BACKGROUND!r}; that label is the head's own"
-        )
+    check_class_labels(boxed)
     patches = gather(boxed, cached_features(scorer, cache), recipe, seed, track)
     check_every_class(patches, boxed.classes, recipe)
     head = train_both(patches, len(boxed.classes), recipe, seed, checkpoint=checkpoint, callback=callback)

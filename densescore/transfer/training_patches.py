@@ -8,7 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.data.labeled_set import LabeledSet
+from densescore.data.problems import repeated
 from densescore.errors import DensescoreError
+from densescore.models import BACKGROUND
 from densescore.transfer.patch_labels import AMBIGUOUS, label_patches, label_patches_per_class
 from densescore.transfer.recipe import Recipe
 
@@ -121,6 +124,20 @@ def gather(
         bags,
         np.repeat(boxed.truth(), len(flips), axis=0),
     )
+
+
+def check_class_labels(labeled: LabeledSet) -> None:
+    """Refuse classes that a head's file could not hold, before any work.
+
+    Raises:
+        DensescoreError: a class is called like the head's own label of the background, or two are called alike.
+    """
+    if BACKGROUND in labeled.classes:
+        raise DensescoreError(
+            f"set {labeled.name!r}: no class may be called {BACKGROUND!r}; that label is the head's own"
+        )
+    for label in repeated(labeled.classes):
+        raise DensescoreError(f"set {labeled.name!r}: class {label!r} is given more than once")
 
 
 def check_every_class(patches: TrainingPatches, classes: tuple[str, ...], recipe: Recipe) -> None:

@@ -49,7 +49,9 @@ def tune_on_images(
     optimizer = torch.optim.SGD(
         head.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
-    schedule = Schedule(checkpoint, fingerprint(recipe, seed, patches.labels, patches.bags[:, 0]), head, optimizer)
+    schedule = Schedule(
+        checkpoint, fingerprint(recipe, seed, patches.labels, patches.truth, patches.bags), head, optimizer
+    )
     schedule.resume()
     lengths = (recipe.image_rounds - recipe.image_rounds // 4, recipe.image_rounds // 4)
     head.train()
