@@ -107,8 +107,8 @@ class Table:
 
 def find_table(path: Path) -> Table | None:
     """The set of a table, or of a folder that holds one, or one per split (``train.csv``, ``val.csv``)."""
-    if path.is_file():
-        return Table({"": path}) if path.suffix.lower() in SUFFIXES else None
+    if not path.is_dir():
+        return Table({"": path}) if path.suffix.lower() in SUFFIXES and is_file(path) else None
     tables = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and is_file(file))
     by_split = {file.stem: file for file in tables if is_split(file.stem)}
     if by_split:

@@ -50,7 +50,7 @@ class Voc:
 
     def splits(self) -> list[str]:
         """Names of the image sets."""
-        return sorted(path.stem for path in self.lists.glob("*.txt") if self._is_list(path))
+        return sorted(path.stem for path in self.lists.glob("*.txt") if "_" not in path.stem or self._is_list(path))
 
     def read(self, split: str, labels: Labels, problems: Problems) -> LabeledSet:
         """Read one split, in the order of ``<set>.txt``.
@@ -118,7 +118,7 @@ class Voc:
     def _is_list(self, path: Path) -> bool:
         """Whether a file lists images, as ``train_val.txt`` may, and is no ``<class>_<set>.txt``."""
         lines = [line for _, line in read_lines(path, Problems())]
-        return all(line in self.pictures or not _LABELED.fullmatch(line) for line in lines)
+        return bool(lines) and all(line in self.pictures or not _LABELED.fullmatch(line) for line in lines)
 
     def _official(self, split: str, names: list[str], problems: Problems) -> dict[str, dict[str, int]]:
         """Per class and image, the number in ``<class>_<set>.txt``."""

@@ -169,10 +169,10 @@ def test_xml_may_lie_in_folders_of_its_own_and_of_splits(layout: str, tmp_path: 
             target = Path(str(folder).replace("images", "annotations")) / f"{Path(name).stem}.xml"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(xml(drawn))
-    for split, folder in (("train", "train"), ("val", "valid")):
+    for split, part in (("train", "train"), ("val", "valid")):
         boxed = load_boxed(tmp_path, split)
         assert len(boxed.images) == 4
-        assert all(folder in image.path.parts for image in boxed.images)
+        assert all(part in image.path.parts for image in boxed.images)
         check_pixels(boxed)
 
 
