@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from densescore.data.boxed_set import BoxedImage
+from densescore.data.labeled_set import LabeledImage
 from densescore.evaluation.average_precision import average_precision
 from densescore.evaluation.evaluate import SetScores, class_curve, judged, located
 from densescore.io.images import read_image
@@ -43,7 +44,7 @@ def draw_top(
     result: SetScores,
     column: int,
     k: float,
-    score: Callable[[BoxedImage], DenseScores],
+    score: Callable[[LabeledImage], DenseScores],
     path: str | os.PathLike[str],
     *,
     shown: int = 5,
@@ -80,7 +81,7 @@ def draw_top(
                 continue
             image = result.boxed.images[row[place]]
             draw_map(axes, read_image(image.path), scored[image.name], label, peak=peak)
-            for box, owner in zip(image.boxes, image.classes, strict=True):
+            for box, owner in zip(image.boxes, image.classes, strict=True) if isinstance(image, BoxedImage) else ():
                 if owner == column:
                     axes.add_patch(_rectangle(box, "white", "-", 1.5))
             hit = line == 0 and inside[row[place], column]

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from densescore.data.boxed_set import BoxedImage
+from densescore.data.labeled_set import LabeledImage
 from densescore.evaluation.evaluate import ClassResult, SetScores, class_curve
 from densescore.evaluation.figures import draw_curve, draw_top
 from densescore.io.files import atomic_write
+from densescore.results.heatmaps import file_names
 from densescore.results.scores import DenseScores
 
 
@@ -20,14 +21,14 @@ def write_results(
     folder: Path,
     *,
     about: dict[str, Any],
-    score: Callable[[BoxedImage], DenseScores] | None = None,
+    score: Callable[[LabeledImage], DenseScores] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a folder of results, whole or not at all.
 
-    Per class: ``comp1_cls_<set>_<class>.txt`` (a line per image: name and score; VOC's server takes a network that was
-    also trained on other data as ``comp2``). If an image is positive: a curve ``pr_<class>.png`` and, with `score`,
-    ``top_<class>.png``. For all: ``results.json``.
+    Per class, its label in plain characters (`file_names`): ``comp1_cls_<set>_<class>.txt`` (a line per image: name and
+    score; VOC's server takes a network that was also trained on other data as ``comp2``). If an image is positive: a
+    curve ``pr_<class>.png`` and, with `score`, ``top_<class>.png``. For all: ``results.json``.
 
     Args:
         result: of `score_set`.
@@ -43,7 +44,7 @@ def write_results(
     """
     row = result.ks.index(k)
     with atomic_write(folder, overwrite=overwrite, folder=True) as temporary:
-        for column, label in enumerate(result.boxed.classes):
+        for column, label in enumerate(file_names(result.boxed.classes)):
             values = result.scores[row, :, column]
             # 17 digits keep every double: rounding would make ties that the ranking did not have.
             lines = [f"{image.name} {value:.17g}\n" for image, value in zip(result.boxed.images, values, strict=True)]

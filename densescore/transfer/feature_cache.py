@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ class FeatureCache:
         folder: of the files.
         max_bytes: most that the files may take together; at least one file is kept.
         context: as in `DenseScorer.score`.
+
+    Raises:
+        DensescoreError: the folder cannot be made, or written to.
     """
 
     def __init__(
@@ -50,7 +54,11 @@ class FeatureCache:
         context: Context = "image",
     ) -> None:
         self.scorer, self.folder, self.max_bytes, self.context = scorer, Path(folder), max_bytes, context
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            raise DensescoreError(f"{self.folder}: the cache cannot be written: {error.strerror}") from error
         self._maker: dict[str, Any] = {
             "version": _VERSION,
             "weights": scorer.weights_digest,

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from densescore.data.boxed_set import BoxedImage, BoxedSet
 from densescore.data.labeled_set import LabeledImage, LabeledSet
-from densescore.errors import DensescoreError
+from densescore.data.pictures import check_size
 from densescore.models import BACKGROUND
 from densescore.models.adaptation import AdaptationHead, HeadFile
 from densescore.results.scores import DenseScores
@@ -21,30 +20,31 @@ from densescore.scoring.scorer import DenseScorer
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.recipe import Recipe
 from densescore.transfer.train_head import Callback, train_head
-from densescore.transfer.training_patches import Features, TrainingPatches, check_every_class, gather
+from densescore.transfer.training_patches import (
+    Features,
+    TrainingPatches,
+    check_class_labels,
+    check_every_class,
+    gather,
+)
 from densescore.transfer.tune_on_images import train_on_images, tune_on_images
 
 
 def cached_features(scorer: DenseScorer, cache: FeatureCache) -> Features:
     """Boxes and features of an image's patches, as `gather` takes them."""
 
-    def features(image: BoxedImage | LabeledImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
-        values = cache.features(image.path, flip=flip)
-        patches = scorer.pyramid(image.height, image.width).boxes()
-        if len(patches) != len(values):
-            raise DensescoreError(
-                f"{image.path}: the picture is not {image.width}×{image.height} pixels (width × height) as its "
-                f"annotation says: {len(values)} patches, expected {len(patches)}"
-            )
-        return patches, values
+    def features(image: LabeledImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        check_size(image)
+        return scorer.pyramid(image.height, image.width).boxes(), cache.features(image.path, flip=flip)
 
     return features
 
 
-def cached_scores(scorer: DenseScorer, cache: FeatureCache) -> Callable[[BoxedImage | LabeledImage], DenseScores]:
+def cached_scores(scorer: DenseScorer, cache: FeatureCache) -> Callable[[LabeledImage], DenseScores]:
     """Scores of an image from cached features: only the head runs, not the network."""
 
-    def score(image: BoxedImage | LabeledImage) -> DenseScores:
+    def score(image: LabeledImage) -> DenseScores:
+        check_size(image)
         features = torch.from_numpy(cache.features(image.path))
         return scorer.score_features(features, image.height, image.width, context=cache.context)
 
@@ -52,7 +52,7 @@ def cached_scores(scorer: DenseScorer, cache: FeatureCache) -> Callable[[BoxedIm
 
 
 def train_model(
-    images: BoxedSet | LabeledSet,
+    images: LabeledSet,
     scorer: DenseScorer,
     cache: FeatureCache,
     recipe: Recipe,
@@ -77,10 +77,7 @@ def train_model(
     Raises:
         DensescoreError: a class is called like the background, or see `check_every_class` and `train_head`.
     """
-    if BACKGROUND in images.classes:
-        raise DensescoreError(
-            f"set {images.name!r}: no class may be called {BACKGROUND!r}; that label is the head's own"
-        )
+    check_class_labels(images)
     patches = gather(images, cached_features(scorer, cache), recipe, seed, track)
     check_every_class(patches, images.classes, recipe)
     head = train_both(patches, len(images.classes), recipe, seed, checkpoint=checkpoint, callback=callback)
@@ -122,7 +119,7 @@ def describe(scorer: DenseScorer, cache: FeatureCache) -> dict[str, Any]:
 
 
 def head_file(
-    images: BoxedSet | LabeledSet,
+    images: LabeledSet,
     patches: TrainingPatches,
     head: AdaptationHead,
     recipe: Recipe,

@@ -22,7 +22,7 @@ from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.pipeline import cached_features, describe, head_file
 from densescore.transfer.recipe import Recipe
 from densescore.transfer.train_head import Callback, train_head
-from densescore.transfer.training_patches import check_every_class, gather
+from densescore.transfer.training_patches import check_class_labels, check_every_class, gather
 
 
 def below_fc6(scorer: DenseScorer, plain: DenseNetwork) -> DenseScorer:
@@ -82,6 +82,7 @@ def train_unfrozen(
     Raises:
         DensescoreError: the network has no FC6; or see `train_model`.
     """
+    check_class_labels(boxed)
     recipe = replace(recipe, image_rounds=0)
     module = load_classifier(scorer.name, weights=weights).module
     plain = to_dense(module, scorer.network.patch)

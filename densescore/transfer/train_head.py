@@ -70,9 +70,7 @@ def train_head(
     if below is not None:
         groups.append({"params": below.parameters(), "rate": recipe.learning_rate * BELOW_RATE})
     optimizer = torch.optim.SGD(groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    schedule = Schedule(
-        checkpoint, fingerprint(recipe, seed, patches.labels, patches.features[::97]), network, optimizer
-    )
+    schedule = Schedule(checkpoint, fingerprint(recipe, seed, patches.labels, patches.features), network, optimizer)
     schedule.resume()
     network.train()
     while schedule.stage < STAGES:

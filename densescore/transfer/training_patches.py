@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.data.boxed_set import BoxedImage
 from densescore.data.labeled_set import LabeledImage, LabeledSet
+from densescore.data.problems import repeated
 from densescore.errors import DensescoreError
+from densescore.models import BACKGROUND
 from densescore.transfer.patch_labels import AMBIGUOUS, label_patches, label_patches_per_class
 from densescore.transfer.recipe import Recipe
 
-Features = Callable[[BoxedImage | LabeledImage, bool], tuple[NDArray[np.float32], NDArray[np.float16]]]
+Features = Callable[[LabeledImage, bool], tuple[NDArray[np.float32], NDArray[np.float16]]]
 """(image, mirrored) → boxes ``[M, 4]`` and features ``[M, D]`` of all its patches."""
 
 
@@ -85,7 +87,7 @@ def label_and_draw(
 
 
 def gather(
-    images: BoxedSet | LabeledSet,
+    images: LabeledSet,
     features: Features,
     recipe: Recipe,
     seed: int,
@@ -130,6 +132,20 @@ def gather(
         np.repeat(images.truth(), len(flips), axis=0)[: len(bags)],
         sum(not isinstance(image, BoxedImage) for image in images.images),
     )
+
+
+def check_class_labels(labeled: LabeledSet) -> None:
+    """Refuse classes that a head's file could not hold, before any work.
+
+    Raises:
+        DensescoreError: a class is called like the head's own label of the background, or two are called alike.
+    """
+    if BACKGROUND in labeled.classes:
+        raise DensescoreError(
+            f"set {labeled.name!r}: no class may be called {BACKGROUND!r}; that label is the head's own"
+        )
+    for label in repeated(labeled.classes):
+        raise DensescoreError(f"set {labeled.name!r}: class {label!r} is given more than once")
 
 
 def check_every_class(patches: TrainingPatches, classes: tuple[str, ...], recipe: Recipe) -> None:

@@ -63,7 +63,9 @@ def tune_on_images(
     optimizer = torch.optim.SGD(
         head.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
-    schedule = Schedule(checkpoint, fingerprint(recipe, seed, patches.labels, patches.bags[:, 0]), head, optimizer)
+    schedule = Schedule(
+        checkpoint, fingerprint(recipe, seed, patches.labels, patches.truth, patches.bags), head, optimizer
+    )
     schedule.resume()
     passes = recipe.label_rounds if patches.only_labels else recipe.image_rounds
     lengths = (passes - passes // 4, passes // 4)

@@ -489,7 +489,7 @@ def test_images_without_boxes_train_beside_boxed_ones(toy: DenseScorer, voc: Pat
     features = cached_features(toy, cache)
     some = BoxedSet("train", boxed.classes, boxed.images[:9])
     for images, count in ([*boxed.images[:9], *plain[9:]], len(gather(some, features, recipe, 0).features)), (plain, 0):
-        labeled = LabeledSet("train", boxed.classes, images)  # type: ignore[arg-type]
+        labeled = LabeledSet("train", boxed.classes, images)
         patches = gather(labeled, features, recipe, 0)
         assert (len(patches.features), len(patches.bags)) == (count, 36)
         assert patches.only_labels == (9 if count else 18)
