@@ -35,14 +35,19 @@ def in_memory(work: Callable[[int], Result], size: str) -> tuple[Result, int]:
             if not is_out_of_memory(error):
                 raise
             reason = reason_of(error)
-        gc.collect()  # only here, past the error, is what the failed work held let go
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
         if parts == 1:
             warnings.warn(f"out of memory on {size}: scoring it once more in smaller parts ({reason})", stacklevel=5)
     raise DensescoreError(
         f"out of memory on {size}, in small parts, too ({reason}): use fewer or smaller scales, or score_huge"
     )
+
+
+def free_memory() -> None:
+    """Give back what failed work held; to be called past its ``except`` block, which holds it, too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

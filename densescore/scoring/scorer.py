@@ -22,10 +22,11 @@ from densescore.models.weights import digest_of
 from densescore.network.cpu.accelerate import Runtime, speed_up
 from densescore.network.cpu.quantize import check_int8, quantize_network
 from densescore.network.devices import find_device, find_dtype
-from densescore.network.surgery import to_dense
 from densescore.network.tiling import trunk_over
 from densescore.results.scores import DenseScores
 from densescore.scoring.cell_batches import cell_batches
+from densescore.scoring.crop_batch import CropBatch
+from densescore.scoring.crop_network import CropNetwork, PatchNetwork, dense_only, patch_network
 from densescore.scoring.out_of_memory import in_memory
 from densescore.scoring.sliding_window import crop_batches
 
@@ -34,18 +35,16 @@ Context = Literal["image", "patch"]
 HEAD_BYTES = 96 * 2**20
 """Memory that the windows and the head's outputs of one product may take; the cells per product follow from it."""
 
-CROP_BATCH = 64
-"""Crops per forward pass in ``context="patch"``."""
-
 
 class DenseScorer:
     """Scores every patch of an image with one network.
 
     Args:
-        model: a name (see ``densescore models``), the file of a trained adaptation head (``.safetensors``), or any
-            classifier module that ends in flatten → linear or global average pooling → linear; a module is copied.
+        model: a name (see ``densescore models``; also ``"timm:NAME"`` and ``"torchvision:NAME"``), the file of a
+            trained adaptation head (``.safetensors``), or a classifier module that ends in flatten → linear or global
+            average pooling → linear; with ``context="patch"``, any classifier module. A module is copied.
         weights: of a named model: ``"default"``, the path of a file, or None for random ones.
-        labels: C class names, instead of the model's own.
+        labels: C class names, or a text file with one a line, instead of the model's own.
         mean: three numbers, subtracted from pixels in [0, 1], instead of the model's own.
         std: three numbers, divided by, instead of the model's own.
         patch_size: P, side of the network's input in pixels, instead of the model's own.
@@ -61,11 +60,16 @@ class DenseScorer:
             Probabilities are float32 whatever the dtype.
         calibration: for ``dtype="int8"``, a few images like those to come: what they give sets the layers' ranges.
         runtime: what runs the trunk on a CPU: ``"torch"``, ``"openvino"`` (an extra), or ``"auto"``: OpenVINO where it
-            is installed and, timed once here, faster by a fifth. ``scorer.runtime`` and every result name what runs.
+            is installed and, timed once here, faster by a fifth. Networks scored by crops alone may have
+            ``"compile"``, on any device: `torch.compile`, a minute at the start that pays on a CUDA device where
+            thousands of crops follow. ``scorer.runtime`` and every result name what runs.
         max_cells: most patches that one image may have. It bounds memory, which grows with the largest level.
+        context: what a patch sees past its own border where a call does not say; see `score`. ``"patch"`` also accepts
+            networks that are not convolutional (ViT, Swin, Mixer, …), whose patches are scored crop by crop only. By
+            default ``"image"``, or ``"patch"`` for a head that was trained on such a network.
 
     Raises:
-        DensescoreError: an argument that does not fit, or a module that cannot slide.
+        DensescoreError: an argument that does not fit, or a module that is not convolutional.
 
     Example:
         >>> scorer = DenseScorer("lite0", scales=(1, 2))
@@ -79,7 +83,7 @@ class DenseScorer:
         model: str | os.PathLike[str] | nn.Module = "lite0",
         *,
         weights: Weights = "default",
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str] | str | os.PathLike[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         patch_size: int | None = None,
@@ -92,11 +96,19 @@ class DenseScorer:
         calibration: Sequence[ImageLike] = (),
         runtime: Runtime = "auto",
         max_cells: int = DEFAULT_MAX_CELLS,
+        context: Context | None = None,
     ) -> None:
         if runtime not in get_args(Runtime):
             raise DensescoreError(f"runtime must be one of {', '.join(get_args(Runtime))}, got {runtime!r}")
         classifier = load_classifier(model, weights=weights, labels=labels, mean=mean, std=std, patch_size=patch_size)
-        network = to_dense(classifier.module, classifier.patch_size)
+        _check_context(context, (None, *get_args(Context)))
+        by_crops = context == "patch" or (context is None and classifier.by_crops)
+        network = patch_network(classifier.module, classifier.patch_size, by_crops=by_crops)
+        self.context: Context = context or ("image" if "image" in network.contexts else "patch")
+        _check_context(self.context, network.contexts)
+        # Of everything that features follow from, but the dtype; before the weights are packed, when they can be read.
+        self.weights_digest = self.backbone_digest = digest_of(*network.below_classifier)
+        classifier.check_backbone(self.backbone_digest)
         if classifier.head is not None:
             head = classifier.head
             network.replace_classifier(head, head.fca.in_features, head.fcb.out_features)
@@ -113,20 +125,23 @@ class DenseScorer:
         self.k, self.max_cells = float(k), max_cells
         self.device = find_device(device)
         if dtype == "int8":
-            check_int8(network, self.device, calibration, runtime)
+            check_int8(dense_only(network, "dtype 'int8'"), self.device, calibration, runtime)
         self.dtype = find_dtype("float32" if dtype == "int8" else dtype, network, self.device)
-        self.network = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        self.network: PatchNetwork = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         self.mean, self.std = classifier.mean, classifier.std
         self.pyramid(224, 224)  # scales are checked now, not at the first image
-        # Of all that features follow from; before the weights are packed, after which they cannot be read.
-        self.weights_digest = digest_of(network.trunk, network.project, network.embed)
+        self._crop_batch = CropBatch(self.network.patch, self.device)
         self.classifier_digest = digest_of(network.classifier)
-        if dtype == "int8":
-            grids = quantize_network(self.network, (level for image in calibration for level in self._levels_of(image)))
+        if isinstance(network, CropNetwork):
+            self.runtime = network.use_runtime(runtime)
+        elif runtime == "compile":
+            raise DensescoreError("runtime 'compile' is for networks that are scored by crops alone")
+        elif dtype == "int8":
+            grids = quantize_network(network, (level for image in calibration for level in self._levels_of(image)))
             self.weights_digest = hashlib.sha256(f"{self.weights_digest} {grids}".encode()).hexdigest()
             self.runtime = "torch"
         else:
-            self.runtime = speed_up(self.network, runtime) if self.device.type == "cpu" else "torch"
+            self.runtime = speed_up(network, runtime) if self.device.type == "cpu" else "torch"
         if self.device.type == "cpu":
             del classifier, network
             gc.collect()  # the traced module is a cycle, and still holds the weights that were packed
@@ -144,22 +159,26 @@ class DenseScorer:
             max_cells=self.max_cells if max_cells is None else max_cells,
         )
 
-    def score(self, image: ImageLike, *, context: Context = "image") -> DenseScores:
+    def score(self, image: ImageLike, *, context: Context | None = None) -> DenseScores:
         """Score every patch of an image.
 
         Args:
             image: a path, encoded bytes, a file object, a PIL image, an array or a tensor; see `read_image`.
             context: what a patch sees past its own border. ``"image"``: the real image (one dense pass).
                 ``"patch"``: zeros, as in the paper's crops; each patch is cut out and run on its own, in batches.
+                By default the scorer's own.
 
         Raises:
             DensescoreError: the image cannot be read, has too many patches, or the scores are not finite.
         """
         timings: dict[str, float] = {}
+        context = self._context(context)
         pyramid, outputs, retried = self._run(image, context, self.network.classifier, timings)
         return self._scores(outputs, pyramid, context, timings, retried)
 
-    def score_features(self, features: Tensor, height: int, width: int, *, context: Context = "image") -> DenseScores:
+    def score_features(
+        self, features: Tensor, height: int, width: int, *, context: Context | None = None
+    ) -> DenseScores:
         """Score patches whose features are known: what is left of `score` after `features`.
 
         Args:
@@ -170,7 +189,7 @@ class DenseScorer:
         """
         with torch.inference_mode():
             outputs = self.network.classifier(features.to(self.device, self.dtype))
-        return self._scores(outputs, self.pyramid(height, width), context, {})
+        return self._scores(outputs, self.pyramid(height, width), self._context(context), {})
 
     def _scores(
         self, outputs: Tensor, pyramid: Pyramid, context: Context, timings: dict[str, float], retried: bool = False
@@ -206,7 +225,7 @@ class DenseScorer:
         with torch.inference_mode():
             return self._probabilities(self._head(maps, levels, self.network.classifier))
 
-    def features(self, image: ImageLike, *, context: Context = "image") -> Tensor:
+    def features(self, image: ImageLike, *, context: Context | None = None) -> Tensor:
         """FC7's output, or the pooled map, of every patch: the transferable mid-level representation.
 
         Args:
@@ -216,7 +235,15 @@ class DenseScorer:
         Returns:
             ``[M, D]`` in the scorer's dtype, in the order of `score`'s rows.
         """
-        return self._run(image, context, self.network.to_features, {})[1].flatten(1).clone()  # a user may train on it
+        outputs = self._run(image, self._context(context), self.network.to_features, {})[1]
+        return outputs.flatten(1).clone()  # a user may train on it
+
+    def _context(self, context: Context | None) -> Context:
+        """The context of a call: the scorer's own where the call does not say."""
+        if context is None:
+            return self.context
+        _check_context(context, self.network.contexts)
+        return context
 
     def _run(
         self, image: ImageLike, context: Context, classifier: nn.Module, timings: dict[str, float]
@@ -225,30 +252,34 @@ class DenseScorer:
 
         Where memory runs out, the image is scored once more in smaller parts; the last value says so.
         """
-        if context not in ("image", "patch"):
-            raise DensescoreError(f"context must be 'image' or 'patch', got {context!r}")
         clock = _Clock(self.device, timings)
         pixels = read_image(image)
         pyramid = self.pyramid(*pixels.shape[:2])
         clock.lap("decode")
         size = f"an image of {pyramid.height}×{pyramid.width} pixels with {len(pyramid):,} patches"
-        outputs, parts = in_memory(
-            lambda parts: self._outputs(pixels, pyramid, context, classifier, clock, parts), size
-        )
+        if context == "patch":
+            outputs, retried = self._crop_batch.run(
+                lambda batch: self._crop_outputs(pixels, pyramid, classifier, clock, batch), size
+            )
+            return pyramid, outputs, retried
+        outputs, parts = in_memory(lambda parts: self._outputs(pixels, pyramid, classifier, clock, parts), size)
         return pyramid, outputs, parts > 1
 
-    def _outputs(
-        self, pixels: Pixels, pyramid: Pyramid, context: Context, classifier: nn.Module, clock: "_Clock", parts: int
+    @torch.inference_mode()
+    def _outputs(self, pixels: Pixels, pyramid: Pyramid, classifier: nn.Module, clock: "_Clock", parts: int) -> Tensor:
+        """`_run` in one dense pass; with `parts`, in about so many times smaller pieces."""
+        levels = self._levels(pixels, pyramid, clock)
+        return self._head(self._maps(levels, clock, parts), pyramid.levels, classifier, clock, parts)
+
+    @torch.inference_mode()
+    def _crop_outputs(
+        self, pixels: Pixels, pyramid: Pyramid, classifier: nn.Module, clock: "_Clock", batch: int
     ) -> Tensor:
-        """`_run` in one go; with `parts`, in about so many times smaller pieces."""
-        with torch.inference_mode():
-            levels = self._levels(pixels, pyramid, clock)
-            if context == "patch":
-                crops = crop_batches(levels, pyramid, CROP_BATCH // parts)
-                outputs = torch.cat([classifier(self.network.embed_crops(batch)) for batch in crops])
-                clock.lap("crops")
-                return outputs
-            return self._head(self._maps(levels, clock, parts), pyramid.levels, classifier, clock, parts)
+        """`_run` crop by crop, `batch` crops at a time."""
+        crops = crop_batches(self._levels(pixels, pyramid, clock), pyramid, batch)
+        outputs = torch.cat([classifier(self.network.embed_crops(some)) for some in crops])
+        clock.lap("crops")
+        return outputs
 
     def _head(
         self,
@@ -260,14 +291,15 @@ class DenseScorer:
     ) -> Tensor:
         """`classifier`'s output for the cells of levels, in order."""
         batches = []
-        for blocks in cell_batches(maps, levels, self.network, HEAD_BYTES // parts):
-            batches.append(classifier(self.network.embed_blocks(blocks)))
+        network = dense_only(self.network, "a dense pass")
+        for blocks in cell_batches(maps, levels, network, HEAD_BYTES // parts):
+            batches.append(classifier(network.embed_blocks(blocks)))
             if clock:
                 clock.lap("head")
         outputs = torch.cat(batches)
-        if self.network.phases == 1:
+        if network.phases == 1:
             return outputs
-        cells = [phase.ravel() for level in levels for phase in level.phases(self.network.phases)]
+        cells = [phase.ravel() for level in levels for phase in level.phases(network.phases)]
         return outputs[torch.from_numpy(np.argsort(np.concatenate(cells))).to(outputs.device)]
 
     def _levels(self, pixels: Pixels, pyramid: Pyramid, clock: "_Clock") -> Iterator[Tensor]:
@@ -280,7 +312,7 @@ class DenseScorer:
     def _maps(self, levels: Iterator[Tensor], clock: "_Clock", parts: int) -> Iterator[Tensor]:
         """The trunk's map of each level, ``[phases², C, h, w]``; of a large one, or with `parts`, from tiles of it."""
         for level in levels:
-            feature_map = trunk_over(self.network, level, parts)
+            feature_map = trunk_over(dense_only(self.network, "a dense pass"), level, parts)
             clock.lap("trunk")
             yield feature_map
 
@@ -319,6 +351,16 @@ class _Clock:
         now = time.perf_counter()
         self._timings[stage] = self._timings.get(stage, 0.0) + now - self._last
         self._last = now
+
+
+def _check_context(context: str | None, known: tuple[str | None, ...]) -> None:
+    if context in known:
+        return
+    if context == "image":
+        raise DensescoreError(
+            "context 'image' needs a convolutional network; this one is scored by crops: use context='patch'"
+        )
+    raise DensescoreError(f"context must be 'image' or 'patch', got {context!r}")
 
 
 def _fit_labels(labels: tuple[str, ...], classes: int, given: bool) -> tuple[str, ...]:

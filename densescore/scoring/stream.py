@@ -34,7 +34,7 @@ def score_many(
     images: Iterable[ImageLike],
     model: str | os.PathLike[str] | DenseScorer = "lite0",
     *,
-    context: Context = "image",
+    context: Context | None = None,
     decoders: int = 1,
     ahead: int = 4,
     **options: Any,
@@ -74,7 +74,7 @@ def score_many(
 
 
 def _stream(
-    images: Iterable[ImageLike], scorer: DenseScorer, context: Context, decoders: int, ahead: int
+    images: Iterable[ImageLike], scorer: DenseScorer, context: Context | None, decoders: int, ahead: int
 ) -> Iterator[Scored]:
     sources = iter(images)
     pool = ThreadPoolExecutor(decoders, thread_name_prefix="densescore-decoder")
@@ -90,7 +90,7 @@ def _stream(
         pool.shutdown(cancel_futures=True)
 
 
-def _score(source: ImageLike, decoded: Future[Pixels], scorer: DenseScorer, context: Context) -> Scored:
+def _score(source: ImageLike, decoded: Future[Pixels], scorer: DenseScorer, context: Context | None) -> Scored:
     try:
         return Scored(source, scorer.score(decoded.result(), context=context), None)
     except DensescoreError as error:

@@ -51,9 +51,10 @@ class FeatureCache:
         folder: str | os.PathLike[str] = DEFAULT_CACHE,
         *,
         max_bytes: int = DEFAULT_BYTES,
-        context: Context = "image",
+        context: Context | None = None,
     ) -> None:
-        self.scorer, self.folder, self.max_bytes, self.context = scorer, Path(folder), max_bytes, context
+        self.scorer, self.folder, self.max_bytes = scorer, Path(folder), max_bytes
+        self.context: Context = context or scorer.context
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()
@@ -66,7 +67,7 @@ class FeatureCache:
             "std": scorer.std,
             "patch": scorer.network.patch,
             "absolute": scorer.patch_sizes is not None,
-            "context": context,
+            "context": self.context,
             "dtype": str(scorer.dtype),
         }
         if scorer.network.phases > 1:  # the network's own stride follows from its weights

@@ -114,7 +114,7 @@ def describe(scorer: DenseScorer, cache: FeatureCache) -> dict[str, Any]:
         "std": scorer.std,
         "patch_size": scorer.network.patch,
         "context": cache.context,
-        "backbone_digest": scorer.weights_digest,
+        "backbone_digest": scorer.backbone_digest,
     }
 
 

@@ -14,9 +14,11 @@ from densescore.errors import DensescoreError
 from densescore.models import load_classifier
 from densescore.models.adaptation import HeadFile
 from densescore.models.registry import Weights
+from densescore.models.weights import digest_of_state
 from densescore.network.dense_network import DenseNetwork
 from densescore.network.surgery import to_dense
 from densescore.network.windows import FlattenedWindows, LinearWindows
+from densescore.scoring.crop_network import dense_only
 from densescore.scoring.scorer import DenseScorer
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.pipeline import cached_features, describe, head_file
@@ -41,12 +43,13 @@ def below_fc6(scorer: DenseScorer, plain: DenseNetwork) -> DenseScorer:
             "networks that end in flatten → several linear layers (krizhevsky, alexnet, vgg16) have one"
         )
     width, same = plain.window_width, nn.Identity()
+    network = dense_only(scorer.network, "unfreezing FC6")
     cut = copy.copy(scorer)
     cut.network = DenseNetwork(
-        scorer.network.trunk, FlattenedWindows(plain.window), same, same, patch=plain.patch, stride=plain.stride,
+        network.trunk, FlattenedWindows(plain.window), same, same, patch=plain.patch, stride=plain.stride,
         window=plain.window, window_width=width, feature_width=width, classes=width,
     ).eval()  # fmt: skip
-    cut.network.fast_trunk = scorer.network.fast_trunk
+    cut.network.fast_trunk = network.fast_trunk
     cut.weights_digest = hashlib.sha256(f"below FC6 of {scorer.weights_digest}".encode()).hexdigest()
     return cut
 
@@ -96,5 +99,8 @@ def train_unfrozen(
     head = train_head(patches, len(boxed.classes), recipe, seed, below=below, checkpoint=path, callback=callback)
     trained = {id(parameter) for parameter in below.parameters()}
     own = {name: parameter.detach() for name, parameter in module.named_parameters() if id(parameter) in trained}
-    file = head_file(boxed, patches, head, recipe, seed, **describe(scorer, features), unfrozen=sorted(own))
+    frozen = digest_of_state({name: value for name, value in module.state_dict().items() if name not in own})
+    file = head_file(
+        boxed, patches, head, recipe, seed, **describe(scorer, features), unfrozen=sorted(own), frozen_digest=frozen
+    )
     return replace(file, backbone_weights=own)

@@ -16,7 +16,7 @@ from torch import nn
 from densescore import PAPER_SCALES, DensescoreError, DenseScorer
 from densescore.models import MODELS, AdaptationHead, Krizhevsky, load_classifier, load_head, save_head
 from densescore.models.adaptation import HeadFile
-from densescore.models.lite0 import shipped_weights, timm_name
+from densescore.models.efficientnet_lite import shipped_weights, timm_name
 
 
 def test_lite0_weights_map_one_to_one_in_the_order_of_the_layers() -> None:
@@ -98,7 +98,7 @@ def test_weights_that_do_not_fit_or_are_not_weights(tmp_path: Path, capsys: pyte
 
 
 def test_models_that_are_not_to_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(DensescoreError, match="unknown model 'lenet': expected one of lite0, krizhevsky"):
+    with pytest.raises(DensescoreError, match="unknown model 'lenet': expected one of lite0, lite1"):
         load_classifier("lenet")
     with pytest.raises(DensescoreError, match="krizhevsky has no published weights"):
         load_classifier("krizhevsky")

@@ -58,12 +58,12 @@ def test_out_of_memory_is_answered_with_smaller_parts_once_and_said(
     assert not whole.retried
     if context == "patch":
         first = iter([torch.OutOfMemoryError("out of memory")])
-        embed = scorer.network.embed_crops
+        embed, whole_batch = scorer.network.embed_crops, scorer._crop_batch.size
 
         def short_of_memory(crops: torch.Tensor) -> torch.Tensor:
             for error in first:
                 raise error
-            assert len(crops) <= 8
+            assert len(crops) <= whole_batch // 2
             return embed(crops)
 
         monkeypatch.setattr(scorer.network, "embed_crops", short_of_memory)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from densescore import DenseScorer, DenseScores
 from densescore.io.images import level_pixels
 from densescore.models import MODELS, Krizhevsky
-from densescore.models.lite0 import shipped_weights
+from densescore.models.efficientnet_lite import shipped_weights
 from densescore.scoring.sliding_window import head_reference, receptive_field_reference
 from tests.conftest import Toy
 

@@ -20,10 +20,12 @@ from densescore.jobs.huge.maps import write_map
 from densescore.jobs.huge.resampling import level_window
 from densescore.jobs.huge.source import HugeImage, open_huge
 from densescore.models import BACKGROUND
+from densescore.network.dense_network import DenseNetwork
 from densescore.network.tiling import Tile, bytes_per_pixel, own_part, reach, tiles
 from densescore.results.best_patches import rank_patches
 from densescore.results.heatmaps import describe_geometry, file_names
 from densescore.results.scores import find_label
+from densescore.scoring.crop_network import dense_only
 from densescore.scoring.scorer import DenseScorer
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
@@ -71,20 +73,21 @@ def score_huge(
     """
     if map_step < 1 or not memory > 0:
         raise DensescoreError(f"map_step and memory must be positive, got {map_step} and {memory}")
+    network = dense_only(scorer.network, "scoring a huge image by tiles")
     chosen = [label.strip() for label in classes]
     for label in chosen:
         find_label(label, scorer.labels)
     with open_huge(image, bands) as opened:
         pyramid = scorer.pyramid(opened.height, opened.width, max_cells=_ANY_NUMBER)
-        side = _tile_side(scorer, memory)
-        plan = list(tiles(pyramid.levels, scorer.network, side))
+        side = _tile_side(scorer.name, network, memory)
+        plan = list(tiles(pyramid.levels, network, side))
         chunk = max(len(tile.rows.cells) for tile in plan), max(len(tile.cols.cells) for tile in plan)
         asked = _describe(scorer, opened, pyramid, bands, chunk)
         job = Job(folder, asked, pyramid.levels, len(scorer.labels), chunk, overwrite)
         start = time.perf_counter()
         left = [tile for tile in plan if tile.number not in job.done]
         for tile in track(left, "tiles"):
-            job.keep(tile, _score_tile(scorer, opened, pyramid, tile))
+            job.keep(tile, _score_tile(scorer, network, opened, pyramid, tile))
         seconds = time.perf_counter() - start
     result = {**asked, "tiles": len(plan), "tiles_scored_now": len(left), "seconds": round(seconds, 3)}
     result |= _finish(scorer, job, pyramid, chosen, top, map_step, opened, track)
@@ -93,19 +96,19 @@ def score_huge(
     return result
 
 
-def _tile_side(scorer: DenseScorer, memory: float) -> int:
+def _tile_side(name: str, network: DenseNetwork, memory: float) -> int:
     """Pixels of a tile's side that `memory` GB are enough for.
 
     Raises:
         DensescoreError: smaller than what one cell depends on: each cell would take a tile.
     """
-    network, per_pixel = scorer.network, bytes_per_pixel(scorer.network)
+    per_pixel = bytes_per_pixel(network)
     side = int((memory * 1e9 / per_pixel) ** 0.5)
     least = sum(reach(network)) * network.stride * network.phases + network.patch
     if side < least:
         enough = per_pixel * least**2 / 1e9
         raise DensescoreError(
-            f"memory: {memory:g} GB hold a tile of {side} pixels a side, but the scores of one patch by {scorer.name} "
+            f"memory: {memory:g} GB hold a tile of {side} pixels a side, but the scores of one patch by {name} "
             f"depend on {least}; give at least {1.1 * enough:.2g}, better {4 * enough:.2g}"
         )
     return side
@@ -135,9 +138,11 @@ def _describe(
     }
 
 
-def _score_tile(scorer: DenseScorer, image: HugeImage, pyramid: Pyramid, tile: Tile) -> NDArray[np.float32]:
+def _score_tile(
+    scorer: DenseScorer, network: DenseNetwork, image: HugeImage, pyramid: Pyramid, tile: Tile
+) -> NDArray[np.float32]:
     """Scores of a tile's cells, ``[rows, cols, C]``."""
-    network, level = scorer.network, pyramid.levels[tile.level]
+    level = pyramid.levels[tile.level]
     rows, cols = tile.rows, tile.cols
     pixels = level_window(image.read, pyramid, level, rows.start, rows.stop, cols.start, cols.stop)
     with torch.inference_mode():

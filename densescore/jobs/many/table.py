@@ -21,7 +21,7 @@ def score_table(
     scorer: DenseScorer,
     kept: Kept | None = None,
     *,
-    context: Context = "image",
+    context: Context | None = None,
     part_size: int = 64,
     overwrite: bool = False,
     engine: Engine | None = None,
@@ -54,7 +54,7 @@ def score_table(
         raise DensescoreError(f"a table of scores needs {error.name}: pip install 'densescore[many]'") from error
     kept = kept or Kept()
     kept.check(scorer.labels)
-    engine = engine or local_engine(scorer)
+    engine, context = engine or local_engine(scorer), context or scorer.context
     columns = schema(kept, len(scorer.labels))
     description = {**describe_scorer(scorer, context), **_describe_kept(kept)}
     with Run(out, images, description, columns, part_size=part_size, overwrite=overwrite) as run:

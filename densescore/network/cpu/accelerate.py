@@ -16,7 +16,7 @@ from densescore.network.cpu.winograd import CookToomWindows, tiling_of
 from densescore.network.dense_network import DenseNetwork
 from densescore.network.windows import LinearWindows
 
-Runtime = Literal["auto", "torch", "openvino"]
+Runtime = Literal["auto", "torch", "openvino", "compile"]
 
 
 def speed_up(network: DenseNetwork, runtime: Runtime) -> str:
