@@ -2,14 +2,10 @@
 
 import gc
 import hashlib
-import math
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,22 +19,24 @@ from densescore.network.cpu.accelerate import Runtime, speed_up
 from densescore.network.cpu.quantize import check_int8, quantize_network
 from densescore.network.devices import find_device, find_dtype
 from densescore.network.surgery import to_dense
-from densescore.network.tiling import trunk_over
 from densescore.results.scores import DenseScores
-from densescore.scoring.cell_batches import cell_batches
+from densescore.scoring.arguments import as_tuple, fit_labels
+from densescore.scoring.clock import Clock
+from densescore.scoring.copies import Copies
+from densescore.scoring.dense_pass import head_outputs, trunk_maps
+from densescore.scoring.fingerprint import Context, Stage, fingerprint
+from densescore.scoring.freed_memory import freed_memory
+from densescore.scoring.normalize import normalize
 from densescore.scoring.out_of_memory import in_memory
+from densescore.scoring.processes import check_process
 from densescore.scoring.sliding_window import crop_batches
-
-Context = Literal["image", "patch"]
-
-HEAD_BYTES = 96 * 2**20
-"""Memory that the windows and the head's outputs of one product may take; the cells per product follow from it."""
+from densescore_kernels.power_mean.exponents import check_exponent
 
 CROP_BATCH = 64
 """Crops per forward pass in ``context="patch"``."""
 
 
-class DenseScorer:
+class DenseScorer(Copies):
     """Scores every patch of an image with one network.
 
     Args:
@@ -60,8 +58,9 @@ class DenseScorer:
             ``"int8"``: float32 with the layers' products in eight bits, on a CPU, for scores that differ by a little.
             Probabilities are float32 whatever the dtype.
         calibration: for ``dtype="int8"``, a few images like those to come: what they give sets the layers' ranges.
-        runtime: what runs the trunk on a CPU: ``"torch"``, ``"openvino"`` (an extra), or ``"auto"``: OpenVINO where it
-            is installed and, timed once here, faster by a fifth. ``scorer.runtime`` and every result name what runs.
+        runtime: what runs the trunk on a CPU: ``"torch"``, ``"openvino"`` (an extra), or ``"auto"``: OpenVINO for
+            networks with depthwise convolutions where it is installed, and torch for all others
+            (``benchmarks/results/runtimes.md`` has the times). ``scorer.runtime`` and every result name what runs.
         max_cells: most patches that one image may have. It bounds memory, which grows with the largest level.
 
     Raises:
@@ -93,9 +92,11 @@ class DenseScorer:
         runtime: Runtime = "auto",
         max_cells: int = DEFAULT_MAX_CELLS,
     ) -> None:
+        check_process()
         if runtime not in get_args(Runtime):
             raise DensescoreError(f"runtime must be one of {', '.join(get_args(Runtime))}, got {runtime!r}")
-        classifier = load_classifier(model, weights=weights, labels=labels, mean=mean, std=std, patch_size=patch_size)
+        own = {name: as_tuple(name, value) for name, value in {"labels": labels, "mean": mean, "std": std}.items()}
+        classifier = load_classifier(model, weights=weights, patch_size=patch_size, **own)
         network = to_dense(classifier.module, classifier.patch_size)
         if classifier.head is not None:
             head = classifier.head
@@ -103,14 +104,12 @@ class DenseScorer:
         if stride not in (None, network.stride):
             network.make_finer(stride)
         self.name = classifier.name
-        self.labels = _fit_labels(classifier.labels, network.classes, given=labels is not None)
+        self.labels = fit_labels(classifier.labels, network.classes, given=labels is not None)
         k = classifier.k if k is None else k
-        if not (math.isfinite(k) and k >= 1):
-            raise DensescoreError(f"k must be a finite number of at least 1, got {k}")
         self.activation = classifier.activation
-        self.scales = classifier.scales if scales is None else tuple(scales)
-        self.patch_sizes = None if patch_sizes is None else tuple(patch_sizes)
-        self.k, self.max_cells = float(k), max_cells
+        self.scales = classifier.scales if scales is None else as_tuple("scales", scales)
+        self.patch_sizes = as_tuple("patch_sizes", patch_sizes)
+        self.k, self.max_cells = check_exponent(k), max_cells
         self.device = find_device(device)
         if dtype == "int8":
             check_int8(network, self.device, calibration, runtime)
@@ -118,7 +117,7 @@ class DenseScorer:
         self.network = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         self.mean, self.std = classifier.mean, classifier.std
         self.pyramid(224, 224)  # scales are checked now, not at the first image
-        # Of all that features follow from; before the weights are packed, after which they cannot be read.
+        # Before the weights are packed, after which they cannot be read.
         self.weights_digest = digest_of(network.trunk, network.project, network.embed)
         self.classifier_digest = digest_of(network.classifier)
         if dtype == "int8":
@@ -143,6 +142,16 @@ class DenseScorer:
             phases=self.network.phases,
             max_cells=self.max_cells if max_cells is None else max_cells,
         )
+
+    def fingerprint(self, of: Stage = "image scores", *, context: Context = "image") -> dict[str, Any]:
+        """What a result follows from besides the image, as JSON values by the options' names.
+
+        Args:
+            of: ``"features"``: of one level; the same for all heads and scales. ``"patch scores"``: with the classifier
+                and the scales. ``"image scores"``: with k, the labels and the bound on patches, too.
+            context: as for `score`.
+        """
+        return fingerprint(self, of, context)
 
     def score(self, image: ImageLike, *, context: Context = "image") -> DenseScores:
         """Score every patch of an image.
@@ -179,12 +188,12 @@ class DenseScorer:
             self._probabilities(outputs),
             self.labels,
             pyramid,
-            self.k,
-            self.name,
-            context,
-            self.runtime,
-            timings,
-            retried,
+            k=self.k,
+            model=self.name,
+            context=context,
+            runtime=self.runtime,
+            timings=timings,
+            retried=retried,
         )
 
     def _probabilities(self, outputs: Tensor) -> Tensor:
@@ -203,8 +212,9 @@ class DenseScorer:
         Returns:
             Probabilities, float32 ``[M, C]``.
         """
+        check_process()
         with torch.inference_mode():
-            return self._probabilities(self._head(maps, levels, self.network.classifier))
+            return self._probabilities(head_outputs(self.network, self.network.classifier, maps, levels))
 
     def features(self, image: ImageLike, *, context: Context = "image") -> Tensor:
         """FC7's output, or the pooled map, of every patch: the transferable mid-level representation.
@@ -225,9 +235,10 @@ class DenseScorer:
 
         Where memory runs out, the image is scored once more in smaller parts; the last value says so.
         """
+        check_process()
         if context not in ("image", "patch"):
             raise DensescoreError(f"context must be 'image' or 'patch', got {context!r}")
-        clock = _Clock(self.device, timings)
+        clock = Clock(self.device, timings)
         pixels = read_image(image)
         pyramid = self.pyramid(*pixels.shape[:2])
         clock.lap("decode")
@@ -235,10 +246,12 @@ class DenseScorer:
         outputs, parts = in_memory(
             lambda parts: self._outputs(pixels, pyramid, context, classifier, clock, parts), size
         )
+        if self.device.type == "cpu":
+            freed_memory.after_image()
         return pyramid, outputs, parts > 1
 
     def _outputs(
-        self, pixels: Pixels, pyramid: Pyramid, context: Context, classifier: nn.Module, clock: "_Clock", parts: int
+        self, pixels: Pixels, pyramid: Pyramid, context: Context, classifier: nn.Module, clock: Clock, parts: int
     ) -> Tensor:
         """`_run` in one go; with `parts`, in about so many times smaller pieces."""
         with torch.inference_mode():
@@ -248,41 +261,15 @@ class DenseScorer:
                 outputs = torch.cat([classifier(self.network.embed_crops(batch)) for batch in crops])
                 clock.lap("crops")
                 return outputs
-            return self._head(self._maps(levels, clock, parts), pyramid.levels, classifier, clock, parts)
+            maps = trunk_maps(self.network, levels, clock, parts)
+            return head_outputs(self.network, classifier, maps, pyramid.levels, clock, parts)
 
-    def _head(
-        self,
-        maps: Iterable[Tensor],
-        levels: Sequence[Level],
-        classifier: nn.Module,
-        clock: "_Clock | None" = None,
-        parts: int = 1,
-    ) -> Tensor:
-        """`classifier`'s output for the cells of levels, in order."""
-        batches = []
-        for blocks in cell_batches(maps, levels, self.network, HEAD_BYTES // parts):
-            batches.append(classifier(self.network.embed_blocks(blocks)))
-            if clock:
-                clock.lap("head")
-        outputs = torch.cat(batches)
-        if self.network.phases == 1:
-            return outputs
-        cells = [phase.ravel() for level in levels for phase in level.phases(self.network.phases)]
-        return outputs[torch.from_numpy(np.argsort(np.concatenate(cells))).to(outputs.device)]
-
-    def _levels(self, pixels: Pixels, pyramid: Pyramid, clock: "_Clock") -> Iterator[Tensor]:
+    def _levels(self, pixels: Pixels, pyramid: Pyramid, clock: Clock) -> Iterator[Tensor]:
         """The levels, normalized, one after another: ``[1, 3, h, w]``, channels last."""
         for level in pyramid.levels:
             tensor = self.level(pixels, pyramid, level)
             clock.lap("pyramid")
             yield tensor
-
-    def _maps(self, levels: Iterator[Tensor], clock: "_Clock", parts: int) -> Iterator[Tensor]:
-        """The trunk's map of each level, ``[phases², C, h, w]``; of a large one, or with `parts`, from tiles of it."""
-        for level in levels:
-            feature_map = trunk_over(self.network, level, parts)
-            clock.lap("trunk")
-            yield feature_map
 
     def _levels_of(self, image: ImageLike) -> Iterator[Tensor]:
         pixels = read_image(image)
@@ -295,35 +282,4 @@ class DenseScorer:
 
     def normalize(self, pixels: Pixels) -> Tensor:
         """RGB ``[h, w, 3]`` as the network takes it: ``[1, 3, h, w]``, channels last."""
-        # By numpy and OpenCV: torch's threads would go on spinning for a while, in the way of the trunk's.
-        if pixels.dtype != np.uint8:
-            scaled = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-            return torch.from_numpy(scaled).permute(2, 0, 1)[None].to(self.device, self.dtype)
-        # A byte of a channel becomes one of 256 numbers, of which OpenCV knows only the bits where they are halves.
-        table = ((torch.arange(256)[:, None] / 255 - torch.tensor(self.mean)) / torch.tensor(self.std)).to(self.dtype)
-        bits = table.view(torch.int16) if table.itemsize == 2 else table  # [256, 3]
-        values = torch.from_numpy(cv2.LUT(pixels, bits.numpy()[None])).view(self.dtype)  # [h, w, 3]
-        return values.permute(2, 0, 1)[None].to(self.device)
-
-
-class _Clock:
-    """Seconds per stage, added up; waits for the device, whose work is queued."""
-
-    def __init__(self, device: torch.device, timings: dict[str, float]) -> None:
-        self._synchronize: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-        self._timings = timings
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        self._synchronize()
-        now = time.perf_counter()
-        self._timings[stage] = self._timings.get(stage, 0.0) + now - self._last
-        self._last = now
-
-
-def _fit_labels(labels: tuple[str, ...], classes: int, given: bool) -> tuple[str, ...]:
-    if len(labels) == classes:
-        return labels
-    if given:
-        raise DensescoreError(f"labels: got {len(labels)} names for a network of {classes} classes")
-    return tuple(f"class {index}" for index in range(classes))
+        return normalize(pixels, self.mean, self.std, self.device, self.dtype)

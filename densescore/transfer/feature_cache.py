@@ -1,6 +1,5 @@
 """Features of every patch of an image, kept on disk: computed once, whatever is trained on them."""
 
-import copy
 import hashlib
 import json
 import os
@@ -29,8 +28,8 @@ _STALE = 24 * 3600  # seconds after which an interrupted write's scratch folder 
 class FeatureCache:
     """Per level of an image (and of its mirror image), the float16 features of its patches, as one ``.npy`` file.
 
-    A file's name is a digest of all that its content follows from: the trunk's weights, the preprocessing, the scale,
-    context, dtype, the image's bytes, mirrored or not. So nothing is ever out of date, a cache may be shared by any
+    A file's name is a digest of what its content follows from: the scorer's fingerprint of features, the scale, the
+    image's bytes, mirrored or not. So nothing is ever out of date, a cache may be shared by any
     number of trainings, and another choice of scales computes only those that are new. Files appear whole or not at
     all. Past `max_bytes` the least recently used go.
 
@@ -53,16 +52,9 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._maker: dict[str, Any] = {
             "version": _VERSION,
-            "weights": scorer.weights_digest,
-            "mean": scorer.mean,
-            "std": scorer.std,
-            "patch": scorer.network.patch,
             "absolute": scorer.patch_sizes is not None,
-            "context": context,
-            "dtype": str(scorer.dtype),
+            **scorer.fingerprint("features", context=context),
         }
-        if scorer.network.phases > 1:  # the network's own stride follows from its weights
-            self._maker["stride"] = scorer.network.stride
         for scratch in self.folder.glob(".*-*"):
             if scratch.stat().st_mtime < time.time() - _STALE:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -104,11 +96,8 @@ class FeatureCache:
         return self.folder / (hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest() + ".npy")
 
     def _compute(self, pixels: Pixels, scale: float) -> NDArray[np.float16]:
-        one_level = copy.copy(self.scorer)  # shares the network
-        if self.scorer.patch_sizes is None:
-            one_level.scales = (scale,)
-        else:
-            one_level.patch_sizes = (scale,)
+        relative = self.scorer.patch_sizes is None
+        one_level = self.scorer.with_scales((scale,)) if relative else self.scorer.with_scales(patch_sizes=(scale,))
         features = one_level.features(pixels, context=self.context).float().cpu().numpy()
         return np.clip(features, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
 

@@ -4,7 +4,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ def _tile_side(scorer: DenseScorer, memory: float) -> int:
 def _describe(
     scorer: DenseScorer, image: HugeImage, pyramid: Pyramid, bands: Sequence[int] | None, chunk: tuple[int, int]
 ) -> dict[str, Any]:
-    """All that the scores follow from."""
+    """What the scores follow from."""
     status = Path(image.name).stat()
     return {
         "image": {
@@ -123,14 +122,9 @@ def _describe(
             "modified": status.st_mtime,
             "bands": bands,
         },
-        "model": scorer.name,
-        "weights": [scorer.weights_digest, scorer.classifier_digest],
-        "preprocessing": [scorer.mean, scorer.std],
-        "activation": scorer.activation,
-        "dtype": str(scorer.dtype),
+        **scorer.fingerprint("patch scores"),
         "geometry": describe_geometry(pyramid),
         "cells_per_tile": chunk,
-        "densescore": version("densescore"),
     }
 
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any, TypeAlias
 
 from densescore.errors import DensescoreError
@@ -56,7 +55,7 @@ def score_table(
     kept.check(scorer.labels)
     engine = engine or local_engine(scorer)
     columns = schema(kept, len(scorer.labels))
-    description = {**describe_scorer(scorer, context), **_describe_kept(kept)}
+    description = {**describe_scorer(scorer, context), **_by_option(vars(kept))}
     with Run(out, images, description, columns, part_size=part_size, overwrite=overwrite) as run:
         callback(len(images) - sum(map(len, run.pending())), [])
         if not run.complete:
@@ -88,26 +87,9 @@ def local_engine(scorer: DenseScorer, decoders: int = 1) -> Engine:
 
 
 def describe_scorer(scorer: DenseScorer, context: Context) -> dict[str, Any]:
-    """All of a scorer that its scores follow from, by the names of the options."""
-    return {
-        "densescore": version("densescore"),
-        "model": scorer.name,
-        "weights": f"{scorer.weights_digest[:16]} {scorer.classifier_digest[:16]}",
-        "labels": scorer.labels,
-        "mean": scorer.mean,
-        "std": scorer.std,
-        "scales": scorer.scales if scorer.patch_sizes is None else None,
-        "patch-sizes": scorer.patch_sizes,
-        "patch": scorer.network.patch,
-        "stride": scorer.network.stride,
-        "k": scorer.k,
-        "max-cells": scorer.max_cells,
-        "device": scorer.device.type,
-        "dtype": str(scorer.dtype),
-        "runtime": scorer.runtime,
-        "context": context,
-    }
+    """What the scores follow from, by the names of the command's options."""
+    return _by_option(scorer.fingerprint(context=context))
 
 
-def _describe_kept(kept: Kept) -> Mapping[str, Any]:
-    return {name.replace("_", "-"): getattr(kept, name) for name in Kept.__dataclass_fields__}
+def _by_option(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", "-"): value for name, value in values.items()}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from densescore import DensescoreError, DenseScorer
 from densescore.jobs.many.rows import Kept, Row, array_key, schema
-from densescore.jobs.many.run import Run, read_description, recorded
+from densescore.jobs.many.run import Run, read_description
 from densescore.jobs.many.table import score_table
 
 
@@ -57,7 +57,7 @@ def test_the_table_says_how_it_was_made(scorer: DenseScorer, pictures: list[str]
     assert made["labels"] == ["a", "b", "c"]
     assert made["classes"] == ["b"]
     assert made["scales"] == [1, 1.5]
-    assert recorded(out, "runtime") == "torch"
+    assert made["runtime"] == "torch"
     assert {region["label"] for row in rows_of(out) for region in row["regions"]} == {"b"}
 
 
@@ -133,7 +133,7 @@ def test_a_finished_table_is_not_made_again(scorer: DenseScorer, pictures: list[
         ({"context": "patch"}, "with another context: image then, patch now"),
         ({"images": 10}, r"with another images: 11 paths \(\w+\) then, 10 paths \(\w+\) now"),
         ({"k": 3.0}, r"with another k: 5\.0 then, 3\.0 now"),
-        ({"weights": True}, "with another weights: "),
+        ({"weights": True}, "with another classifier: "),
         ({"stride": 8}, "with another stride: 4 then, 8 now"),
     ],
 )
