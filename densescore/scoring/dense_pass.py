@@ -11,6 +11,7 @@ from densescore.network.dense_network import DenseNetwork
 from densescore.network.tiling import trunk_over
 from densescore.scoring.cell_batches import cell_batches
 from densescore.scoring.clock import Clock
+from densescore.scoring.finite import check_outputs
 
 HEAD_BYTES = 96 * 2**20
 """Memory that the windows and the head's outputs of one product may take; the cells per product follow from it."""
@@ -25,11 +26,16 @@ def trunk_maps(network: DenseNetwork, levels: Iterable[Tensor], clock: Clock, pa
         clock: for the stage "trunk".
         parts: above 1, each level is cut into about so many tiles. A large one is cut in any case.
 
+    Raises:
+        DensescoreError: a map is not finite.
+
     Yields:
         ``[phases², C, rows + h - 1, cols + w - 1]`` per level.
     """
     for level in levels:
         feature_map = trunk_over(network, level, parts)
+        if feature_map.device.type == "cpu":  # elsewhere it would wait for the device; there NaN passes through clamps
+            check_outputs(feature_map, "the trunk's features")
         clock.lap("trunk")
         yield feature_map
 

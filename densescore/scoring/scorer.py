@@ -25,6 +25,7 @@ from densescore.scoring.clock import Clock
 from densescore.scoring.copies import Copies
 from densescore.scoring.dense_pass import head_outputs, trunk_maps
 from densescore.scoring.fingerprint import Context, Stage, fingerprint
+from densescore.scoring.finite import check_outputs, check_weights
 from densescore.scoring.freed_memory import freed_memory
 from densescore.scoring.normalize import normalize
 from densescore.scoring.out_of_memory import in_memory
@@ -115,6 +116,7 @@ class DenseScorer(Copies):
             check_int8(network, self.device, calibration, runtime)
         self.dtype = find_dtype("float32" if dtype == "int8" else dtype, network, self.device)
         self.network = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        check_weights(self.network, self.name)
         self.mean, self.std = classifier.mean, classifier.std
         self.pyramid(224, 224)  # scales are checked now, not at the first image
         # Before the weights are packed, after which they cannot be read.
@@ -162,7 +164,7 @@ class DenseScorer(Copies):
                 ``"patch"``: zeros, as in the paper's crops; each patch is cut out and run on its own, in batches.
 
         Raises:
-            DensescoreError: the image cannot be read, has too many patches, or the scores are not finite.
+            DensescoreError: the image cannot be read, has too many patches, or features or scores are not finite.
         """
         timings: dict[str, float] = {}
         pyramid, outputs, retried = self._run(image, context, self.network.classifier, timings)
@@ -197,10 +199,8 @@ class DenseScorer(Copies):
         )
 
     def _probabilities(self, outputs: Tensor) -> Tensor:
-        probabilities = outputs.float().sigmoid() if self.activation == "sigmoid" else outputs.float().softmax(1)
-        if not torch.isfinite(probabilities).all():
-            raise DensescoreError(f"{self.name} in {self.dtype} gave scores that are not finite; try another dtype")
-        return probabilities
+        outputs = check_outputs(outputs, f"{self.name}: the scores").float()
+        return outputs.sigmoid() if self.activation == "sigmoid" else outputs.softmax(1)
 
     def score_maps(self, maps: Sequence[Tensor], levels: Sequence[Level]) -> Tensor:
         """Score cells whose maps are known: the last part of `score`, for levels that come in parts.
@@ -226,7 +226,8 @@ class DenseScorer(Copies):
         Returns:
             ``[M, D]`` in the scorer's dtype, in the order of `score`'s rows.
         """
-        return self._run(image, context, self.network.to_features, {})[1].flatten(1).clone()  # a user may train on it
+        features = self._run(image, context, self.network.to_features, {})[1]
+        return check_outputs(features, f"{self.name}: the features").flatten(1).clone()  # a user may train on it
 
     def _run(
         self, image: ImageLike, context: Context, classifier: nn.Module, timings: dict[str, float]

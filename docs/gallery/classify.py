@@ -14,7 +14,7 @@ import densescore
 def main(out: Path = Path(__file__).with_suffix(".jpg")) -> None:
     photo = skimage.data.coffee()
     scores = densescore.classify(photo)  # a path does as well
-    for label, score in scores.top(5):
+    for label, score, _ in scores.top(5):
         print(f"{score:.4f}  {label}")
 
     label = scores.top(1)[0].label

@@ -151,17 +151,24 @@ def _finish(
     track: Track,
 ) -> dict[str, Any]:
     """Image scores by eq. (1), and the maps."""
-    total = np.zeros(len(scorer.labels))
+    best, total = np.full(len(scorer.labels), np.finfo(np.float64).tiny), np.zeros(len(scorer.labels))  # [C]
 
     def add(scores: NDArray[np.float32]) -> None:
-        nonlocal total
-        total += (scores.astype(np.float64) ** scorer.k).sum((0, 1))
+        """Powers of scores over the best one so far, which do not underflow together; see `DenseScores.confidence`."""
+        nonlocal best, total
+        better = np.maximum(best, scores.max((0, 1)))
+        total = total * (best / better) ** scorer.k + ((scores / better) ** scorer.k).sum((0, 1))
+        best = better
 
     for index in range(len(pyramid.levels)):
         job.reduce(index, add)
-    scores = total / len(pyramid)
-    order = [label for label in np.argsort(-scores, kind="stable") if scorer.labels[label] != BACKGROUND]
-    ranked = [{"label": scorer.labels[label], "score": float(scores[label])} for label in order]
+    mean = total / len(pyramid)
+    scores, confidence = mean * best**scorer.k, best * mean ** (1 / scorer.k)
+    order = [label for label in np.argsort(-confidence, kind="stable") if scorer.labels[label] != BACKGROUND]
+    ranked = [
+        {"label": scorer.labels[label], "score": float(scores[label]), "confidence": float(confidence[label])}
+        for label in order
+    ]
     labels = list(dict.fromkeys(chosen)) or [str(entry["label"]) for entry in ranked[:top]]
     described = []
     for label, name in track(list(zip(labels, file_names(labels), strict=True)), "maps"):
