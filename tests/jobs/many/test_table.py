@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from densescore import DensescoreError, DenseScorer
 from densescore.jobs.many.rows import Kept, Row, array_key, schema
 from densescore.jobs.many.run import Run, read_description
-from densescore.jobs.many.table import score_table
+from densescore.jobs.many.table import local_engine, score_table
 
 
 def rows_of(path: Path) -> list[Row]:
@@ -48,6 +48,20 @@ def test_one_row_per_image_with_the_scorers_own_numbers(
         ]
         np.testing.assert_array_equal([kept["peak"] for kept in row["regions"]], [r.peak for _, r in regions])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["pictures", "results.parquet"]
+
+
+def test_scores_of_a_picture_do_not_depend_on_its_part_its_neighbors_or_the_threads(
+    scorer: DenseScorer, pictures: list[str], tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    sound = [picture for index, picture in enumerate(pictures) if index not in (3, 7)]
+    expected = {picture: scorer.score(picture).image_scores().tolist() for picture in sound}
+    for part_size, decoders in ((1, 1), (4, 3), (64, 2)):
+        images = [sound[index] for index in draw.integers(0, len(sound), 25)]
+        out = tmp_path / f"{part_size}.parquet"
+        engine = local_engine(scorer, decoders)
+        score_table(images, out, scorer, Kept(all_scores=True), part_size=part_size, engine=engine)
+        assert [(row["image"], row["image_scores"]) for row in rows_of(out)] == [(i, expected[i]) for i in images]
 
 
 def test_the_table_says_how_it_was_made(scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
