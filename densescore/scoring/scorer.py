@@ -212,7 +212,8 @@ class DenseScorer(Copies):
         Returns:
             Probabilities, float32 ``[M, C]``.
         """
-        check_process()
+        for feature_map in maps:
+            check_outputs(feature_map, f"{self.name}: the trunk's features")
         with torch.inference_mode():
             return self._probabilities(head_outputs(self.network, self.network.classifier, maps, levels))
 
@@ -236,7 +237,6 @@ class DenseScorer(Copies):
 
         Where memory runs out, the image is scored once more in smaller parts; the last value says so.
         """
-        check_process()
         if context not in ("image", "patch"):
             raise DensescoreError(f"context must be 'image' or 'patch', got {context!r}")
         clock = Clock(self.device, timings)
@@ -283,4 +283,5 @@ class DenseScorer(Copies):
 
     def normalize(self, pixels: Pixels) -> Tensor:
         """RGB ``[h, w, 3]`` as the network takes it: ``[1, 3, h, w]``, channels last."""
+        check_process()  # what is made from pixels elsewhere, tile by tile, comes by here
         return normalize(pixels, self.mean, self.std, self.device, self.dtype)

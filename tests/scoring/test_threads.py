@@ -27,6 +27,7 @@ Item = TypeVar("Item")
 needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="needs the extra densescore[openvino]"
 )
+needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs AVX-512 VNNI")
 
 
 def at_once(work: Callable[[int], Item], threads: int = THREADS) -> list[Item]:
@@ -54,18 +55,27 @@ def images(cat: NDArray[np.uint8], coffee: NDArray[np.uint8]) -> list[NDArray[np
     ]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("runtime", ["torch", pytest.param("openvino", marks=needs_openvino)])
+@pytest.mark.parametrize(
+    ("runtime", "dtype"),
+    [
+        ("torch", "float32"),
+        ("torch", "bfloat16"),
+        pytest.param("torch", "int8", marks=needs_vnni),
+        pytest.param("openvino", "float32", marks=needs_openvino),
+        pytest.param("openvino", "bfloat16", marks=needs_openvino),
+    ],
+)
 @pytest.mark.parametrize("model", ["toy", "lite0"])
 def test_threads_get_the_scores_of_one(
     model: str, runtime: Any, dtype: str, images: list[NDArray[np.uint8]], toy: None
 ) -> None:
+    options: dict[str, Any] = {"calibration": images[:1]} if dtype == "int8" else {}
     scales = (1, 2.2) if model == "toy" else (1,)
-    scorer = DenseScorer(model, runtime=runtime, dtype=dtype, scales=scales)
-    alone = [scorer.score(image).patch_scores for image in images]
-    assert all(scores.std() > 1e-4 for scores in alone)
+    scorer = DenseScorer(model, runtime=runtime, dtype=dtype, scales=scales, **options)
     orders = [np.random.default_rng(thread).permutation(len(images)) for thread in range(THREADS)]
     found = at_once(lambda thread: [scorer.score(images[index]).patch_scores for index in orders[thread]])
+    alone = [scorer.score(image).patch_scores for image in images]  # last: what is found out once is found by threads
+    assert all(scores.std() > 1e-4 for scores in alone)
     for order, several in zip(orders, found, strict=True):
         for index, scores in zip(order, several, strict=True):
             assert torch.equal(scores, alone[index])
@@ -88,7 +98,10 @@ def test_threads_that_classify_first_share_one_scorer(images: list[NDArray[np.ui
         assert torch.equal(scores, scorer.score(images[index % 3]).patch_scores)
 
 
-def test_scorers_made_in_many_threads_work_and_leave_torch_as_it_was(images: list[NDArray[np.uint8]]) -> None:
+@pytest.mark.parametrize("runtime", ["torch", pytest.param("openvino", marks=needs_openvino)])
+def test_scorers_made_in_many_threads_work_and_leave_torch_as_it_was(
+    runtime: Any, images: list[NDArray[np.uint8]]
+) -> None:
     before = nn.Module.__call__, nn.Module.__getattr__
     plain, pixels = Toy().eval(), torch.rand(2, 3, 20, 20)
     expected = plain(pixels)
@@ -101,7 +114,7 @@ def test_scorers_made_in_many_threads_work_and_leave_torch_as_it_was(images: lis
         if index == 4:  # one that cannot be traced
             with pytest.raises(DensescoreError, match="cannot be traced"):
                 DenseScorer(Untraceable(), patch_size=20)
-        return DenseScorer(Toy(), patch_size=20, scales=(1, 1.3)).score(images[0]).patch_scores
+        return DenseScorer(Toy(), patch_size=20, scales=(1, 1.3), runtime=runtime).score(images[0]).patch_scores
 
     found = [scores for scores in at_once(work) if scores is not None]
     assert (nn.Module.__call__, nn.Module.__getattr__) == before
