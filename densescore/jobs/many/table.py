@@ -26,18 +26,18 @@ def score_table(
     engine: Engine | None = None,
     callback: Callable[[int, Sequence[Row]], None] = lambda found, rows: None,
 ) -> int:
-    """Score images into one parquet table. Run again after a kill, it goes on; run again when done, it does nothing.
+    """Score images into one parquet table. Called again after a kill, it goes on; when the table is done, it returns.
 
     Args:
         images: paths; see `densescore.jobs.many.inputs.find_inputs`.
-        out: the table, ``….parquet``; one row per image, in order, its schema's metadata says how it was made.
-        scorer: the network.
+        out: the table, ``….parquet``: one row per image, in order. Its schema's metadata says how it was made.
+        scorer: scores the images.
         kept: what to keep of each image.
         context: as for `DenseScorer.score`.
-        part_size: images per part: the most work that a kill can cost.
+        part_size: images per part. A kill costs at most the work on one part.
         overwrite: replace a finished table.
-        engine: who does the work; this process by default.
-        callback: is told how many rows an earlier run left, and the rows that are new, as they come.
+        engine: does the work; by default `local_engine`, in this process.
+        callback: called with the number of rows that an earlier run left, and with new rows as they come.
 
     Raises:
         DensescoreError: see `Run`; an argument does not fit; the disk is full. Never because of an image: that is in
@@ -68,7 +68,7 @@ def score_table(
 
 
 def local_engine(scorer: DenseScorer, decoders: int = 1) -> Engine:
-    """One scorer in this process, and threads that decode ahead of it."""
+    """An engine that scores in this process, while threads decode the next images."""
 
     def engine(
         run: Run, kept: Kept, context: Context, callback: Callable[[Sequence[Row]], None]
