@@ -117,7 +117,7 @@ def classify(
             table.add_column("class")
             table.add_column("score", justify="right")
             table.add_column("best patch", justify="right")
-            for label, score in scores.top(top):
+            for label, score, _ in scores.top(top):
                 best = scores.patch_scores[:, scores.index(label)].max().item()
                 table.add_row(label, f"{score:.4f}", f"{best:.3f}")
             _out.print(table)

@@ -30,7 +30,6 @@ from densescore.errors import DensescoreError
 from densescore.jobs.many.inputs import find_inputs
 from densescore.jobs.many.ray_engine import ray_engine
 from densescore.jobs.many.rows import Kept, Row
-from densescore.jobs.many.run import recorded
 from densescore.jobs.many.table import local_engine, score_table
 from densescore.scoring.scorer import DenseScorer
 
@@ -92,18 +91,16 @@ def score(
         paths = find_inputs(inputs)
         chosen = tuple(label.strip() for label in classes.split(",")) if classes else ()
         kept = Kept(top, all_scores, mapped, chosen, maps, patch_scores)
-        if runtime == "auto":  # which one is faster is timed; parts of one table must come from the same
-            runtime = recorded(out, "runtime") or "auto"
         options = scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime, stride, calibration)
         if engine not in ("local", "ray"):
             raise DensescoreError(f"--engine: expected local or ray, got {engine!r}")
         scorer = DenseScorer(**options)
-        # Workers are to do what this process would: what it settled on is theirs, too.
-        tolerance = {**options, "device": scorer.device.type, "runtime": scorer.runtime}
+        # Workers may have other packages and devices; what this process has chosen holds for them, too.
+        pinned = {**options, "device": scorer.device.type, "runtime": scorer.runtime}
         work = (
             local_engine(scorer, decoders)
             if engine == "local"
-            else ray_engine(tolerance, address=address or None, workers=workers, cpus=cpus)
+            else ray_engine(pinned, address=address or None, workers=workers, cpus=cpus)
         )
         counts = {"images": len(paths), "before": 0, "scored": 0, "failed": 0}
         with _progress() as progress:

@@ -33,10 +33,11 @@ Locate = Literal["shrunk", "mean"]
 
 
 class Ranked(NamedTuple):
-    """A class and its image score."""
+    """A class, its image score, and that score's k-th root; see `DenseScores.confidence`."""
 
     label: str
     score: float
+    confidence: float
 
 
 class Place(NamedTuple):
@@ -121,12 +122,34 @@ class DenseScores:
         """
         return power_mean(self.patch_scores, k=self.k if k is None else k)[0]
 
+    def confidence(self, k: float | None = None) -> Tensor:
+        """The k-th root of `image_scores`, on the scale of the patch scores: float32 ``[C]`` in [0, 1].
+
+        It orders classes as the image scores do, and keeps doing so for large k, where ``y^k`` is 0 in float32: scores
+        are divided by each class's best patch before the power is taken. It lies between the mean and the best patch.
+
+        Args:
+            k: as for `image_scores`.
+
+        Example:
+            >>> scores = DenseScores(torch.tensor([[0.1, 0.2]]), ("a", "b"), Pyramid.of(224, 224, scales=(1,)))
+            >>> scores.image_scores(100), scores.confidence(100)
+            (tensor([0., 0.]), tensor([0.1000, 0.2000]))
+        """
+        k = self.k if k is None else k
+        best = self.patch_scores.amax(0)  # [C]
+        relative = self.patch_scores / best.clamp(min=torch.finfo(best.dtype).smallest_normal)
+        return best * power_mean(relative, k=k)[0] ** (1 / k)
+
     def top(self, n: int = 5) -> list[Ranked]:
-        """The `n` classes of the highest image scores, best first; an adapted network's background is left out."""
-        scores = self.image_scores()
-        order = torch.argsort(scores, descending=True, stable=True).tolist()
-        ranked = [Ranked(self.labels[c], scores[c].item()) for c in order if self.labels[c] != BACKGROUND]
-        return ranked[:n]
+        """The `n` classes of the highest image scores, best first; an adapted network's background is left out.
+
+        Classes are ranked by `confidence`, which tells them apart where image scores are too small for float32.
+        """
+        scores, confidence = self.image_scores(), self.confidence()
+        order = torch.argsort(confidence, descending=True, stable=True).tolist()
+        kept = [c for c in order if self.labels[c] != BACKGROUND][:n]
+        return [Ranked(self.labels[c], scores[c].item(), confidence[c].item()) for c in kept]
 
     def index(self, label: str) -> int:
         """Column of a class in `patch_scores`.

@@ -1,4 +1,4 @@
-"""Scores of many images, one after another, while the next ones are decoded."""
+"""Score a stream of images; the next ones are decoded meanwhile."""
 
 import os
 from collections import deque
@@ -12,12 +12,13 @@ from densescore.errors import DensescoreError
 from densescore.io.images import ImageLike, Pixels, read_image
 from densescore.results.scores import DenseScores
 from densescore.scoring.classify import shared_scorer
-from densescore.scoring.scorer import Context, DenseScorer
+from densescore.scoring.fingerprint import Context
+from densescore.scoring.scorer import DenseScorer
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """What became of one image: scores, or an error.
+    """One image of a stream: its scores, or an error.
 
     Attributes:
         source: the image as it was given.
@@ -39,17 +40,17 @@ def score_many(
     ahead: int = 4,
     **options: Any,
 ) -> Iterator[Scored]:
-    """Score images one by one, in their order, as they are asked for: nothing piles up, however many there are.
+    """Score images one by one, in order, each when it is asked for. Only a few images are held at a time.
 
-    While one image is scored, the next ones are decoded by threads. An image that cannot be scored gives an error in
-    its place, and the rest go on.
+    While one image is scored, threads decode the next ones. An image that cannot be scored yields an error, and the
+    stream goes on with the next one.
 
     Args:
-        images: paths, or anything that `read_image` takes; may be a generator without end.
+        images: paths, or anything that `read_image` takes; may be an infinite generator.
         model: a scorer, or what `DenseScorer` takes.
         context: as for `DenseScorer.score`.
-        decoders: threads that decode.
-        ahead: most decoded images held at once.
+        decoders: number of threads that decode.
+        ahead: largest number of decoded images held at once.
         **options: of `DenseScorer`, where `model` is not one already.
 
     Raises:

@@ -1,6 +1,5 @@
 """Features of every patch of an image, computed once and kept on disk."""
 
-import copy
 import hashlib
 import json
 import os
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 from densescore.errors import DensescoreError
 from densescore.io.files import atomic_write
 from densescore.io.images import Pixels, read_image
-from densescore.scoring.scorer import Context, DenseScorer
+from densescore.scoring.fingerprint import Context
+from densescore.scoring.scorer import DenseScorer
 
 DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "densescore" / "features"
 DEFAULT_BYTES = 20 * 10**9
@@ -62,16 +62,9 @@ class FeatureCache:
             raise DensescoreError(f"{self.folder}: the cache cannot be written: {error.strerror}") from error
         self._maker: dict[str, Any] = {
             "version": _VERSION,
-            "weights": scorer.weights_digest,
-            "mean": scorer.mean,
-            "std": scorer.std,
-            "patch": scorer.network.patch,
             "absolute": scorer.patch_sizes is not None,
-            "context": self.context,
-            "dtype": str(scorer.dtype),
+            **scorer.fingerprint("features", context=self.context),
         }
-        if scorer.network.phases > 1:  # the network's own stride follows from its weights
-            self._maker["stride"] = scorer.network.stride
         for scratch in self.folder.glob(".*-*"):
             if scratch.stat().st_mtime < time.time() - _STALE:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -113,11 +106,8 @@ class FeatureCache:
         return self.folder / (hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest() + ".npy")
 
     def _compute(self, pixels: Pixels, scale: float) -> NDArray[np.float16]:
-        one_level = copy.copy(self.scorer)  # shares the network
-        if self.scorer.patch_sizes is None:
-            one_level.scales = (scale,)
-        else:
-            one_level.patch_sizes = (scale,)
+        relative = self.scorer.patch_sizes is None
+        one_level = self.scorer.with_scales((scale,)) if relative else self.scorer.with_scales(patch_sizes=(scale,))
         features = one_level.features(pixels, context=self.context).float().cpu().numpy()
         return np.clip(features, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
 

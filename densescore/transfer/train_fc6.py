@@ -1,7 +1,5 @@
 """Train FC6 and FC7 along with the head, on patches whose features are cached below FC6."""
 
-import copy
-import hashlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -43,15 +41,13 @@ def below_fc6(scorer: DenseScorer, plain: DenseNetwork) -> DenseScorer:
             "networks that end in flatten → several linear layers (krizhevsky, alexnet, vgg16) have one"
         )
     width, same = plain.window_width, nn.Identity()
-    network = dense_only(scorer.network, "unfreezing FC6")
-    cut = copy.copy(scorer)
-    cut.network = DenseNetwork(
-        network.trunk, FlattenedWindows(plain.window), same, same, patch=plain.patch, stride=plain.stride,
+    whole = dense_only(scorer.network, "unfreezing FC6")
+    network = DenseNetwork(
+        whole.trunk, FlattenedWindows(plain.window), same, same, patch=plain.patch, stride=plain.stride,
         window=plain.window, window_width=width, feature_width=width, classes=width,
     ).eval()  # fmt: skip
-    cut.network.fast_trunk = network.fast_trunk
-    cut.weights_digest = hashlib.sha256(f"below FC6 of {scorer.weights_digest}".encode()).hexdigest()
-    return cut
+    network.fast_trunk = whole.fast_trunk
+    return scorer.with_network(network, "below FC6")
 
 
 def train_unfrozen(

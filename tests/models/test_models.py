@@ -163,7 +163,7 @@ def test_a_head_round_trips_and_is_used_where_a_model_name_is(tmp_path: Path, ca
         expected = written.head(features).softmax(1)
     torch.testing.assert_close(scores.patch_scores, expected, rtol=1e-4, atol=1e-6)
     assert scores.labels == written.labels
-    assert {label for label, _ in scores.top(5)} == {"cat", "dog"}
+    assert {best.label for best in scores.top(5)} == {"cat", "dog"}
     with pytest.raises(DensescoreError, match="exists already"):
         save_head(path, written)
 

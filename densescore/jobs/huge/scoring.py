@@ -4,7 +4,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,23 +48,23 @@ def score_huge(
 ) -> dict[str, Any]:
     """Score every patch of an image that is too large for memory, and write the response maps of some classes.
 
-    The scores are those that ``scorer.score`` would give for the whole image, to float32 rounding: tiles hold all
-    pixels that their cells depend on, and levels are resized exactly as a whole. Killed and called again, it goes on.
+    The scores equal those of ``scorer.score`` on the whole image, to float32 rounding: a tile holds all pixels that its
+    cells depend on, and levels are resized exactly as a whole. Called again after a kill, it goes on.
 
     Args:
         scorer: with `patch_sizes`, in pixels of the image, or with `scales`.
         image: a TIFF or zarr image; see `open_huge`.
         folder: to write to: ``scores.zarr`` (per level ``[rows, cols, C]``), ``maps/CLASS.tif`` and ``result.json``.
         classes: to map.
-        top: without `classes`, map as many of the best.
+        top: number of best classes to map, if `classes` is empty.
         map_step: image pixels per pixel of the maps.
-        memory: in GB, of one tile in the trunk. More is faster where a network's receptive field is wide.
+        memory: GB that one tile may take in the trunk. More is faster for networks with wide receptive fields.
         bands: channels to read; see `open_huge`.
-        overwrite: begin anew where the folder holds other scores.
+        overwrite: begin again where the folder holds other scores.
         track: shows progress.
 
     Returns:
-        What ``result.json`` holds: geometry, ranking, per mapped class its file, peak and best patches.
+        The contents of ``result.json``: geometry, ranking, and per mapped class its file, peak and best patches.
 
     Raises:
         DensescoreError: the image cannot be read by windows, the folder holds other scores or cannot be written, or
@@ -97,10 +96,10 @@ def score_huge(
 
 
 def _tile_side(name: str, network: DenseNetwork, memory: float) -> int:
-    """Pixels of a tile's side that `memory` GB are enough for.
+    """Side in pixels of the largest tile for which `memory` GB are enough.
 
     Raises:
-        DensescoreError: smaller than what one cell depends on: each cell would take a tile.
+        DensescoreError: it is smaller than what one cell depends on, so that each cell would need a tile of its own.
     """
     per_pixel = bytes_per_pixel(network)
     side = int((memory * 1e9 / per_pixel) ** 0.5)
@@ -117,7 +116,7 @@ def _tile_side(name: str, network: DenseNetwork, memory: float) -> int:
 def _describe(
     scorer: DenseScorer, image: HugeImage, pyramid: Pyramid, bands: Sequence[int] | None, chunk: tuple[int, int]
 ) -> dict[str, Any]:
-    """All that the scores follow from."""
+    """What the scores follow from."""
     status = Path(image.name).stat()
     return {
         "image": {
@@ -127,14 +126,9 @@ def _describe(
             "modified": status.st_mtime,
             "bands": bands,
         },
-        "model": scorer.name,
-        "weights": [scorer.weights_digest, scorer.classifier_digest],
-        "preprocessing": [scorer.mean, scorer.std],
-        "activation": scorer.activation,
-        "dtype": str(scorer.dtype),
+        **scorer.fingerprint("patch scores"),
         "geometry": describe_geometry(pyramid),
         "cells_per_tile": chunk,
-        "densescore": version("densescore"),
     }
 
 
@@ -162,18 +156,25 @@ def _finish(
     image: HugeImage,
     track: Track,
 ) -> dict[str, Any]:
-    """Image scores by eq. (1), and the maps."""
-    total = np.zeros(len(scorer.labels))
+    """Compute the image scores by eq. (1), and write the maps."""
+    best, total = np.full(len(scorer.labels), np.finfo(np.float64).tiny), np.zeros(len(scorer.labels))  # [C]
 
     def add(scores: NDArray[np.float32]) -> None:
-        nonlocal total
-        total += (scores.astype(np.float64) ** scorer.k).sum((0, 1))
+        """Powers of scores over the best one so far, which do not underflow together; see `DenseScores.confidence`."""
+        nonlocal best, total
+        better = np.maximum(best, scores.max((0, 1)))
+        total = total * (best / better) ** scorer.k + ((scores / better) ** scorer.k).sum((0, 1))
+        best = better
 
     for index in range(len(pyramid.levels)):
         job.reduce(index, add)
-    scores = total / len(pyramid)
-    order = [label for label in np.argsort(-scores, kind="stable") if scorer.labels[label] != BACKGROUND]
-    ranked = [{"label": scorer.labels[label], "score": float(scores[label])} for label in order]
+    mean = total / len(pyramid)
+    scores, confidence = mean * best**scorer.k, best * mean ** (1 / scorer.k)
+    order = [label for label in np.argsort(-confidence, kind="stable") if scorer.labels[label] != BACKGROUND]
+    ranked = [
+        {"label": scorer.labels[label], "score": float(scores[label]), "confidence": float(confidence[label])}
+        for label in order
+    ]
     labels = list(dict.fromkeys(chosen)) or [str(entry["label"]) for entry in ranked[:top]]
     described = []
     for label, name in track(list(zip(labels, file_names(labels), strict=True)), "maps"):

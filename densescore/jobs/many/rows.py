@@ -27,9 +27,9 @@ class Kept:
 
     Attributes:
         top: classes to rank.
-        all_scores: the image scores of all classes, as well.
-        mapped: as many of the best classes are mapped: their regions go into the row, their maps into `maps`.
-        classes: these are mapped instead.
+        all_scores: keep the image scores of all classes, too.
+        mapped: number of best classes whose regions go into the row, and whose maps are kept if `maps` is set.
+        classes: map these classes instead.
         maps: keep the response maps of the mapped classes, as arrays.
         patch_scores: keep the scores and boxes of all patches, as arrays.
     """
@@ -63,12 +63,12 @@ class Kept:
 
 
 def keep(index: int, name: str, scored: Scored, kept: Kept, arrays: Path) -> Row:
-    """One image's row; its arrays, if any are kept, are written first, so that a row vouches for them.
+    """Make one image's row. Arrays, if any are kept, are written first, so that a row is proof of them.
 
     Args:
         index: of the image in the run.
         name: the image's path.
-        scored: what became of it.
+        scored: its scores, or its error.
         kept: what to keep.
         arrays: the zarr folder.
     """

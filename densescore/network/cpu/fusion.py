@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from densescore.network.cpu.onednn import Clamp, PackedConv2d, PackedLinear
 from densescore.network.cpu.winograd import CookToom, tiling_of
+from densescore.network.tracing import symbolic_trace
 
 _CLAMPS: dict[type[nn.Module], Clamp] = {nn.ReLU: (0, None), nn.ReLU6: (0, 6)}
 _NONE: Clamp = (None, None)
@@ -175,7 +176,7 @@ def fuse(
 
 def traced(part: nn.Module) -> fx.GraphModule:
     """A part that is not yet a graph is an adaptation head."""
-    return part if isinstance(part, fx.GraphModule) else fx.symbolic_trace(part)
+    return part if isinstance(part, fx.GraphModule) else symbolic_trace(part)
 
 
 def layer_of(layers: Mapping[str, nn.Module], node: fx.Node) -> nn.Module | None:

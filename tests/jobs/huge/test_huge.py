@@ -119,7 +119,12 @@ def test_tiles_give_the_scores_and_maps_of_one_piece(
         assert entry["map_maximum"] == pytest.approx(float(expected.max()), rel=1e-4)
         best = int(whole.patch_scores[:, whole.index(name)].argmax())
         assert entry["best_patches"][0]["box"] == pytest.approx(whole.boxes[best].tolist(), abs=0.02)
-    assert [entry["label"] for entry in result["top"]] == [ranked.label for ranked in whole.top()]
+    for entry, ranked in zip(result["top"], whole.top(), strict=True):
+        assert entry == {
+            "label": ranked.label,
+            "score": pytest.approx(ranked.score, rel=1e-4),
+            "confidence": pytest.approx(ranked.confidence, rel=1e-4),
+        }
 
 
 def test_reach_is_what_the_layers_say() -> None:
