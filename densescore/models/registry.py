@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -17,6 +17,7 @@ from densescore.errors import DensescoreError
 from densescore.geometry import PAPER_SCALES
 from densescore.models import krizhevsky, lite0
 from densescore.models.adaptation import Activation, AdaptationHead, load_head
+from densescore.models.labels import imagenet_labels
 from densescore.models.weights import load_strict, read_labels, read_weights
 
 Weights = Literal["default"] | str | os.PathLike[str] | None
@@ -158,12 +159,6 @@ MODELS: dict[str, ModelEntry] = {
         "torchvision, downloaded on first use",
     ),
 }
-
-
-@cache
-def imagenet_labels() -> tuple[str, ...]:
-    """The 1,000 names of ILSVRC's classes, in the order of their sorted WordNet ids (torchvision's spelling)."""
-    return tuple(torchvision.models.AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def load_classifier(

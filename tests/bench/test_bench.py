@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from densescore.bench import contenders
-from densescore.bench.command import app
 from densescore.bench.measure import Timing, deviation, direct_flop
+from densescore.cli.bench import app
 from densescore.geometry import Pyramid
 from densescore.network.surgery import to_dense
 from tests.conftest import Toy

@@ -1,0 +1,72 @@
+"""The classes of a model, known before its network is built and without loading torch."""
+
+import difflib
+import json
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from safetensors import safe_open
+
+from densescore.errors import DensescoreError, reason_of
+
+
+@cache
+def imagenet_labels() -> tuple[str, ...]:
+    """The 1,000 names of ILSVRC's classes, in the order of their sorted WordNet ids (torchvision's spelling)."""
+    return tuple(Path(__file__).with_name("imagenet_labels.txt").read_text("utf-8").splitlines())
+
+
+def known_labels(model: str | os.PathLike[str], weights: str | os.PathLike[str] | None) -> tuple[str, ...] | None:
+    """The labels that `DenseScorer` will give this model, where they are known without reading its weights.
+
+    Args:
+        model: a name, or the file of an adaptation head.
+        weights: ``"default"``, a file, or None for random ones.
+
+    Returns:
+        C class names; None where only the network can tell: names of collections (``timm:…``), weights without labels.
+
+    Raises:
+        DensescoreError: a head's file cannot be read.
+
+    Example:
+        >>> known_labels("lite0", "default")[:2]
+        ('tench', 'goldfish')
+    """
+    model = os.fspath(model)
+    if model.endswith(".safetensors"):
+        return _labels_in(model, "densescore")
+    if ":" in model:
+        return None
+    if weights is None or weights == "default":
+        return imagenet_labels()
+    return _labels_in(weights, "labels") if os.fspath(weights).endswith(".safetensors") else None
+
+
+def _labels_in(path: str | os.PathLike[str], key: str) -> tuple[str, ...] | None:
+    """The labels in the metadata of a safetensors file; None if it has none."""
+    try:
+        with safe_open(path, framework="np") as file:
+            found = json.loads((file.metadata() or {}).get(key, "null"))
+    except Exception as error:  # safetensors raises its own, and the system's
+        raise DensescoreError(f"{os.fspath(path)}: cannot be read as safetensors: {reason_of(error)}") from error
+    labels = found.get("labels") if isinstance(found, dict) else found
+    return tuple(map(str, labels)) if isinstance(labels, list) else None
+
+
+def find_label(label: str, labels: Sequence[str]) -> int:
+    """Index of a class among `labels`.
+
+    Raises:
+        DensescoreError: no such class; the message lists the nearest names.
+    """
+    if label not in labels:
+        near = [name for name in labels if label.lower() in name.lower()]
+        near += difflib.get_close_matches(label, labels, n=3, cutoff=0.5)
+        hint = (
+            f"did you mean {', '.join(dict.fromkeys(near[:5]))}?" if near else f"the network has {len(labels)} others"
+        )
+        raise DensescoreError(f"no class {label!r}: {hint}")
+    return labels.index(label)
