@@ -25,7 +25,6 @@ def classify(
     """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
     options.arguments()
     from densescore.io.images import list_images
-    from densescore.results.heatmaps import describe
 
     paths = list_images(images)
     scorer = options.build()
@@ -33,6 +32,8 @@ def classify(
     def work(path: Path) -> None:
         scores = scorer.score(path, context=context)  # type: ignore[arg-type]
         if as_json:
+            from densescore.results.heatmaps import describe
+
             say_json({**describe(scores, str(path)), "top": [ranked._asdict() for ranked in scores.top(top)]})
             return
         best = {label: scores.patch_scores[:, scores.index(label)].max().item() for label, _ in scores.top(top)}
