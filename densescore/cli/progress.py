@@ -39,6 +39,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[failed]}", markup=False, style="red"),
             console=err,
+            get_time=time.monotonic,
             transient=True,
             disable=not shown or self._lines,
         )
