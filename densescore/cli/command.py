@@ -101,8 +101,20 @@ def register(app: typer.Typer, function: Callable[..., None], panel: str | None 
 
 
 def start(app: typer.Typer, name: str) -> None:
-    """Run an app as a program: what the terminal's encoding lacks is printed as escapes, not refused."""
+    """Run an app as a program, and exit with its status.
+
+    What the terminal's encoding lacks is printed as escapes. A mistake in the arguments is one line, as other errors.
+    """
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # replaced by something that is no text file
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    app(prog_name=name)
+    try:
+        sys.exit(app(prog_name=name, standalone_mode=False))
+    except Exception as error:  # typer has a click of its own, or uses click: two classes of one name
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ != "NoArgsIsHelpError":  # the help was printed
+            complain(error.format_message())
+            context = getattr(error, "ctx", None)
+            note(f"see {name if context is None else context.command_path} --help")
+        sys.exit(2)

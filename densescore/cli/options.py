@@ -94,7 +94,9 @@ class ScorerOptions:
     device: Device = "auto"
     dtype: Annotated[
         str,
-        typer.Option(help="auto, float32, bfloat16, float16, or int8 with --calibration.", rich_help_panel=_NETWORK),
+        typer.Option(
+            help="auto, float32, bfloat16, float16, or int8, which needs --calibration.", rich_help_panel=_NETWORK
+        ),
     ] = "auto"
     calibration: Annotated[
         Path | None,

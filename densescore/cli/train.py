@@ -155,5 +155,5 @@ def _check_from_scratch(options: ScorerOptions, **others: object) -> None:
     if any(given.values()):
         raise DensescoreError(
             "--from-scratch trains all layers, from random weights, on crops that are mirrored at random: leave out "
-            + ", ".join(f"--{name}" for name, value in given.items() if value)
+            + ", ".join(f"--{name.replace('_', '-')}" for name, value in given.items() if value)
         )
