@@ -182,13 +182,22 @@ def test_help_of_a_command_loads_nothing_heavy(command: str) -> None:
     assert loaded == ["0"]
 
 
-def run_and_list(arguments: str) -> tuple[str, list[str]]:
-    """What the program prints; its status, and which heavy packages it loaded."""
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"), [("--help", 0, "dense-openvino"), ("--contenders magic", 2, "unknown magic")]
+)
+def test_the_benchmarks_answers_load_nothing_heavy(arguments: str, status: int, said: str) -> None:
+    text, loaded = run_and_list(arguments, "bench")
+    assert said in text
+    assert loaded == [str(status)]
+
+
+def run_and_list(arguments: str, program: str = "main") -> tuple[str, list[str]]:
+    """What a program prints; its status, and which heavy packages it loaded."""
     code = (
         "import shlex, sys\n"
-        "from densescore.__main__ import main\n"
+        f"from densescore.__main__ import {program}\n"
         f"sys.argv = ['densescore', *shlex.split({arguments!r})]\n"
-        "try:\n    main()\n"
+        f"try:\n    {program}()\n"
         f"except SystemExit as end:\n    print(end.code or 0, *sorted({{*sys.modules}} & {{*{HEAVY!r}}}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 import typer
 from rich.markup import escape
 
-from densescore.cli.console import complain, note, talk
+from densescore.cli.console import complain, err, note, talk
 from densescore.errors import DensescoreError
 
 Quiet = Annotated[
@@ -60,7 +60,7 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
                 complain(error)
                 raise typer.Exit(2) from error
             except KeyboardInterrupt:
-                note("stopped")
+                err.print("stopped")
                 raise typer.Exit(130) from None
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
