@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
-from densescore.bench.command import app as bench_app
+from densescore.cli.bench import app as bench_app
 from densescore.cli.main import app
 from densescore.transfer.recipe import RECIPES
 from tests.data.voc_set import write_voc

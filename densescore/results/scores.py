@@ -1,6 +1,5 @@
 """The result: a probability per patch and class, where the patches are, and what follows from both."""
 
-import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from densescore.errors import DensescoreError
 from densescore.geometry import Level, Pyramid
 from densescore.io.files import atomic_write
 from densescore.models import BACKGROUND
+from densescore.models.labels import find_label
 from densescore.models.weights import read_metadata, read_weights
 from densescore.results import formats
 from densescore.results.regions import Region, find_regions
@@ -46,22 +46,6 @@ class Place(NamedTuple):
     x: float
     y: float
     response: float
-
-
-def find_label(label: str, labels: Sequence[str]) -> int:
-    """Index of a class among `labels`.
-
-    Raises:
-        DensescoreError: no such class; the message lists the nearest names.
-    """
-    if label not in labels:
-        near = [name for name in labels if label.lower() in name.lower()]
-        near += difflib.get_close_matches(label, labels, n=3, cutoff=0.5)
-        hint = (
-            f"did you mean {', '.join(dict.fromkeys(near[:5]))}?" if near else f"the network has {len(labels)} others"
-        )
-        raise DensescoreError(f"no class {label!r}: {hint}")
-    return labels.index(label)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,26 @@ def cached_scores(scorer: DenseScorer, cache: FeatureCache) -> Callable[[Labeled
         return scorer.score_features(features, image.height, image.width, context=cache.context)
 
     return score
+
+
+def change_recipe(recipe: Recipe, *, scales: tuple[float, ...] | None = None, **changes: Any) -> Recipe:
+    """`recipe` with what is not None instead; other scales of training are also those of testing.
+
+    Args:
+        recipe: see `Recipe`.
+        scales: λ of the levels to train on and to test at.
+        **changes: other attributes of `Recipe`.
+
+    Raises:
+        DensescoreError: see `Recipe`.
+
+    Example:
+        >>> changed = change_recipe(Recipe(test_scales=(1, 2)), scales=(1.0,), flips=None)
+        >>> changed.scales, changed.test_scales, changed.flips
+        ((1.0,), None, True)
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    return replace(recipe, **given) if scales is None else replace(recipe, **given, scales=scales, test_scales=None)
 
 
 def train_model(

@@ -74,7 +74,7 @@ def test_two_inputs_that_would_write_to_one_folder(photos: Path, tmp_path: Path)
     twin.write_bytes((photos / "cat.png").read_bytes())
     result = run("heatmap", photos / "cat.png", twin, "--out", tmp_path / "maps", *FAST)
     assert result.exit_code == 1
-    assert "would take the place of" in result.stderr
+    assert "its maps would replace those of" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from densescore import DensescoreError, DenseScorer, DenseScores
 from densescore.io.files import atomic_write
 from densescore.models import MODELS, Krizhevsky
 from densescore.models.weights import read_weights
+from densescore.scoring.crop_network import dense_only
 from densescore.scoring.out_of_memory import is_out_of_memory
 from tests import fuzz
 from tests.conftest import Toy
@@ -70,7 +71,8 @@ def test_out_of_memory_is_answered_with_smaller_parts_once_and_said(
     else:
         pyramid = whole.pyramid
         most = max(np.prod(pyramid.padded_size(level)) for level in pyramid.levels) / 1.5
-        scorer.network.fast_trunk = SmallMemory(scorer.network.fast_trunk, float(most))
+        dense = dense_only(scorer.network, "a test")
+        dense.fast_trunk = SmallMemory(dense.fast_trunk, float(most))
     with pytest.warns(UserWarning, match=r"out of memory on an image of 300×451 pixels .* in smaller parts \(.*memory"):
         scores = scorer.score(cat, context=context)
     assert scores.retried
@@ -81,7 +83,8 @@ def test_out_of_memory_is_answered_with_smaller_parts_once_and_said(
 
 def test_out_of_memory_in_small_parts_too_is_an_error(cat: NDArray[np.uint8]) -> None:
     scorer = scorer_of("toy")
-    scorer.network.fast_trunk = SmallMemory(scorer.network.trunk, 0)
+    network = dense_only(scorer.network, "a test")
+    network.fast_trunk = SmallMemory(network.trunk, 0)
     with (
         pytest.warns(UserWarning, match="out of memory"),
         pytest.raises(DensescoreError, match="in small parts, too .* use fewer or smaller"),

@@ -59,8 +59,8 @@ def test_outputs_that_overflow_are_refused(context: Any, activation: str, cat: N
     for layer, where in ((3, "features"), (7, "scores")):
         module = network()
         with torch.no_grad():
-            module[layer].weight.abs_().mul_(3e38)  # finite; sums of products are not
-            module[3].bias.fill_(1)
+            module[layer].weight.abs_().mul_(3e38)  # type: ignore[operator]  # finite; sums are not
+            module[3].bias.fill_(1)  # type: ignore[operator]
         scorer = DenseScorer(module, patch_size=32, scales=(1,))
         scorer.activation = activation  # type: ignore[assignment]
         with pytest.raises(DensescoreError, match="not finite; try another dtype"):

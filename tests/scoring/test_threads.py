@@ -88,7 +88,7 @@ def test_threads_that_classify_first_share_one_scorer(images: list[NDArray[np.ui
     build = MODELS["toy"].build
     MODELS["toy"] = ModelEntry(
         "a toy",
-        lambda weights: (built.append(weights), time.sleep(0.05), build(weights))[2],
+        lambda weights: (built.append(weights), time.sleep(0.05), build(weights))[2],  # type: ignore[func-returns-value]
         MODELS["toy"].published, "none", "tests", patch_size=20,
     )  # fmt: skip
     found = at_once(lambda index: densescore.classify(images[index % 3], "toy", scales=(1,)).patch_scores)

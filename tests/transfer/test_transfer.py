@@ -421,7 +421,7 @@ def test_the_commands_from_boxes_to_a_head_that_works(
         (["--out", "h.safetensors", "--recipe", "fast"], "expected default or paper, got 'fast'"),
         (["--out", "h.safetensors", "--objective", "hinge"], "objective must be one of softmax"),
         (["--out", "h.safetensors", "--unfreeze", "fc7"], "expected fc6, got 'fc7'"),
-        (["--out", "h.safetensors", "--from-scratch", "--flips"], "have no meaning beside it"),
+        (["--out", "h.safetensors", "--from-scratch", "--flips"], "leave out --flips"),
         (["--out", "h.safetensors", "--patch-share", "2"], "patch_share must lie in"),
         (["--out", "h.safetensors", "--overlap", "near"], "overlap must be one of"),
     ],

@@ -19,11 +19,11 @@ from densescore.jobs.huge.maps import write_map
 from densescore.jobs.huge.resampling import level_window
 from densescore.jobs.huge.source import HugeImage, open_huge
 from densescore.models import BACKGROUND
+from densescore.models.labels import find_label
 from densescore.network.dense_network import DenseNetwork
 from densescore.network.tiling import Tile, bytes_per_pixel, own_part, reach, tiles
 from densescore.results.best_patches import rank_patches
 from densescore.results.heatmaps import describe_geometry, file_names
-from densescore.results.scores import find_label
 from densescore.scoring.crop_network import dense_only
 from densescore.scoring.scorer import DenseScorer
 

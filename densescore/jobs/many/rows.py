@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError
+from densescore.models.labels import find_label
 from densescore.results.formats import to_row
-from densescore.results.scores import find_label
 from densescore.scoring.stream import Scored
 
 if TYPE_CHECKING:
