@@ -12,22 +12,13 @@ from PIL import Image, UnidentifiedImageError
 
 from densescore.errors import DensescoreError
 from densescore.io.color import usable_profile
-from densescore.io.png import without_text
+from densescore.io.png import is_rgb16, rgb16, without_text
 from densescore.io.samples import Pixels, Samples
 from densescore.io.tiff import is_tiff, one_page, pillow_is_right, read_tiff
+from densescore.io.windows import upright
 
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF = (b"avif", b"avis")
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation → what turns the image upright."""
 
 
 def from_file(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Pixels:
@@ -64,13 +55,16 @@ def from_file(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Pixels:
 def from_pil(image: Image.Image) -> Pixels:
     """RGB of a Pillow image; see `densescore.read_image`."""
     name = f"PIL image of mode {image.mode} and size {image.size}"
-    if image.format == "TIFF" and hasattr(image, "tag_v2") and not pillow_is_right(image):
-        raise DensescoreError(f"{name}: Pillow does not decode this kind of TIFF right; pass its path")
+    is_tiff_file = image.format == "TIFF" and hasattr(image, "tag_v2")
+    transparent = image.info.get("transparency")
+    if (is_tiff_file and not pillow_is_right(image)) or (isinstance(transparent, tuple) and max(transparent) > 255):
+        raise DensescoreError(f"{name}: Pillow does not decode this kind of {image.format} right; pass its path")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
         values, samples = _numbers(image, name)
+        values = upright(values, _orientation(image, name))
     except DensescoreError:
         raise
     except Exception as error:  # a file opened lazily is broken, or closed by now
@@ -82,7 +76,7 @@ def _decode(file: IO[bytes], name: str) -> tuple[NDArray[Any], Samples]:
     if not (hasattr(file, "seekable") and file.seekable()):
         file = io.BytesIO(file.read())
     file.seek(0)
-    start = file.read(12)
+    start = file.read(26)
     file.seek(0)
     if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
         _register_heif(name)
@@ -91,15 +85,13 @@ def _decode(file: IO[bytes], name: str) -> tuple[NDArray[Any], Samples]:
             warnings.simplefilter("ignore")  # Pillow warns of large or odd files that it still decodes
             image = _load(file)
     except UnidentifiedImageError as error:
-        if is_tiff(start):
-            image = None
-        else:
-            hint = "; AVIF needs Pillow 11.3 or later" if start[4:8] == b"ftyp" and start[8:12] in _AVIF else ""
-            raise DensescoreError(f"{name}: not an image that Pillow can read, or an empty file{hint}") from error
+        hint = "; AVIF needs Pillow 11.3 or later" if start[4:8] == b"ftyp" and start[8:12] in _AVIF else ""
+        raise DensescoreError(f"{name}: not an image that Pillow can read, or an empty file{hint}") from error
+    file.seek(0)
     if image is None:
-        file.seek(0)
         return read_tiff(file, name)
-    return _numbers(image, name)
+    values, samples = rgb16(file.read(), image, name) if is_rgb16(start) else _numbers(image, name)
+    return upright(values, _orientation(image, name)), samples
 
 
 def _load(file: IO[bytes]) -> Image.Image | None:
@@ -109,6 +101,11 @@ def _load(file: IO[bytes]) -> Image.Image | None:
         if image.format == "TIFF" and not (pillow_is_right(image) and one_page(image)):
             return None
         image.load()
+    except UnidentifiedImageError:
+        file.seek(0)
+        if is_tiff(file.read(4)):
+            return None
+        raise
     except ValueError as error:
         if "MAX_TEXT" not in str(error):
             raise
@@ -127,10 +124,9 @@ def _register_heif(name: str) -> None:
 
 
 def _numbers(image: Image.Image, name: str) -> tuple[NDArray[Any], Samples]:
-    """The numbers ``[H, W, C]`` of a loaded Pillow image, upright, and what they mean."""
+    """The numbers ``[H, W, C]`` of a loaded Pillow image, and what they mean."""
     if 0 in image.size:
         raise DensescoreError(f"{name}: expected an image that is not empty")
-    image = _upright(image, name)
     profile, transparent = image.info.get("icc_profile") or None, image.info.get("transparency")
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)[..., None]
@@ -157,11 +153,11 @@ def _numbers(image: Image.Image, name: str) -> tuple[NDArray[Any], Samples]:
     return np.array(values), Samples(space, alpha=alpha, profile=usable_profile(profile, space, name))
 
 
-def _upright(image: Image.Image, name: str) -> Image.Image:
-    """Turn by the EXIF orientation. Only this tag is read: the others may be broken."""
+def _orientation(image: Image.Image, name: str) -> int:
+    """The EXIF orientation, 1 to 8. Only this tag is read: the others may be broken. Pillow turns TIFFs itself."""
     try:
         orientation = image.getexif().get(0x0112, 1)
     except Exception as error:  # whatever a broken block of metadata leads to
         warnings.warn(f"{name}: its EXIF data are broken, so it is read as it is stored: {error}", stacklevel=2)
-        return image
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+        return 1
+    return int(orientation) if orientation in range(1, 9) else 1

@@ -17,6 +17,9 @@ _SPACES = {0: "gray", 1: "gray", 2: "RGB", 3: "RGB", 5: "CMYK", 6: "YCbCr", 8: "
 """PhotometricInterpretation → color space. 0 is white, 3 a palette."""
 
 _JPEG = (6, 7, 33007, 34892)
+_PILLOWS = (1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946)
+"""Compressions that each build of Pillow decodes: none, CCITT, LZW, JPEG, deflate and PackBits."""
+
 _ANY_STACK = ("generic", "uniform", "shaped", "imagej")
 """Kinds of tifffile's series that say nothing of how the images of a file belong together."""
 
@@ -46,7 +49,7 @@ def pillow_is_right(image: Image.Image) -> bool:
     if photometric not in _SPACES or len(bits) != 1 or len(formats) != 1:
         return False
     channels = 1 if photometric == 3 else Samples(_SPACES[photometric]).channels
-    if tags.get(277, 1) != channels + len(extra) or tags.get(284, 1) != 1:
+    if tags.get(277, 1) != channels + len(extra) or tags.get(284, 1) != 1 or compression not in _PILLOWS:
         return False
     match photometric, bits.pop(), formats.pop(), extra:
         case (0 | 1, 1 | 2 | 4 | 8, 1, ()) | (1, 8, 1, (2,)) | (2, 8, 1, () | (0,) | (1,) | (2,)) | (5 | 8, 8, 1, ()):
@@ -54,7 +57,7 @@ def pillow_is_right(image: Image.Image) -> bool:
         case (1, 16, 1, ()):
             return 281 not in tags  # MaxSampleValue
         case (1, 32, 3, ()):
-            return True
+            return tags.prefix == b"II"  # of big-endian floats Pillow swaps the bytes twice
         case (3, 1 | 2 | 4 | 8, 1, ()):
             return max(tags.get(320, (0,))) > 255  # a palette of 8 bits comes out black
         case (6, 8, 1, ()):

@@ -14,6 +14,15 @@ from densescore.io.samples import Pixels, Samples
 _BLOCK = 2**24
 """Pixels that are looked at together in search of a bright one."""
 
+_UPSIDE_DOWN, _MIRRORED = (3, 4, 7, 8), (2, 3, 6, 7)
+"""EXIF orientations that are flipped to be upright; those from 5 on are transposed before."""
+
+
+def upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """A view of ``[h, w, C]``, or ``[w, h, C]``, turned from its EXIF orientation."""
+    values = values.transpose(1, 0, 2) if orientation > 4 else values
+    return values[:: -1 if orientation in _UPSIDE_DOWN else 1, :: -1 if orientation in _MIRRORED else 1]
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -55,15 +64,13 @@ class Windows:
 
     def values(self, y0: int, y1: int, x0: int, x1: int) -> NDArray[Any]:
         """The numbers of an upright window: ``[h, w, C]``."""
-        if flip_y := self.orientation in (3, 4, 7, 8):
+        if self.orientation in _UPSIDE_DOWN:
             y0, y1 = self.height - y1, self.height - y0
-        if flip_x := self.orientation in (2, 3, 6, 7):
+        if self.orientation in _MIRRORED:
             x0, x1 = self.width - x1, self.width - x0
-        if transposed := self.orientation > 4:
+        if self.orientation > 4:
             y0, y1, x0, x1 = x0, x1, y0, y1
-        values = self._stored(slice(y0, y1), slice(x0, x1))
-        values = values.transpose(1, 0, 2) if transposed else values
-        return values[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+        return upright(self._stored(slice(y0, y1), slice(x0, x1)), self.orientation)
 
     def check_brightness(self) -> None:
         """Refuse 16-bit numbers of which none is bright; read until there is one.
