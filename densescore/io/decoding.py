@@ -55,11 +55,11 @@ def from_file(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Pixels:
 def from_pil(image: Image.Image) -> Pixels:
     """RGB of a Pillow image; see `densescore.read_image`."""
     name = f"PIL image of mode {image.mode} and size {image.size}"
-    is_tiff_file = image.format == "TIFF" and hasattr(image, "tag_v2")
-    transparent = image.info.get("transparency")
-    if (is_tiff_file and not pillow_is_right(image)) or (isinstance(transparent, tuple) and max(transparent) > 255):
-        raise DensescoreError(f"{name}: Pillow does not decode this kind of {image.format} right; pass its path")
     try:
+        hidden = image.info.get("transparency")
+        misread = isinstance(hidden, tuple) and max(hidden) > 255  # of a PNG of 16-bit RGB, read as 8 bits
+        if misread or (image.format == "TIFF" and hasattr(image, "tag_v2") and not pillow_is_right(image)):
+            raise DensescoreError(f"{name}: Pillow does not decode this kind of {image.format} right; pass its path")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()

@@ -193,7 +193,7 @@ def _white(tiff: Any, page: Any, bits: int) -> tuple[int, bool]:
     return 2**bits - 1, False
 
 
-def _near(fractions: tuple[int, ...] | None, expected: tuple[int, ...]) -> bool:
+def _near(fractions: tuple[int, ...] | None, expected: tuple[float, ...]) -> bool:
     """Whether a tag of fractions is absent, or holds the expected ones."""
     if fractions is None:
         return True

@@ -168,6 +168,7 @@ def tiff_bits() -> Iterator[Case]:
 
 
 def tiff_colors() -> Iterator[Case]:
+    options: dict[str, Any]
     for bits in (2, 4, 8):
         used = COLORS[: 2**bits]
         index = GRAY >> (8 - bits)
@@ -203,18 +204,22 @@ def tiff_colors() -> Iterator[Case]:
     def subsampled(path: Path) -> None:
         tiff(ycrcb, photometric="ycbcr")(path)
         with tifffile.TiffFile(path, mode="r+") as file:
-            file.pages[0].tags[530].overwrite((2, 2))
+            page: Any = file.pages[0]
+            page.tags[530].overwrite((2, 2))
 
     yield Case("TIFF YCbCr", "subsampled", subsampled, "subsampled")
     for tile in (None, (16, 32)):
         gray = np.ascontiguousarray(SMOOTH[..., 0])
-        for stored, data in (("YCbCr", SMOOTH), ("RGB", SMOOTH), ("gray", gray)):
-            options = (
-                {"photometric": "minisblack"} if stored == "gray" else {"photometric": "rgb", "subsampling": (1, 1)}
-            )
-            how = {"level": 98} | ({} if stored == "gray" else {"outcolorspace": stored})
-            write = tiff(data, compression="jpeg", compressionargs=how, tile=tile, **options)
-            yield Case("TIFF of JPEG", f"{stored} {tile}", write, data, 6)
+        ways: dict[str, tuple[Array, dict[str, Any]]] = {
+            "YCbCr": (SMOOTH, {"photometric": "rgb", "subsampling": (1, 1)}),
+            "RGB": (SMOOTH, {"photometric": "rgb", "compressionargs": {"level": 98, "outcolorspace": "RGB"}}),
+            "gray": (gray, {"photometric": "minisblack"}),
+        }
+        if tile is None:
+            ways["YCbCr 4:2:0"] = (SMOOTH, {"photometric": "rgb", "subsampling": (2, 2)})
+        for name, (data, options) in ways.items():
+            write = tiff(data, **{"compression": "jpeg", "compressionargs": {"level": 98}, "tile": tile, **options})
+            yield Case("TIFF of JPEG", f"{name} {tile}", write, data, 9 if "4:2:0" in name else 6)
     codecs: dict[str, dict[str, Any]] = {
         "jpeg2000": {"reversible": True, "level": 0}, "zstd": {}, "packbits": {}, "webp": {"lossless": True},
         "lzma": {}, "jpegxl": {"lossless": True},
@@ -247,21 +252,42 @@ def tiff_pages() -> Iterator[Case]:
         def write(path: Path) -> None:
             with tifffile.TiffWriter(path) as writer:
                 for data, options in images:
-                    writer.write(data, photometric="rgb", metadata=None, **options)
+                    writer.write(data, **{"photometric": "rgb", "metadata": None, **options})
 
         return write
 
     small = RGB[::4, ::4]
-    thumbnail, full = (small, {"subfiletype": 1}), (RGB, {})
+    full: tuple[Array, dict[str, Any]] = (RGB, {})
+    thumbnail: tuple[Array, dict[str, Any]] = (small, {"subfiletype": 1})
     yield Case("TIFF of several pages", "a marked thumbnail first", pages(thumbnail, full), RGB)
     yield Case("TIFF of several pages", "a marked thumbnail last", pages(full, thumbnail), RGB)
     yield Case(
         "TIFF of several pages", "another first", pages((small, {}), full), "got 2 .page 0 of 14×10; page 1 of 53×37"
     )
     yield Case("TIFF of several pages", "pages of one size", pages(full, full), "expected one image")
-    levels = [(RGB, {"tile": (16, 16)}), *((RGB[::s, ::s], {"tile": (16, 16), "subfiletype": 1}) for s in (2, 4))]
-    yield Case("TIFF pyramid", "pages", pages(*levels), RGB)
-    yield Case("TIFF pyramid", "subIFDs", pages((RGB, {"subifds": 1, "tile": (16, 16)}), levels[1]), RGB)
+    half, quarter = ((RGB[::s, ::s], {"tile": (16, 16), "subfiletype": 1}) for s in (2, 4))
+    yield Case("TIFF pyramid", "pages", pages((RGB, {"tile": (16, 16)}), half, quarter), RGB)
+    yield Case("TIFF pyramid", "subIFDs", pages((RGB, {"subifds": 1, "tile": (16, 16)}), half), RGB)
+
+    raw = (
+        GRAY16,
+        {"photometric": "cfa", "extratags": [(33421, "H", 2, (2, 2), True), (33422, "B", 4, (0, 1, 1, 2), True)]},
+    )
+    preview = (small, {"subfiletype": 1, "subifds": 1})
+    yield Case("TIFF of several pages", "a preview, the picture in its subIFD", pages(preview, full), RGB)
+    yield Case("TIFF of several pages", "a preview of a raw photograph", pages(preview, raw), "colors are CFA")
+
+    def two(*images: Array) -> Callable[[Path], None]:
+        def write(path: Path) -> None:
+            with tifffile.TiffWriter(path, ome=True) as writer:
+                for data in images:
+                    writer.write(data, photometric="rgb", metadata={"axes": "YXS"})
+
+        return write
+
+    yield Case("OME-TIFF", "a label after the slide", two(RGB, small), RGB, suffix=".ome.tif")
+    yield Case("OME-TIFF", "a label before the slide", two(small, RGB), RGB, suffix=".ome.tif")
+    yield Case("OME-TIFF", "two slides", two(RGB, RGB[::-1]), "expected one image, got 2", suffix=".ome.tif")
 
     def ome(data: Array, axes: str, **options: Any) -> Callable[[Path], Any]:
         metadata = {"axes": axes, **options.pop("metadata", {})}

@@ -63,12 +63,15 @@ def open_huge(path: str | os.PathLike[str], bands: Sequence[int] | None = None) 
     try:
         import tifffile
         import zarr
+        from zarr.codecs import ZstdCodec
+
+        ZstdCodec()  # scores are written with it; it looks at the version of numcodecs
     except ImportError as error:
         hint = "pip install --upgrade 'densescore[huge]'"
         raise DensescoreError(f"huge images need tifffile and zarr: {hint} ({error})") from error
     except Exception as error:  # zarr finds an older numcodecs or NumPy than it was made for
         hint = "pip install --upgrade zarr numcodecs tifffile"
-        raise DensescoreError(f"tifffile or zarr cannot be imported: {error}; {hint}") from error
+        raise DensescoreError(f"tifffile or zarr cannot be used: {error}; {hint}") from error
     with ExitStack() as stack:
         geotags: tuple[GeoTag, ...] = ()
         try:
