@@ -318,7 +318,7 @@ def test_images_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pyt
     refused(tmp_path, "cannot be opened")
     strip = tmp_path / "strip.tif"
     tifffile.imwrite(strip, RGB, compression="zlib", photometric="rgb", rowsperstrip=150)
-    monkeypatch.setattr(source, "MOST_CHUNK", 10_000)
+    monkeypatch.setattr(source, "MAX_CHUNK", 10_000)
     refused(strip, "must be decoded whole: store it in tiles")
     broken = tmp_path / "broken.tif"
     write("tiled", broken)
