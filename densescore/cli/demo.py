@@ -54,7 +54,8 @@ def demo(
         makers: dict[str, Callable[[], DenseScorer]] = {}
         for name in names:
             options = scorer_options(name, "default", scales, "", k, device, dtype, runtime)
-            makers[Path(name).name] = partial(DenseScorer, **options)
+            shown = Path(name).name.encode(errors="replace").decode()  # JSON and browsers take valid text only
+            makers[shown] = partial(DenseScorer, **options)
         if len(makers) < len(names):
             raise DensescoreError(f"--model: two have the same name, {', '.join(names)}")
         pictures = [str(path.resolve()) for path in list_images([examples])[:12]] if examples else []

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Event, Lock, Timer
 
 import numpy as np
@@ -13,6 +15,7 @@ from densescore.demo.limits import TooLargeError, TooSlowError
 from densescore.errors import DensescoreError
 from densescore.io.images import Pixels
 
+_START_SECONDS = 120  # a busy machine may need many to import torch
 _LINE = 100_000  # bytes that an answer's first line may have
 
 
@@ -57,23 +60,14 @@ class Decoder:
             if self._process.poll() is not None:  # it ended between two images
                 self._replace()
             self._wait_until_ready()  # its start is not the image's time
-            late = Event()
-
-            def end() -> None:
-                late.set()
-                self._process.kill()
-
-            timer = Timer(seconds, end)
-            timer.start()
             try:
-                return _exchange(self._process, data, max_pixels)
+                with _killed_after(self._process, seconds) as late:
+                    return _exchange(self._process, data, max_pixels)
             except (OSError, EOFError) as error:
                 self._replace()
                 if late.is_set():
                     raise TooSlowError(f"the image was not decoded within {seconds:g} seconds") from error
                 raise DensescoreError(f"image of {len(data)} bytes: cannot be decoded") from error
-            finally:
-                timer.cancel()
 
     def close(self) -> None:
         """End the process."""
@@ -89,8 +83,11 @@ class Decoder:
         self._process, self._ready = _start(), False
 
     def _wait_until_ready(self) -> None:
+        if self._ready:
+            return
         try:
-            self._ready = self._ready or "ready" in _read_line(self._process)
+            with _killed_after(self._process, _START_SECONDS):
+                self._ready = "ready" in _read_line(self._process)
         except EOFError as error:
             raise DensescoreError("the process that decodes images does not start") from error
 
@@ -103,6 +100,23 @@ def _start() -> "subprocess.Popen[bytes]":
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"},
         start_new_session=True,  # Ctrl-C is for the server, which then ends this process
     )
+
+
+@contextmanager
+def _killed_after(process: "subprocess.Popen[bytes]", seconds: float) -> Iterator[Event]:
+    """End the process if the block takes longer; the event says whether that was so."""
+    late = Event()
+
+    def end() -> None:
+        late.set()
+        process.kill()
+
+    timer = Timer(seconds, end)
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
 
 
 def _exchange(process: "subprocess.Popen[bytes]", data: bytes, max_pixels: int) -> Pixels:
@@ -122,7 +136,7 @@ def _exchange(process: "subprocess.Popen[bytes]", data: bytes, max_pixels: int) 
     if not all(type(side) is int and side > 0 for side in shape) or shape[0] * shape[1] > max_pixels:
         raise EOFError
     pixels = np.empty(shape, dtype)
-    if process.stdout.readinto(memoryview(pixels).cast("B")) != pixels.nbytes:  # type: ignore[attr-defined]
+    if process.stdout.readinto(pixels.data.cast("B")) != pixels.nbytes:  # type: ignore[attr-defined]
         raise EOFError
     return pixels
 

@@ -53,9 +53,9 @@ def build_api(service: Service, clients: Clients) -> FastAPI:
     _explain_errors(app)
 
     @app.get("/models")
-    async def models() -> list[str]:
+    async def models() -> Response:
         """Names of the models."""
-        return list(service.models)
+        return json_response(list(service.models))
 
     @app.get("/health")
     async def health() -> Response:
@@ -115,8 +115,9 @@ async def answer_to(
             data = await _image(request, service.limits.upload)
             future = asyncio.wrap_future(service.submit(data, model, describe))
             left = asyncio.ensure_future(_leaving(request))
+            either: set[asyncio.Future[Any]] = {future, left}
             try:
-                await asyncio.wait({future, left}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 if not future.done():
                     raise ClientDisconnect
                 return future.result()

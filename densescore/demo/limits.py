@@ -38,8 +38,9 @@ class Limits:
         images: images that one client may have in work or waiting.
         connections: open connections, in all.
         client_connections: open connections of one client.
-        held: bytes of uploads and answers in memory, in all.
-        client_held: the same, of one client.
+        client_held: bytes of uploads and answers of one client in memory; by default those of `images` uploads and of
+            a map of the largest image.
+        held: the same, in all; by default twice as many.
         header_seconds: from opening a connection, or from the last answer, to the end of a request's header.
         idle_seconds: without a byte, while a client sends a body or takes an answer.
         answer_seconds: to take a whole answer.
@@ -54,11 +55,17 @@ class Limits:
     images: int = 4
     connections: int = 100
     client_connections: int = 16
-    held: int = 600_000_000
-    client_held: int = 250_000_000
+    client_held: int = 0
+    held: int = 0
     header_seconds: float = 10
     idle_seconds: float = 10
     answer_seconds: float = 300
+
+    def __post_init__(self) -> None:
+        if not self.client_held:
+            object.__setattr__(self, "client_held", self.images * self.upload + 4 * self.pixels)
+        if not self.held:
+            object.__setattr__(self, "held", 2 * self.client_held)
 
 
 class Quota:

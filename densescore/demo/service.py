@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from threading import BoundedSemaphore
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from densescore.demo.decoder import Decoder
 from densescore.demo.limits import BusyError, Limits, TooLargeError, TooSlowError
@@ -45,7 +45,7 @@ class Service:
         self._scorers: dict[str, DenseScorer] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="densescore-service")
         self._places = BoundedSemaphore(1 + self.limits.waiting)
-        self._futures: set[Future[object]] = set()
+        self._futures: set[Future[Any]] = set()
 
     @property
     def queued(self) -> int:
@@ -84,7 +84,7 @@ class Service:
         deadline = time.monotonic() + self.limits.seconds
 
         def release(future: "Future[T]") -> None:
-            self._futures.discard(future)  # type: ignore[arg-type]
+            self._futures.discard(future)
             self._places.release()
 
         try:
@@ -92,7 +92,7 @@ class Service:
         except BaseException:
             self._places.release()
             raise
-        self._futures.add(future)  # type: ignore[arg-type]
+        self._futures.add(future)
         future.add_done_callback(release)
         return future
 
@@ -134,7 +134,7 @@ class Service:
         pixels = self._decoder.decode(data, limits.pixels, seconds)
         scorer = self.load(model)
         try:
-            scorer.pyramid(*pixels.shape[:2], max_cells=limits.cells)
+            scorer.pyramid(pixels.shape[0], pixels.shape[1], max_cells=limits.cells)
         except DensescoreError as error:
             size = f"{pixels.shape[1]}×{pixels.shape[0]}"
             raise TooLargeError(

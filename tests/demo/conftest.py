@@ -4,6 +4,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -12,6 +14,8 @@ from densescore.demo.decoder import Decoder
 from densescore.demo.limits import Limits
 from densescore.demo.service import Service
 from tests.conftest import Toy
+
+LIMITS = Limits(upload=200_000, pixels=1_000_000, seconds=20)
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +33,7 @@ def decoder() -> Iterator[Decoder]:
 
 @pytest.fixture
 def service(toy: DenseScorer, decoder: Decoder) -> Iterator[Service]:
-    limits = Limits(upload=200_000, pixels=1_000_000, seconds=20, waiting=2)
-    service = Service({"toy": lambda: toy}, limits, decoder)
+    service = Service({"toy": lambda: toy}, LIMITS, decoder)
     yield service
     service.close()
 
@@ -61,3 +64,18 @@ def serve() -> Iterator[Callable[..., str]]:
         server.should_exit = True
     for _, thread in servers:
         thread.join(10)
+
+
+@pytest.fixture
+def start(serve: Callable[..., str], toy: DenseScorer, decoder: Decoder) -> Iterator[Callable[..., tuple[str, int]]]:
+    """Serve a toy with some limits: address and port."""
+    services = []
+
+    def begin(limits: Limits = LIMITS, model: Callable[[], DenseScorer] = lambda: toy, **options: Any) -> Any:
+        services.append(Service({"toy": model}, limits, decoder))
+        url = serve(services[-1], **options)
+        return url, urlsplit(url).port
+
+    yield begin
+    for service in services:
+        service.close()
