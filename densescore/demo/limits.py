@@ -50,7 +50,7 @@ class Limits:
     pixels: int = 50_000_000
     cells: int = 8_000
     seconds: float = 60
-    decode_seconds: float = 10
+    decode_seconds: float = 20
     waiting: int = 8
     images: int = 4
     connections: int = 100
