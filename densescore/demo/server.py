@@ -1,5 +1,6 @@
 """The page and the HTTP call, served together."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 
@@ -56,8 +57,9 @@ def make_server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
         h11_max_incomplete_event_size=_HEADER_BYTES,
-        log_level="warning",
+        log_level="error",  # strangers' mistakes are answered; they must not fill the log
     )
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     return uvicorn.Server(config)
 
 
