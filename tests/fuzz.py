@@ -19,7 +19,7 @@ import tempfile
 import zlib
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from densescore.models.registry import ModelEntry
 from densescore.models.weights import read_weights
 from densescore.results.scores import DenseScores
 from tests.conftest import Toy
+
+if TYPE_CHECKING:
+    from tests.demo.fuzz_page import PageFuzz
 
 SECONDS = 20
 MOST_GROWTH = 1500  # MB: a picture at Pillow's limit is 540 MB as RGB, and is copied once
@@ -86,6 +89,7 @@ class Fuzz:
             "toy", lambda state: _toy(state), lambda: Toy().state_dict(), "MIT", "tests", patch_size=20, scales=(1, 1.5)
         )
         self.scorer = DenseScorer("toy", runtime="torch")
+        self._page: PageFuzz | None = None
         pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
         self.encoded = []
         for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
@@ -110,7 +114,7 @@ class Fuzz:
     def run(self, seed: int) -> str:
         """One input; the same seed, the same input."""
         source = random.Random(seed)
-        kind = (self.image, self.array, self.geometry, self.command, self.weights)[seed % 5]
+        kind = (self.image, self.array, self.geometry, self.command, self.weights, self.page)[seed % 6]
         try:
             kind(source)
             return f"{kind.__name__}: valid"
@@ -218,6 +222,19 @@ class Fuzz:
         reader = own if source.random() < 0.7 else source.choice(readers)
         reader(path)
 
+    def page(self, source: Source) -> None:
+        """Requests to the page and the HTTP call: bytes changed, forms, queries."""
+        if self._page is None:
+            from tests.demo.fuzz_page import PageFuzz
+
+            self._page = PageFuzz(self.scorer, self.encoded, _mutated)
+        self._page.send(source)
+
+    def close(self) -> None:
+        """End what inputs have begun."""
+        if self._page is not None:
+            self._page.close()
+
     def _load(self, path: Path) -> None:
         if path.suffix == ".safetensors":
             self._check(DenseScorer(path, runtime="torch").score(np.zeros((30, 41, 3), np.uint8)))
@@ -286,6 +303,7 @@ def run_some(first: int, count: int) -> Counter[str]:
                 raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
             finally:
                 signal.setitimer(signal.ITIMER_PROF, 0)
+        fuzz.close()
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1000
         assert grown < MOST_GROWTH, f"seeds {first}..{first + count - 1} took {grown} MB more"
         found["most MB"] = grown
