@@ -31,7 +31,8 @@ def view(answer: Answer) -> dict[str, Any]:
         (``photo``, ``score``, ``share``). Bytes are in base64.
     """
     pixels, scores = answer
-    labels = [label for label, _ in scores.top(TOP)]
+    ranked = scores.top(TOP)
+    labels = [best.label for best in ranked]
     maps = _smaller(scores, _PHOTO_SIDE).response_map(labels).cpu().numpy()  # [TOP, h, w]
     shown = _smaller(scores, _MAP_SIDE).response_map(labels).cpu().numpy().astype("<f4")  # [TOP, rows, columns]
     classes = [
@@ -69,7 +70,7 @@ def maps_file(answer: Answer, most: int) -> bytes:
     count = min(TOP, most // (height * width))
     if count < 1:
         raise TooLargeError(f"a map of {width}×{height} values is too large; at most {most:,} values are given")
-    labels = [label for label, _ in answer.scores.top(count)]
+    labels = [best.label for best in answer.scores.top(count)]
     file = io.BytesIO()
     np.savez_compressed(file, maps=answer.scores.response_map(labels).cpu().numpy(), labels=np.array(labels))
     return file.getvalue()
