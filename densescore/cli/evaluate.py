@@ -69,7 +69,7 @@ def evaluate(
     scales: Scales = "",
     maps: Annotated[bool, typer.Option(help="Also localization, from response maps.")] = True,
     device: Device = "auto",
-    context: Context = "image",
+    context: Context = "",
     cache: Cache = DEFAULT_CACHE,
     cache_size: CacheSize = DEFAULT_BYTES / 1e9,
     overwrite: Overwrite = False,
@@ -89,7 +89,13 @@ def evaluate(
         rows = evaluate_classes(result, scorer.k)
         fields = ("ap", "ap_2007", "pointing", "located_ap")
         means = {field: mean_of(rows, field, names) for field in fields}
-        about = {"model": model, "context": context, "scales": scorer.scales, "means": means, "mean_over": names}
+        about = {
+            "model": model,
+            "context": context or scorer.context,
+            "scales": scorer.scales,
+            "means": means,
+            "mean_over": names,
+        }
         if out is not None:
             drawn = score if maps else None
             write_results(result, rows, scorer.k, out, about=about, score=drawn, overwrite=overwrite)
@@ -117,7 +123,7 @@ def tune_k(
     out: Annotated[Path | None, typer.Option(help="Write the head, with the chosen k, to this file.")] = None,
     scales: Scales = "",
     device: Device = "auto",
-    context: Context = "image",
+    context: Context = "",
     cache: Cache = DEFAULT_CACHE,
     cache_size: CacheSize = DEFAULT_BYTES / 1e9,
     overwrite: Overwrite = False,

@@ -22,6 +22,7 @@ from densescore.cli.options import (
     Device,
     DType,
     K,
+    Labels,
     Model,
     PatchSizes,
     RuntimeOption,
@@ -39,6 +40,7 @@ from densescore.cli.train import app as transfer_app
 from densescore.errors import DensescoreError
 from densescore.io.images import list_images, read_image
 from densescore.models import MODELS
+from densescore.models.registry import all_names
 from densescore.results.heatmaps import describe, export_heatmaps
 from densescore.results.scores import find_label
 from densescore.scoring.scorer import DenseScorer
@@ -96,18 +98,21 @@ def classify(
     dtype: DType = "auto",
     calibration: Calibration = None,
     runtime: RuntimeOption = "auto",
-    context: Context = "image",
+    context: Context = "",
+    labels: Labels = None,
     as_json: Json = False,
 ) -> None:
     """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
     with readable_errors():
         paths = list_images(images)
         scorer = DenseScorer(
-            **scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime, stride, calibration)
+            **scorer_options(
+                model, weights, scales, patch_sizes, k, device, dtype, runtime, stride, calibration, labels, context
+            )
         )
 
         def work(path: Path) -> None:
-            scores = scorer.score(path, context=context)  # type: ignore[arg-type]
+            scores = scorer.score(path)
             if as_json:
                 record = describe(scores, str(path))
                 record["top"] = [ranked._asdict() for ranked in scores.top(top)]
@@ -141,7 +146,8 @@ def heatmap(
     dtype: DType = "auto",
     calibration: Calibration = None,
     runtime: RuntimeOption = "auto",
-    context: Context = "image",
+    context: Context = "",
+    labels: Labels = None,
     rescale: Annotated[
         bool, typer.Option("--rescale", help="Colors from each map's own minimum to its maximum, not from 0 to 1.")
     ] = False,
@@ -152,7 +158,9 @@ def heatmap(
     with readable_errors():
         paths = list_images(images)
         scorer = DenseScorer(
-            **scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime, stride, calibration)
+            **scorer_options(
+                model, weights, scales, patch_sizes, k, device, dtype, runtime, stride, calibration, labels, context
+            )
         )
         chosen = [label.strip() for label in classes.split(",")] if classes else []
         for label in chosen:
@@ -167,11 +175,11 @@ def heatmap(
             if folder.exists() and not overwrite:  # before the work, not after
                 raise DensescoreError(f"{folder}: exists already; choose another --out, or --overwrite")
             pixels = read_image(path)
-            scores = scorer.score(pixels, context=context)  # type: ignore[arg-type]
-            labels = chosen or [best.label for best in scores.top(top)]
+            scores = scorer.score(pixels)
+            mapped = chosen or [best.label for best in scores.top(top)]
             value_range = None if rescale else (0.0, 1.0)
             manifest = export_heatmaps(
-                scores, pixels, labels, folder, source=str(path), value_range=value_range, overwrite=overwrite
+                scores, pixels, mapped, folder, source=str(path), value_range=value_range, overwrite=overwrite
             )
             if as_json:
                 print(json.dumps({"folder": str(folder), **manifest}), flush=True)
@@ -184,8 +192,15 @@ def heatmap(
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
+def models(
+    everything: Annotated[bool, typer.Option("--all", help="Also timm's and torchvision's; names alone.")] = False,
+    as_json: Json = False,
+) -> None:
     """List the named networks, with the license and origin of their weights."""
+    if everything:
+        for name in all_names():
+            print(json.dumps({"name": name}) if as_json else name)
+        return
     if as_json:
         for name, entry in MODELS.items():
             fields = ("description", "license", "origin", "mean", "std", "patch_size")

@@ -20,7 +20,9 @@ CALIBRATION_IMAGES = 20
 
 Scales = Annotated[str, typer.Option(help="Short side of the image over side of a patch, with commas: 1,2,4.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
-Model = Annotated[str, typer.Option(help="A name that `densescore models` lists, or a trained head (.safetensors).")]
+Model = Annotated[
+    str, typer.Option(help="A name that `densescore models --all` lists, or a trained head (.safetensors).")
+]
 Weights = Annotated[str, typer.Option(help="A weights file for the model, 'default', or 'random'.")]
 PatchSizes = Annotated[str, typer.Option(help="Sides of the patches in image pixels, instead of --scales.")]
 Stride = Annotated[
@@ -32,7 +34,14 @@ Calibration = Annotated[
     Path | None, typer.Option(help=f"For int8: a folder of images like those to come; {CALIBRATION_IMAGES} are used.")
 ]
 RuntimeOption = Annotated[str, typer.Option("--runtime", help="On a CPU: auto, torch or openvino.")]
-Context = Annotated[str, typer.Option(help="image: one dense pass. patch: the paper's crops (slow).")]
+Context = Annotated[
+    str,
+    typer.Option(
+        help="image: one dense pass. patch: the paper's crops (slow), for any classifier. By default the model's own.",
+        show_default=False,
+    ),
+]
+Labels = Annotated[Path | None, typer.Option("--labels", help="A text file with one class name a line.")]
 NetworkWeights = Annotated[str, typer.Option("--weights", help="A weights file for the network, or 'default'.")]
 Data = Annotated[Path, typer.Option(help="Folder in VOC's, COCO's or YOLO's layout.", show_default=False)]
 Split = Annotated[str, typer.Option("--set", help="Image set of the data.")]
@@ -53,6 +62,8 @@ def scorer_options(
     runtime: str,
     stride: int | None = None,
     calibration: Path | None = None,
+    labels: Path | None = None,
+    context: str = "",
 ) -> dict[str, Any]:
     """Arguments of `DenseScorer` that the options of a command stand for."""
     options: dict[str, Any] = {"model": model, "weights": None if weights == "random" else weights}
@@ -63,6 +74,7 @@ def scorer_options(
     if calibration is not None:
         images = list_images([calibration])
         options["calibration"] = tuple(images[:: -(-len(images) // CALIBRATION_IMAGES)])
+    options |= {"labels": labels, "context": context or None}
     return {**options, "k": k, "device": device, "dtype": dtype, "runtime": runtime, "stride": stride}
 
 
@@ -111,7 +123,7 @@ def check_new_weights(path: Path, overwrite: bool) -> None:
 
 def feature_cache(scorer: DenseScorer, folder: Path, gigabytes: float, context: str) -> FeatureCache:
     """The cache that the options ask for."""
-    return FeatureCache(scorer, folder, max_bytes=int(gigabytes * 1e9), context=context)  # type: ignore[arg-type]
+    return FeatureCache(scorer, folder, max_bytes=int(gigabytes * 1e9), context=context or None)  # type: ignore[arg-type]
 
 
 def progress_bar() -> Progress:

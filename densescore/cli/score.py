@@ -16,6 +16,7 @@ from densescore.cli.options import (
     Device,
     DType,
     K,
+    Labels,
     Model,
     PatchSizes,
     RuntimeOption,
@@ -74,7 +75,8 @@ def score(
     dtype: DType = "auto",
     calibration: Calibration = None,
     runtime: RuntimeOption = "auto",
-    context: Context = "image",
+    context: Context = "",
+    labels: Labels = None,
     decoders: Annotated[int, typer.Option(help="Threads that decode ahead.", min=1)] = 1,
     engine: Annotated[str, typer.Option(help="local, or ray: workers of a Ray cluster, one model each.")] = "local",
     address: Annotated[str, typer.Option(help="Of the Ray cluster; by default a new one on this machine.")] = "",
@@ -94,7 +96,9 @@ def score(
         kept = Kept(top, all_scores, mapped, chosen, maps, patch_scores)
         if runtime == "auto":  # which one is faster is timed; parts of one table must come from the same
             runtime = recorded(out, "runtime") or "auto"
-        options = scorer_options(model, weights, scales, patch_sizes, k, device, dtype, runtime, stride, calibration)
+        options = scorer_options(
+            model, weights, scales, patch_sizes, k, device, dtype, runtime, stride, calibration, labels, context
+        )
         if engine not in ("local", "ray"):
             raise DensescoreError(f"--engine: expected local or ray, got {engine!r}")
         scorer = DenseScorer(**options)
@@ -126,7 +130,6 @@ def score(
                     out,
                     scorer,
                     kept,
-                    context=context,  # type: ignore[arg-type]
                     part_size=part_size,
                     overwrite=overwrite,
                     engine=work,

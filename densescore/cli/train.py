@@ -123,7 +123,7 @@ def train(
     crops: Annotated[int, typer.Option(help="With --from-scratch: crops to train on.", min=1)] = CROPS,
     seed: Annotated[int, typer.Option(help="Of all draws; recorded in the file.", min=0)] = 0,
     device: Device = "auto",
-    context: Context = "image",
+    context: Context = "",
     cache: Cache = DEFAULT_CACHE,
     cache_size: CacheSize = DEFAULT_BYTES / 1e9,
     overwrite: Overwrite = False,
@@ -136,7 +136,7 @@ def train(
             raise DensescoreError(f"--recipe: expected {' or '.join(RECIPES)}, got {recipe!r}")
         if unfreeze not in ("", "fc6"):
             raise DensescoreError(f"--unfreeze: expected fc6, got {unfreeze!r}")
-        if from_scratch and (unfreeze or weights != "default" or flips is not None or context != "image"):
+        if from_scratch and (unfreeze or weights != "default" or flips is not None or context not in ("", "image")):
             raise DensescoreError(
                 "--from-scratch trains all layers, from random weights, on crops that are mirrored at random: "
                 "--unfreeze, --weights, --flips and --context have no meaning beside it"
@@ -164,7 +164,13 @@ def train(
                     boxed, model, plan, seed, crops=crops, device=found, checkpoint=checkpoint, callback=callback
                 )
             else:
-                scorer = DenseScorer(model, weights=weights, scales=plan.scales, device=device)
+                scorer = DenseScorer(
+                    model,
+                    weights=weights,
+                    scales=plan.scales,
+                    device=device,
+                    context=context or None,  # type: ignore[arg-type]
+                )
                 track = tracked(progress, "features")
                 caches = partial(feature_cache, folder=cache, gigabytes=cache_size, context=context)
                 if unfreeze:

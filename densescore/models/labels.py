@@ -11,6 +11,21 @@ from safetensors import safe_open
 
 from densescore.errors import DensescoreError, reason_of
 
+IMAGENET_MODELS = frozenset(
+    (
+        "lite0",
+        "lite1",
+        "lite2",
+        "krizhevsky",
+        "krizhevsky-6144",
+        "krizhevsky-caffe",
+        "krizhevsky-caffenet",
+        "alexnet",
+        "vgg16",
+    )
+)
+"""The named models whose own labels are ImageNet's 1,000."""
+
 
 @cache
 def imagenet_labels() -> tuple[str, ...]:
@@ -26,7 +41,7 @@ def known_labels(model: str | os.PathLike[str], weights: str | os.PathLike[str] 
         weights: ``"default"``, a file, or None for random ones.
 
     Returns:
-        C class names; None where only the network can tell: names of collections (``timm:…``), weights without labels.
+        C class names; None where only the network can tell: another model, weights without labels.
 
     Raises:
         DensescoreError: a head's file cannot be read.
@@ -38,10 +53,8 @@ def known_labels(model: str | os.PathLike[str], weights: str | os.PathLike[str] 
     model = os.fspath(model)
     if model.endswith(".safetensors"):
         return _labels_in(model, "densescore")
-    if ":" in model:
-        return None
     if weights is None or weights == "default":
-        return imagenet_labels()
+        return imagenet_labels() if model in IMAGENET_MODELS else None
     return _labels_in(weights, "labels") if os.fspath(weights).endswith(".safetensors") else None
 
 

@@ -130,7 +130,7 @@ def test_bad_calls(toy_scorer: DenseScorer, cat: NDArray[np.uint8]) -> None:
     with torch.no_grad():
         next(broken.features.parameters()).fill_(float("inf"))
     with pytest.raises(DensescoreError, match="not finite"):
-        DenseScorer(broken, patch_size=20, labels="abc").score(cat)
+        DenseScorer(broken, patch_size=20, labels=("a", "b", "c")).score(cat)
 
 
 MEMORY = """
