@@ -21,6 +21,7 @@ from densescore.models.registry import Weights
 from densescore.models.weights import digest_of
 from densescore.network.cpu.accelerate import Runtime, speed_up
 from densescore.network.cpu.quantize import check_int8, quantize_network
+from densescore.network.dense_network import DenseNetwork
 from densescore.network.devices import find_device, find_dtype
 from densescore.network.tiling import trunk_over
 from densescore.results.scores import DenseScores
@@ -145,6 +146,15 @@ class DenseScorer:
         if self.device.type == "cpu":
             del classifier, network
             gc.collect()  # the traced module is a cycle, and still holds the weights that were packed
+
+    @property
+    def dense(self) -> DenseNetwork:
+        """The network, where it is convolutional.
+
+        Raises:
+            DensescoreError: it is scored by crops.
+        """
+        return dense_only(self.network, "a dense pass")
 
     def pyramid(self, height: int, width: int, max_cells: int | None = None) -> Pyramid:
         """The patches that an image of this size has; rows of `score` and `features` come in its order."""
@@ -291,7 +301,7 @@ class DenseScorer:
     ) -> Tensor:
         """`classifier`'s output for the cells of levels, in order."""
         batches = []
-        network = dense_only(self.network, "a dense pass")
+        network = self.dense
         for blocks in cell_batches(maps, levels, network, HEAD_BYTES // parts):
             batches.append(classifier(network.embed_blocks(blocks)))
             if clock:
@@ -312,7 +322,7 @@ class DenseScorer:
     def _maps(self, levels: Iterator[Tensor], clock: "_Clock", parts: int) -> Iterator[Tensor]:
         """The trunk's map of each level, ``[phases², C, h, w]``; of a large one, or with `parts`, from tiles of it."""
         for level in levels:
-            feature_map = trunk_over(dense_only(self.network, "a dense pass"), level, parts)
+            feature_map = trunk_over(self.dense, level, parts)
             clock.lap("trunk")
             yield feature_map
 

@@ -70,7 +70,7 @@ def test_out_of_memory_is_answered_with_smaller_parts_once_and_said(
     else:
         pyramid = whole.pyramid
         most = max(np.prod(pyramid.padded_size(level)) for level in pyramid.levels) / 1.5
-        scorer.network.fast_trunk = SmallMemory(scorer.network.fast_trunk, float(most))
+        scorer.dense.fast_trunk = SmallMemory(scorer.dense.fast_trunk, float(most))
     with pytest.warns(UserWarning, match=r"out of memory on an image of 300×451 pixels .* in smaller parts \(.*memory"):
         scores = scorer.score(cat, context=context)
     assert scores.retried
@@ -81,7 +81,7 @@ def test_out_of_memory_is_answered_with_smaller_parts_once_and_said(
 
 def test_out_of_memory_in_small_parts_too_is_an_error(cat: NDArray[np.uint8]) -> None:
     scorer = scorer_of("toy")
-    scorer.network.fast_trunk = SmallMemory(scorer.network.trunk, 0)
+    scorer.dense.fast_trunk = SmallMemory(scorer.dense.trunk, 0)
     with (
         pytest.warns(UserWarning, match="out of memory"),
         pytest.raises(DensescoreError, match="in small parts, too .* use fewer or smaller"),
@@ -97,7 +97,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
     def broken(pixels: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(scorer.network.fast_trunk, "forward", broken)
+    monkeypatch.setattr(scorer.dense.fast_trunk, "forward", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         scorer.score(cat)
 

@@ -163,7 +163,7 @@ def test_the_margins_hold_the_receptive_fields(case: Case) -> None:
     far[..., side - past :, :] += 10
     far[..., side - past :] += 10
     near[..., side // 2, side // 2] += 10
-    height, width = case.scorer.network.window
+    height, width = case.scorer.dense.window
 
     def cell(image: Tensor) -> Tensor:
         return case.head(case.trunk(image)[:, :, steps : steps + height, steps : steps + width])
