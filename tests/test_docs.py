@@ -132,8 +132,17 @@ def test_huge_images(photo: Path, coffee: NDArray[np.uint8]) -> None:
     assert tifffile.imread("slide-scores/maps/espresso.tif").shape == (100, 150)
 
 
+def test_models(photo: Path) -> None:
+    names = run_python("models.md")
+    assert names["scores"].context == "patch"
+    assert names["scores"].labels == ("cat", "dog", "neither")
+    assert names["features"].shape == (len(names["scores"].boxes), 64)
+    run_commands("models.md")
+    assert list((photo / "heatmaps" / "photo").glob("*.png"))
+
+
 def test_no_python_is_left_out() -> None:
-    tested = {"index", "dense-versus-cropped", "train", "many-images", "denser", "export", "huge-images"}
+    tested = {"models", "index", "dense-versus-cropped", "train", "many-images", "denser", "export", "huge-images"}
     assert {page for page in PAGES if examples(page, "python")} == {f"{name}.md" for name in tested}
 
 

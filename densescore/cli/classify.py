@@ -8,7 +8,7 @@ import typer
 from densescore.cli.command import command
 from densescore.cli.console import say_json, show_table
 from densescore.cli.images import Images, JsonLines, each
-from densescore.cli.options import Context, ScorerOptions
+from densescore.cli.options import ScorerOptions
 
 
 @command(
@@ -20,7 +20,6 @@ def classify(
     top: Annotated[int, typer.Option(help="Classes to name per image.", min=1)] = 5,
     as_json: JsonLines = False,
     options: ScorerOptions = ScorerOptions(),
-    context: Context = "image",
 ) -> None:
     """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
     options.arguments()
@@ -30,7 +29,7 @@ def classify(
     scorer = options.build()
 
     def work(path: Path) -> None:
-        scores = scorer.score(path, context=context)  # type: ignore[arg-type]
+        scores = scorer.score(path)
         if as_json:
             from densescore.results.heatmaps import describe
 

@@ -9,18 +9,18 @@ import typer
 
 from densescore.cli.command import Without, command
 from densescore.cli.console import say_json, share, show_table
-from densescore.cli.options import ClassOptions, Context, Json, Overwrite, ScorerOptions, check_new, numbers, out_option
+from densescore.cli.options import ClassOptions, Json, Overwrite, ScorerOptions, check_new, numbers, out_option
 from densescore.cli.progress import Progress
-from densescore.cli.training_options import CacheOptions, Data, Split
+from densescore.cli.training_options import CacheOptions, Data, DataOptions
 from densescore.errors import DensescoreError
 
 if TYPE_CHECKING:
-    from densescore.data.boxed_set import BoxedSet
+    from densescore.data.labeled_set import LabeledSet
 
 Head = Annotated[str, typer.Option("--model", help="A trained head (.safetensors).", show_default=False)]
 
 
-def _chosen(names: Sequence[str], boxed: "BoxedSet") -> list[str] | None:
+def _chosen(names: Sequence[str], boxed: "LabeledSet") -> list[str] | None:
     """The classes to take the mean over; None for all."""
     for name in names:
         if name not in boxed.classes:
@@ -35,7 +35,7 @@ def _chosen(names: Sequence[str], boxed: "BoxedSet") -> list[str] | None:
 def evaluate(
     data: Data,
     model: Head,
-    split: Split = "val",
+    chosen: DataOptions = DataOptions(split="val"),
     classes: ClassOptions = ClassOptions(),
     out: Annotated[
         Path | None,
@@ -44,23 +44,21 @@ def evaluate(
     maps: Annotated[bool, typer.Option(help="Also localization, from response maps.")] = True,
     overwrite: Overwrite = False,
     as_json: Json = False,
-    options: Annotated[ScorerOptions, Without("model patch_sizes")] = ScorerOptions(),
-    context: Context = "image",
+    options: Annotated[ScorerOptions, Without("model patch_sizes labels")] = ScorerOptions(),
     cache: CacheOptions = CacheOptions(),
 ) -> None:
     """Average precision and localization on a set, as PASCAL VOC counts them; --classes: the mean over these only."""
     options = replace(options, model=model)
     options.arguments()
     check_new(out, overwrite)
-    from densescore.data.load import load_boxed
     from densescore.evaluation.evaluate import evaluate_classes, mean_of, score_set
     from densescore.evaluation.voc_results import write_results
     from densescore.transfer.pipeline import cached_scores
 
-    boxed = load_boxed(data, split)
+    boxed = chosen.read(data)
     names = _chosen(classes.names, boxed)
     scorer = options.build()
-    score = cached_scores(scorer, cache.of(scorer, context))
+    score = cached_scores(scorer, cache.of(scorer))
     with Progress() as progress:
         result = score_set(
             boxed,
@@ -72,17 +70,17 @@ def evaluate(
     rows = evaluate_classes(result, scorer.k)
     fields = ("ap", "ap_2007", "pointing", "located_ap")
     means = {field: mean_of(rows, field, names) for field in fields}
-    about = {"model": model, "context": context, "scales": scorer.scales, "means": means, "mean_over": names}
+    about = {"model": model, "context": scorer.context, "scales": scorer.scales, "means": means, "mean_over": names}
     if out is not None:
         drawn = score if maps else None
         write_results(result, rows, scorer.k, out, about=about, score=drawn, overwrite=overwrite)
     if as_json:
-        say_json({**about, "set": split, "k": scorer.k, "classes": [asdict(row) for row in rows]})
+        say_json({**about, "set": chosen.split, "k": scorer.k, "classes": [asdict(row) for row in rows]})
         return
     show_table(
         ("class", "positives", "AP", "AP (2007 rule)", "pointing", "AP score and location"),
         [(row.label, row.positives, *(share(getattr(row, field)) for field in fields)) for row in rows],
-        title=f"{split}: {len(boxed.images)} images, k = {scorer.k:g}",
+        title=f"{chosen.split}: {len(boxed.images)} images, k = {scorer.k:g}",
         last=("mean", "", *(share(means[field]) for field in fields)),
     )
 
@@ -91,7 +89,7 @@ def evaluate(
 def tune_k(
     data: Data,
     model: Head,
-    split: Split = "val",
+    chosen: DataOptions = DataOptions(split="val"),
     ks: Annotated[str, typer.Option(help="Exponents to try, with commas between.")] = "1,1.5,2,3,4,5,6,7,8,10,12,16",
     classes: ClassOptions = ClassOptions(),
     out: Annotated[
@@ -100,8 +98,7 @@ def tune_k(
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
-    options: Annotated[ScorerOptions, Without("model patch_sizes k")] = ScorerOptions(),
-    context: Context = "image",
+    options: Annotated[ScorerOptions, Without("model patch_sizes k labels")] = ScorerOptions(),
     cache: CacheOptions = CacheOptions(),
 ) -> None:
     """Find the exponent of the image score with the best mean AP on a set, as the paper found 5."""
@@ -109,15 +106,14 @@ def tune_k(
     options.arguments()
     tried = numbers(ks, "--ks")
     check_new(out, overwrite)
-    from densescore.data.load import load_boxed
     from densescore.evaluation.evaluate import k_curve, score_set
     from densescore.models.adaptation import load_head, save_head
     from densescore.transfer.pipeline import cached_scores
 
-    boxed = load_boxed(data, split)
+    boxed = chosen.read(data)
     names = _chosen(classes.names, boxed)
     scorer = options.build()
-    score = cached_scores(scorer, cache.of(scorer, context))
+    score = cached_scores(scorer, cache.of(scorer))
     with Progress() as progress:
         result = score_set(boxed, score, tried, locate=None, track=lambda images: progress.track(images, "images"))
     curve = k_curve(result, classes=names)
@@ -125,11 +121,11 @@ def tune_k(
     if out is not None:
         save_head(out, replace(load_head(model), k=best[0]), overwrite=overwrite)
     if as_json:
-        say_json({"set": split, "curve": [{"k": k, "map": value} for k, value in curve], "k": best[0]})
+        say_json({"set": chosen.split, "curve": [{"k": k, "map": value} for k, value in curve], "k": best[0]})
         return
     show_table(
         ("k", "mAP"),
         [(f"{k:g}", f"{value:.4f}{'  best' if k == best[0] else ''}") for k, value in curve],
-        title=f"{split}: {len(boxed.images)} images",
+        title=f"{chosen.split}: {len(boxed.images)} images",
         numeric=False,
     )

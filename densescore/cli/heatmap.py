@@ -8,7 +8,7 @@ import typer
 from densescore.cli.command import command
 from densescore.cli.console import say, say_json
 from densescore.cli.images import Images, JsonLines, each
-from densescore.cli.options import ClassOptions, Context, Overwrite, ScorerOptions, one_of, out_option
+from densescore.cli.options import ClassOptions, Overwrite, ScorerOptions, one_of, out_option
 from densescore.errors import DensescoreError
 
 
@@ -35,7 +35,6 @@ def heatmap(
     overwrite: Overwrite = False,
     as_json: JsonLines = False,
     options: ScorerOptions = ScorerOptions(),
-    context: Context = "image",
 ) -> None:
     """Write response maps: per class an overlay PNG and the raw map (npz), per image a folder and manifest.json."""
     options.arguments()
@@ -59,7 +58,7 @@ def heatmap(
         if folder.exists() and not overwrite:  # before the work, not after
             raise DensescoreError(f"{folder}: exists already; choose another --out, or --overwrite")
         pixels = read_image(path)
-        scores = scorer.score(pixels, context=context)  # type: ignore[arg-type]
+        scores = scorer.score(pixels)
         labels = classes.names or [best.label for best in scores.top(top)]
         manifest = export_heatmaps(
             scores,

@@ -1,14 +1,28 @@
 """The command that lists the named networks: ``densescore models``."""
 
+from typing import Annotated
+
+import typer
+
 from densescore.cli.command import command
-from densescore.cli.console import say_json, show_table
+from densescore.cli.console import say, say_json, show_table
 from densescore.cli.images import JsonLines
 
 
 @command("densescore models", "densescore models --json")
-def models(as_json: JsonLines = False) -> None:
+def models(
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also the names of timm's and torchvision's networks.", show_default=False)
+    ] = False,
+    as_json: JsonLines = False,
+) -> None:
     """List the named networks, with the license and origin of their weights."""
-    from densescore.models.registry import MODELS
+    from densescore.models.registry import MODELS, all_names
+
+    if everything:
+        for name in all_names():
+            say_json({"name": name}) if as_json else say(name)
+        return
 
     if as_json:
         for name, entry in MODELS.items():

@@ -46,13 +46,9 @@ Model = Annotated[
     str,
     typer.Option(
         "--model",
-        help="A name that `densescore models` lists, or a trained head (.safetensors).",
+        help="A name that `densescore models --all` lists, or a trained head (.safetensors).",
         rich_help_panel=_NETWORK,
     ),
-]
-Context = Annotated[
-    str,
-    typer.Option("--context", help="image: one dense pass. patch: the paper's crops (slow).", rich_help_panel=_PATCHES),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.", show_default=False)]
@@ -106,6 +102,20 @@ class ScorerOptions:
         ),
     ] = None
     runtime: Annotated[str, typer.Option(help="On a CPU: auto, torch or openvino.", rich_help_panel=_NETWORK)] = "auto"
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels", help="A text file with one class name a line, instead of the model's.", rich_help_panel=_NETWORK
+        ),
+    ] = None
+    context: Annotated[
+        str,
+        typer.Option(
+            help="image: one dense pass. patch: the paper's crops (slow), for any classifier. By default the model's.",
+            rich_help_panel=_PATCHES,
+            show_default=False,
+        ),
+    ] = ""
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `DenseScorer`.
@@ -116,6 +126,7 @@ class ScorerOptions:
         given: dict[str, Any] = {
             name: getattr(self, name) for name in ("model", "weights", "stride", "k", "device", "dtype", "runtime")
         }
+        given |= {"labels": self.labels, "context": self.context or None}
         if self.scales:
             given["scales"] = numbers(self.scales, "--scales")
         if self.patch_sizes:
@@ -151,7 +162,7 @@ class ScorerOptions:
         Raises:
             DensescoreError: no such class; the message lists the nearest names.
         """
-        labels = known_labels(self.model, self.weights) if names else None
+        labels = known_labels(self.model, self.weights) if names and self.labels is None else None
         for name in names if labels is not None else ():
             find_label(name, labels or ())
 

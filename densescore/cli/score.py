@@ -9,7 +9,7 @@ import typer
 
 from densescore.cli.command import command
 from densescore.cli.console import complain, note, say_json
-from densescore.cli.options import ClassOptions, Context, Json, Overwrite, ScorerOptions, one_of, out_option
+from densescore.cli.options import ClassOptions, Json, Overwrite, ScorerOptions, one_of, out_option
 from densescore.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ def score(
     overwrite: Overwrite = False,
     as_json: Json = False,
     options: ScorerOptions = ScorerOptions(),
-    context: Context = "image",
     decoders: Annotated[int, typer.Option(help="Threads that decode ahead.", min=1, rich_help_panel=_WORK)] = 1,
     part_size: Annotated[
         int, typer.Option(help="Images per part: the most that a kill can cost.", min=1, rich_help_panel=_WORK)
@@ -101,7 +100,6 @@ def score(
                 out,
                 scorer,
                 kept,
-                context=context,  # type: ignore[arg-type]
                 part_size=part_size,
                 overwrite=overwrite,
                 engine=work,

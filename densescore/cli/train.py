@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterable
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,6 @@ import typer
 from densescore.cli.command import Without, command
 from densescore.cli.console import note, say, say_json, show_table
 from densescore.cli.options import (
-    Context,
     Json,
     Overwrite,
     Scales,
@@ -23,19 +21,20 @@ from densescore.cli.options import (
     out_option,
 )
 from densescore.cli.progress import Progress
-from densescore.cli.training_options import CacheOptions, Data, RuleOptions, Seed, Split
+from densescore.cli.training_options import CacheOptions, Data, DataOptions, RuleOptions, Seed
 from densescore.errors import DensescoreError
 from densescore.transfer.recipe import RECIPES
 
 
 @command(
+    "densescore train --data photos/ -o head.safetensors                    # a folder per class, no boxes",
     "densescore train --data VOC2007 --set trainval -o head.safetensors",
     "densescore train --data birds/ --recipe paper --model alexnet -o birds.safetensors",
 )
 def train(
     data: Data,
     out: Annotated[Path, out_option("The head's file (.safetensors).")],
-    split: Split = "train",
+    chosen: DataOptions = DataOptions(),
     recipe: Annotated[str, typer.Option(help=f"{' or '.join(RECIPES)}.")] = "default",
     objective: Annotated[
         str | None, typer.Option(help="softmax or multilabel, instead of the recipe's.", show_default=False)
@@ -57,20 +56,19 @@ def train(
     overwrite: Overwrite = False,
     as_json: Json = False,
     scales: Scales = "",
-    context: Context = "image",
-    options: Annotated[ScorerOptions, Without("scales patch_sizes k calibration")] = ScorerOptions(),
+    options: Annotated[ScorerOptions, Without("scales patch_sizes k calibration labels")] = ScorerOptions(),
     rule: RuleOptions = RuleOptions(),
     cache: CacheOptions = CacheOptions(),
 ) -> None:
-    """Train a head for the classes of a folder of boxed images. Stopped or killed, the same command goes on."""
+    """Train a head for your own classes, from labeled or boxed images. Stopped or killed, the same command goes on."""
     check_new_weights(out, overwrite)
     one_of(recipe, tuple(RECIPES), "--recipe")
     one_of(unfreeze or "fc6", ("fc6",), "--unfreeze")
     if from_scratch:
-        _check_from_scratch(options, unfreeze=unfreeze, flips=flips, context=context)
+        _check_from_scratch(options, unfreeze=unfreeze, flips=flips)
     elif crops is not None:
         raise DensescoreError("--crops is for --from-scratch")
-    from densescore.data.load import load_boxed
+    from densescore.data.boxed_set import boxed_part
     from densescore.models.adaptation import save_head
     from densescore.transfer.pipeline import change_recipe
 
@@ -81,7 +79,14 @@ def train(
         flips=flips,
         scales=numbers(scales, "--scales") if scales else None,
     )
-    boxed = load_boxed(data, split, need_positives=True)
+    images = chosen.read(data, need_positives=True)
+    boxed = boxed_part(images)
+    if (from_scratch or unfreeze) and not boxed.images:
+        raise DensescoreError(f"{data}: --from-scratch and --unfreeze need images with boxes, and there are none")
+    taught = "boxes and labels" if len(boxed.images) == len(images.images) else "labels"
+    if 0 < len(boxed.images) < len(images.images):
+        taught = f"boxes and labels of {len(boxed.images):,}, labels alone of the others"
+    note(f"{len(images.images):,} images of {len(images.classes)} classes teach by {taught}")
     checkpoint = out.with_suffix(".checkpoint")
     losses: list[float] = []
 
@@ -117,7 +122,7 @@ def train(
                 file = train_unfrozen(
                     boxed,
                     scorer,
-                    partial(cache.of, context=context),
+                    cache.of,
                     plan,
                     seed,
                     weights=options.weights,
@@ -128,19 +133,23 @@ def train(
             else:
                 from densescore.transfer.pipeline import train_model
 
-                kept = cache.of(scorer, context)
+                kept = cache.of(scorer)
                 file = train_model(
-                    boxed, scorer, kept, plan, seed, checkpoint=checkpoint, track=track, callback=callback
+                    images, scorer, kept, plan, seed, checkpoint=checkpoint, track=track, callback=callback
                 )
     save_head(out, file, overwrite=overwrite)
     shutil.rmtree(checkpoint, ignore_errors=True)
     counts = file.training["patches"]
     if as_json:
         last = losses[-1] if losses else None
-        say_json({"head": str(out), "images": len(boxed.images), "patches": counts, "loss": last})
+        say_json({"head": str(out), "images": len(images.images), "patches": counts, "loss": last})
         return
-    say(f"{out}: trained on {len(boxed.images)} images")
-    show_table(("class", "patches"), [(name, f"{count:,}") for name, count in counts.items()])
+    say(f"{out}: trained on {len(images.images)} images")
+    shown = file.training.get("labels", {})
+    show_table(
+        ("class", "images", "labeled patches"),
+        [(name, f"{shown[name]:,}" if name in shown else "", f"{count:,}") for name, count in counts.items()],
+    )
 
 
 def _check_from_scratch(options: ScorerOptions, **others: object) -> None:

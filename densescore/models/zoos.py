@@ -17,7 +17,7 @@ from densescore.models.weights import classes_in, load_strict
 STRIDE = 32
 """Most classifiers halve their input five times; patches are a whole number of these steps wide."""
 
-_INSTEAD = "pass weights= with a file that you have, or None for random ones"
+_INSTEAD = "pass weights= with a file that you have, or weights=None for random ones"
 
 
 def timm_entry(name: str) -> ModelEntry:

@@ -17,6 +17,7 @@ from densescore.models.registry import Weights
 from densescore.models.weights import digest_of
 from densescore.network.cpu.accelerate import Runtime, speed_up
 from densescore.network.cpu.quantize import check_int8, quantize_network
+from densescore.network.dense_network import DenseNetwork
 from densescore.network.devices import find_device, find_dtype
 from densescore.results.scores import DenseScores
 from densescore.scoring.arguments import as_tuple, check_context, fit_labels
@@ -149,6 +150,15 @@ class DenseScorer(Copies):
             del classifier, network
             gc.collect()  # the traced module is a cycle, and still holds the weights that were packed
 
+    @property
+    def dense(self) -> DenseNetwork:
+        """The network, where it is convolutional.
+
+        Raises:
+            DensescoreError: it is scored by crops.
+        """
+        return dense_only(self.network, "this")
+
     def pyramid(self, height: int, width: int, max_cells: int | None = None) -> Pyramid:
         """The patches that an image of this size has; rows of `score` and `features` come in its order."""
         return Pyramid.of(
@@ -236,7 +246,7 @@ class DenseScorer(Copies):
         for feature_map in maps:
             check_outputs(feature_map, f"{self.name}: the trunk's features")
         with torch.inference_mode():
-            network = dense_only(self.network, "score_maps")
+            network = self.dense
             return self._probabilities(head_outputs(network, network.classifier, maps, levels))
 
     def features(self, image: ImageLike, *, context: Context | None = None) -> Tensor:
@@ -285,7 +295,7 @@ class DenseScorer(Copies):
     @torch.inference_mode()
     def _outputs(self, pixels: Pixels, pyramid: Pyramid, classifier: nn.Module, clock: Clock, parts: int) -> Tensor:
         """`_run` in one dense pass; with `parts`, in about so many times smaller pieces."""
-        network = dense_only(self.network, "a dense pass")
+        network = self.dense
         maps = trunk_maps(network, self._levels(pixels, pyramid, clock), clock, parts)
         return head_outputs(network, classifier, maps, pyramid.levels, clock, parts)
 

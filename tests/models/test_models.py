@@ -130,11 +130,11 @@ def test_torchvisions_own_loading_code_is_used(monkeypatch: pytest.MonkeyPatch, 
     assert DenseScorer("alexnet", weights=own).labels == tuple(f"class {index}" for index in range(5))
 
 
-def test_every_entry_names_its_licence_and_origin() -> None:
+def test_every_entry_names_its_license_and_origin() -> None:
     for entry in MODELS.values():
         assert entry.license
         assert entry.origin
-        assert entry.patch_size in (224, 227)
+        assert entry.patch_size in (224, 227, 256)
 
 
 def test_scales_belong_to_the_entry() -> None:

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from densescore import DenseScorer
 from densescore.network import tiling
-from densescore.scoring.crop_network import dense_only
 from tests.conftest import Toy
 
 
@@ -16,7 +15,7 @@ def test_a_level_too_large_for_memory_is_cut(monkeypatch: pytest.MonkeyPatch, ca
     scorer = DenseScorer(Toy(), patch_size=20, scales=(3, 9), runtime="torch")
     whole = scorer.score(cat)
     sizes: list[int] = []
-    network = dense_only(scorer.network, "a test")
+    network = scorer.dense
     network.fast_trunk.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[2:].numel()))
     monkeypatch.setattr(tiling, "TRUNK_BYTES", 60**2 * tiling.bytes_per_pixel(network))
     torch.testing.assert_close(scorer.score(cat).patch_scores, whole.patch_scores)

@@ -16,7 +16,6 @@ from densescore import DensescoreError, DenseScorer, DenseScores
 from densescore.io.files import atomic_write
 from densescore.models import MODELS, Krizhevsky
 from densescore.models.weights import read_weights
-from densescore.scoring.crop_network import dense_only
 from densescore.scoring.out_of_memory import is_out_of_memory
 from tests import fuzz
 from tests.conftest import Toy
@@ -71,7 +70,7 @@ def test_out_of_memory_is_answered_with_smaller_parts_once_and_said(
     else:
         pyramid = whole.pyramid
         most = max(np.prod(pyramid.padded_size(level)) for level in pyramid.levels) / 1.5
-        dense = dense_only(scorer.network, "a test")
+        dense = scorer.dense
         dense.fast_trunk = SmallMemory(dense.fast_trunk, float(most))
     with pytest.warns(UserWarning, match=r"out of memory on an image of 300×451 pixels .* in smaller parts \(.*memory"):
         scores = scorer.score(cat, context=context)
@@ -83,7 +82,7 @@ def test_out_of_memory_is_answered_with_smaller_parts_once_and_said(
 
 def test_out_of_memory_in_small_parts_too_is_an_error(cat: NDArray[np.uint8]) -> None:
     scorer = scorer_of("toy")
-    network = dense_only(scorer.network, "a test")
+    network = scorer.dense
     network.fast_trunk = SmallMemory(network.trunk, 0)
     with (
         pytest.warns(UserWarning, match="out of memory"),

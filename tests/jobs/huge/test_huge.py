@@ -29,7 +29,6 @@ from densescore.jobs.huge import open_huge, resampling, score_huge, source  # no
 from densescore.jobs.huge.maps import MapView, scaled  # noqa: E402
 from densescore.network.surgery import to_dense  # noqa: E402
 from densescore.network.tiling import reach  # noqa: E402
-from densescore.scoring.crop_network import dense_only  # noqa: E402
 
 
 class Padded(Toy):
@@ -129,10 +128,10 @@ def test_tiles_give_the_scores_and_maps_of_one_piece(
 
 
 def test_reach_is_what_the_layers_say() -> None:
-    assert reach(dense_only(scorer_of("plain").network, "a test")) == (0, 0)
+    assert reach(scorer_of("plain").dense) == (0, 0)
     # 5×5 and 3×3 convolutions padded by 2, 1·2, 1·4 pixels: 8 before, and a stride is 8. After the window, whose pool
     # ends a pixel of its map before the map does, 7 of them.
-    assert reach(dense_only(scorer_of("padded").network, "a test")) == (1, 1)
+    assert reach(scorer_of("padded").dense) == (1, 1)
     squeeze = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), Squeeze(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(DensescoreError, match="depend on the whole level"):
         reach(to_dense(squeeze, 16))

@@ -54,12 +54,12 @@ def test_auto_takes_one_of_them_and_names_it() -> None:
 @needs_openvino
 def test_openvino_refuses_what_it_cannot_compute() -> None:
     with pytest.raises(DensescoreError, match="float32 or bfloat16, not torch.float16"):
-        DenseScorer(Toy(), patch_size=20, labels="abc", dtype="float16", runtime="openvino")
+        DenseScorer(Toy(), patch_size=20, labels=("a", "b", "c"), dtype="float16", runtime="openvino")
 
 
 def test_a_runtime_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(DensescoreError, match=r"needs OpenVINO: pip install"):
-        DenseScorer(Toy(), patch_size=20, labels="abc", runtime="openvino")
-    with pytest.raises(DensescoreError, match="runtime must be one of auto, torch, openvino, got 'onnx'"):
-        DenseScorer(Toy(), patch_size=20, labels="abc", runtime="onnx")  # type: ignore[arg-type]
+        DenseScorer(Toy(), patch_size=20, labels=("a", "b", "c"), runtime="openvino")
+    with pytest.raises(DensescoreError, match="runtime must be one of auto, torch, openvino, compile, got 'onnx'"):
+        DenseScorer(Toy(), patch_size=20, labels=("a", "b", "c"), runtime="onnx")  # type: ignore[arg-type]
