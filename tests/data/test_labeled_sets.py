@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densescore import DensescoreError
-from densescore.data.boxed_set import BoxedImage, BoxedSet, boxed_part
+from densescore.data.boxed_set import BoxedImage, BoxedSet, Labels, boxed_part
 from densescore.data.labeled_set import NEGATIVE, POSITIVE, UNKNOWN, LabeledSet
-from densescore.data.load import Labels, load_boxed, load_set
+from densescore.data.load import load_boxed, load_set
 from densescore.data.splits import draw_val, match_split
 from tests.data.exports import cvat_coco, draw, labelimg, pictures, roboflow_coco, yolo
 from tests.data.voc_set import write_voc
