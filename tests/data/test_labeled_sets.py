@@ -301,11 +301,17 @@ def test_which_split_is_meant(split: str, names: list[str], found: str | None) -
     assert match_split(split, names) == found
 
 
+def test_the_yaml_itself_names_a_set(tmp_path: Path) -> None:
+    root = yolo(tmp_path)
+    (root / "data.yaml").rename(root / "pets.yaml")
+    assert load_boxed(root / "pets.yaml", "train").classes == ("cat", "dog")
+
+
 def test_no_known_layout(tmp_path: Path) -> None:
     draw(tmp_path / "a.jpg", "cat")
     with pytest.raises(DensescoreError, match="neither VOC .* nor a folder per class"):
         load_set(tmp_path, "train")
-    with pytest.raises(DensescoreError, match="neither a folder nor a table"):
+    with pytest.raises(DensescoreError, match="neither a folder, a table nor a YAML file"):
         load_set(tmp_path / "a.jpg", "train")
     with pytest.raises(DensescoreError, match="no such folder"):
         load_set(tmp_path / "none", "train")
