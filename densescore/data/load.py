@@ -61,9 +61,9 @@ def load_set(
         raise DensescoreError(f"labels: expected {', '.join(get_args(Labels))}, got {labels!r}")
     if val_share is not None and not (math.isfinite(val_share) and 0 < val_share < 1):
         raise DensescoreError(f"val_share: expected a share between 0 and 1, got {val_share}")
-    layout, problems = _find_layout(root), Problems()
+    problems = Problems()
     try:
-        loaded = _read(root, layout, split, labels, val_share, seed, problems)
+        loaded = _read(root, _find_layout(root), split, labels, val_share, seed, problems)
         if need_positives and loaded.images:
             check_positives(loaded, root, problems)
     except (OSError, ValueError) as error:
