@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from densescore.data.boxed_set import BoxedImage, BoxedSet
-    from densescore.data.load import load_boxed
+    from densescore.data.labeled_set import LabeledImage, LabeledSet
+    from densescore.data.load import load_boxed, load_set
     from densescore.errors import DensescoreError
     from densescore.evaluation.evaluate import evaluate_classes, score_set
     from densescore.geometry import PAPER_SCALES, Level, Pyramid
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from densescore.jobs.huge.source import open_huge
     from densescore.models.adaptation import HeadFile, load_head, save_head
     from densescore.network.export import export_model
+    from densescore.results.best_patches import BestPatch, best_patches
     from densescore.results.formats import to_coco, to_row, to_supervision
     from densescore.results.heatmaps import export_heatmaps
     from densescore.results.regions import Region
@@ -40,7 +42,8 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "data.boxed_set": ("BoxedImage", "BoxedSet"),
-    "data.load": ("load_boxed",),
+    "data.labeled_set": ("LabeledImage", "LabeledSet"),
+    "data.load": ("load_boxed", "load_set"),
     "errors": ("DensescoreError",),
     "evaluation.evaluate": ("evaluate_classes", "score_set"),
     "geometry": ("PAPER_SCALES", "Level", "Pyramid"),
@@ -49,6 +52,7 @@ _EXPORTS = {
     "jobs.huge.source": ("open_huge",),
     "models.adaptation": ("HeadFile", "load_head", "save_head"),
     "network.export": ("export_model",),
+    "results.best_patches": ("BestPatch", "best_patches"),
     "results.formats": ("to_coco", "to_row", "to_supervision"),
     "results.heatmaps": ("export_heatmaps",),
     "results.regions": ("Region",),
@@ -65,6 +69,7 @@ _MODULES = {name: module for module, names in _EXPORTS.items() for name in names
 __all__ = [
     "PAPER_SCALES",
     "RECIPES",
+    "BestPatch",
     "BoxedImage",
     "BoxedSet",
     "DenseScorer",
@@ -72,6 +77,8 @@ __all__ = [
     "DensescoreError",
     "FeatureCache",
     "HeadFile",
+    "LabeledImage",
+    "LabeledSet",
     "Level",
     "Place",
     "Pyramid",
@@ -80,6 +87,7 @@ __all__ = [
     "Region",
     "Scored",
     "__version__",
+    "best_patches",
     "cached_scores",
     "classify",
     "evaluate_classes",
@@ -87,6 +95,7 @@ __all__ = [
     "export_model",
     "load_boxed",
     "load_head",
+    "load_set",
     "open_huge",
     "read_image",
     "save_head",

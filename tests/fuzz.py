@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import warnings
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -30,12 +31,16 @@ from typer.testing import CliRunner
 
 from densescore import DensescoreError, DenseScorer, Pyramid, read_image
 from densescore.cli import main as cli
+from densescore.data.boxed_set import Labels, boxed_part
+from densescore.data.load import load_set
 from densescore.models import MODELS, AdaptationHead, load_head
 from densescore.models.adaptation import HeadFile, save_head
 from densescore.models.registry import ModelEntry
 from densescore.models.weights import read_weights
 from densescore.results.scores import DenseScores
 from tests.conftest import Toy
+from tests.data.exports import cvat_coco, labelimg, roboflow_coco, yolo
+from tests.data.voc_set import write_voc
 
 if TYPE_CHECKING:
     from tests.demo.fuzz_page import PageFuzz
@@ -110,11 +115,15 @@ class Fuzz:
         file = io.BytesIO()
         torch.save(Toy().state_dict(), file)
         self.seeds.append(file.getvalue())
+        self.sets = list[tuple[Path, Path]]()
+        for make in (roboflow_coco, cvat_coco, labelimg, yolo, lambda root: write_voc(root, {"train": 3})):
+            root = make(folder / f"set-{len(self.sets)}")
+            self.sets += [(root, path) for path in sorted(root.rglob("*")) if path.is_file()]
 
     def run(self, seed: int) -> str:
         """One input; the same seed, the same input."""
         source = random.Random(seed)
-        kind = (self.image, self.array, self.geometry, self.command, self.weights, self.page)[seed % 6]
+        kind = (self.image, self.array, self.geometry, self.command, self.weights, self.page, self.data_set)[seed % 7]
         try:
             kind(source)
             return f"{kind.__name__}: valid"
@@ -234,6 +243,25 @@ class Fuzz:
         """End what inputs have begun."""
         if self._page is not None:
             self._page.close()
+
+    def data_set(self, source: Source) -> None:
+        """Data sets in which a file's bytes are changed."""
+        root, path = source.choice(self.sets)
+        content = path.read_bytes()
+        path.write_bytes(_mutated(content, source))
+        labels: Labels = source.choice(("auto", "image", "box", "both"))
+        share = source.choice((None, 0.5))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # boxes that were clipped
+                loaded = load_set(root, "train", labels=labels, val_share=share)
+        finally:
+            path.write_bytes(content)
+        assert loaded.truth().shape == (len(loaded.images), len(loaded.classes))
+        for image in boxed_part(loaded).images:
+            assert (image.boxes[:, :2] < image.boxes[:, 2:]).all()
+            assert (image.boxes >= 0).all()
+            assert (image.boxes[:, 2:] <= [image.width, image.height]).all()
 
     def _load(self, path: Path) -> None:
         if path.suffix == ".safetensors":

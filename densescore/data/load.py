@@ -14,7 +14,7 @@ from densescore.data.splits import WHOLE, draw_val, listed, match_split
 from densescore.data.table import find_table
 from densescore.data.voc import Voc, find_voc
 from densescore.data.xml_folder import find_xml_folder
-from densescore.data.yolo import find_labelimg_yolo, find_yolo
+from densescore.data.yolo import Yolo, find_labelimg_yolo, find_yolo
 from densescore.errors import DensescoreError
 
 
@@ -40,7 +40,7 @@ def load_set(
     """Read one split of a data set, in whichever layout it has. `docs/data-sets.md` describes the layouts.
 
     Args:
-        path: the set's folder, or a table (``.csv``, ``.tsv``, ``.jsonl``).
+        path: the set's folder, a table (``.csv``, ``.tsv``, ``.jsonl``) or YOLO's YAML file.
         split: such as ``"train"`` or ``"val"``; the set may call it ``valid`` or ``train2017``. Of a set without splits
             ``"train"`` is all of it, unless `val_share` is given.
         labels: ``"auto"`` reads boxes where the layout has them; ``"image"`` reads labels only; ``"box"`` refuses
@@ -61,9 +61,9 @@ def load_set(
         raise DensescoreError(f"labels: expected {', '.join(get_args(Labels))}, got {labels!r}")
     if val_share is not None and not (math.isfinite(val_share) and 0 < val_share < 1):
         raise DensescoreError(f"val_share: expected a share between 0 and 1, got {val_share}")
-    layout, problems = _find_layout(root), Problems()
+    problems = Problems()
     try:
-        loaded = _read(root, layout, split, labels, val_share, seed, problems)
+        loaded = _read(root, _find_layout(root), split, labels, val_share, seed, problems)
         if need_positives and loaded.images:
             check_positives(loaded, root, problems)
     except (OSError, ValueError) as error:
@@ -95,9 +95,13 @@ def load_boxed(
 
 def _find_layout(root: Path) -> Layout:
     if not root.is_dir():
-        layout = find_table(root)
+        layout: Layout | None = find_table(root)
+        if root.suffix.lower() in (".yaml", ".yml") and root.is_file():
+            layout = Yolo(root.parent, root)
         if layout is None:
-            raise DensescoreError(f"{root}: {'neither a folder nor a table' if root.exists() else 'no such folder'}")
+            raise DensescoreError(
+                f"{root}: {'neither a folder, a table nor a YAML file' if root.exists() else 'no such folder'}"
+            )
         return layout
     if (voc := find_voc(root)) is not None:
         return Voc(voc)

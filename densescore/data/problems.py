@@ -26,6 +26,11 @@ class Problems:
         self._notes: list[str] = []
         self._clipped = 0
 
+    @property
+    def found(self) -> bool:
+        """Whether there is a problem."""
+        return bool(self._found)
+
     def add(self, where: object, what: str) -> None:
         """Note a problem: the file (and line), then the field and what is wrong with it."""
         self._found.append(f"{where}: {what}")

@@ -56,7 +56,8 @@ class Table:
         A row has an ``image``, a path from the table's folder or from its folder ``images``, and ``labels`` with ``;``
         between (in JSON lines also a list). Several rows of an image add up. ``?cat`` leaves the class out for the
         image; ``?`` alone leaves out all that the image is not said to show. What no row mentions is not shown.
-        Classes are the labels of all splits, in alphabetic order.
+        Classes are the labels of all splits, in alphabetic order. A CSV without ``labels`` has a column per class, with
+        1, 0, or ``?``.
         """
         rows = {path: self._rows(path, problems) for path in self.files.values()}
         everything = [row for table in rows.values() for row in table.values()]
@@ -111,6 +112,7 @@ def find_table(path: Path) -> Table | None:
         return Table({"": path}) if path.suffix.lower() in SUFFIXES and is_file(path) else None
     tables = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and is_file(file))
     by_split = {file.stem: file for file in tables if is_split(file.stem)}
+    by_split |= {file.parent.name: file for file in sorted(path.glob("*/_classes.csv")) if is_file(file)}  # Roboflow's
     if by_split:
         return Table(by_split)
     named = [file for file in tables if file.stem == "labels"] or [file for file in tables if _has_columns(file)]
@@ -120,7 +122,8 @@ def find_table(path: Path) -> Table | None:
 def _has_columns(path: Path) -> bool:
     """Whether a file of any name is a table of labels: its first rows can be read."""
     problems, cells = Problems(), _json_cells if path.suffix.lower() == ".jsonl" else _csv_cells
-    return next(cells(path, problems), None) is not None
+    found = next(cells(path, problems), None) is not None
+    return found and not problems.found
 
 
 def _truth(row: _Row, classes: tuple[str, ...]) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
@@ -137,9 +140,11 @@ def _csv_cells(path: Path, problems: Problems) -> Iterator[tuple[str, str, list[
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
     try:
-        header = [name.strip().casefold() for name in next(reader, [])]
-        columns = {key: [header.index(name) for name in names if name in header] for key, names in _COLUMNS.items()}
-        if not columns["image"] or not columns["labels"]:
+        header = [name.strip() for name in next(reader, [])]
+        folded = [name.casefold() for name in header]
+        columns = {key: [folded.index(name) for name in names if name in folded] for key, names in _COLUMNS.items()}
+        others = [index for index in range(len(header)) if [index] not in (columns["image"][:1], columns["split"][:1])]
+        if not columns["image"] or not others:
             problems.add(f"{path}:1", f"expected columns image and labels, got {delimiter.join(header)[:80]!r}")
             return
         for fields in reader:
@@ -148,9 +153,20 @@ def _csv_cells(path: Path, problems: Problems) -> Iterator[tuple[str, str, list[
                 problems.add(where, f"{len(fields)} fields, but the header has {len(header)}")
             elif fields:
                 split = fields[columns["split"][0]].strip() if columns["split"] else ""
-                yield where, fields[columns["image"][0]].strip(), fields[columns["labels"][0]].split(";"), split
+                labels = fields[columns["labels"][0]].split(";") if columns["labels"] else None
+                if labels is None:
+                    labels = _one_hot({header[index]: fields[index].strip() for index in others}, where, problems)
+                yield where, fields[columns["image"][0]].strip(), labels, split
     except csv.Error as error:
         problems.add(f"{path}:{reader.line_num}", f"not valid CSV: {error}")
+
+
+def _one_hot(values: dict[str, str], where: str, problems: Problems) -> list[str]:
+    """Labels of a row that has a column per class: 1 is shown, 0 is not, ``?`` or nothing is unknown."""
+    for label, value in values.items():
+        if value not in ("1", "0", "?", ""):
+            problems.add(where, f"{label}: expected 1, 0 or ?, in a table without a column labels, got {value[:40]!r}")
+    return [label if value == "1" else f"?{label}" for label, value in values.items() if value != "0"]
 
 
 def _json_cells(path: Path, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:

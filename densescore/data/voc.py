@@ -123,7 +123,7 @@ class Voc:
     def _official(self, split: str, names: list[str], problems: Problems) -> dict[str, dict[str, int]]:
         """Per class and image, the number in ``<class>_<set>.txt``."""
         official: dict[str, dict[str, int]] = {}
-        paths = sorted(self.lists.glob(f"*_{split}.txt")) if is_inside(split) else []
+        paths = sorted(path for path in self.lists.glob("*.txt") if path.stem.endswith(f"_{split}"))
         longer = [f"_{path.stem}" for path in paths if self._is_list(path)]
         for path in paths:
             if f"_{path.stem}" in longer or any(path.stem.endswith(other) for other in longer):

@@ -68,9 +68,10 @@ class Yolo:
         for name in repeated(str(path) for path, _ in pictures):
             problems.add(self.description, f"{split}: {name} is listed more than once")
         label_files = {path: _labels_of(path, base) for path, base in pictures}
-        for folder in sorted({file.parent for file in label_files.values()} - {path.parent for path, _ in pictures}):
+        expected = set(label_files.values())
+        for folder in sorted({file.parent for file in expected} - {path.parent for path, _ in pictures}):
             for file in sorted(folder.glob("*.txt")):
-                if file not in label_files.values() and file.name not in _LISTS:
+                if file not in expected and file.name not in _LISTS:
                     problems.add(file, "no picture of that name")
         if self.description.suffix == ".txt":
             bare = [path for path, file in label_files.items() if not os.path.lexists(file)]

@@ -157,12 +157,31 @@ def test_lines_of_json(line: str, message: str, tmp_path: Path) -> None:
         load_set(tmp_path, "train")
 
 
-@pytest.mark.parametrize("header", ["", "image;labels", "picture,tag", "image"])
+@pytest.mark.parametrize("header", ["", "image;labels", "picture,tag", "image", "image,split"])
 def test_a_header_without_the_columns(header: str, tmp_path: Path) -> None:
     pictures(tmp_path, ["a.jpg"])
     (tmp_path / "labels.csv").write_text(f"{header}\na.jpg,cat\n")
     with pytest.raises(DensescoreError, match=r"labels\.csv:1: expected columns image and labels"):
         load_set(tmp_path, "train")
+
+
+def test_a_column_per_class(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        pictures(tmp_path / split, ["a.jpg", "b.jpg"])
+        (tmp_path / split / "_classes.csv").write_text("filename, Cat, dog\na.jpg, 1, 0\nb.jpg, ?, 1\n")
+    for split in ("train", "val"):
+        labeled = load_set(tmp_path, split)
+        assert labeled.classes == ("Cat", "dog")
+        assert labeled.truth().tolist() == [[1, -1], [0, 1]]
+    (tmp_path / "train/_classes.csv").write_text("filename, Cat, dog\na.jpg, 1, yes\nb.jpg, 2, 1\n")
+    with pytest.raises(DensescoreError, match=r"_classes\.csv:2: dog: expected 1, 0 or \?.*\n.*:3: Cat: expected 1"):
+        load_set(tmp_path, "train")
+
+
+def test_a_table_of_something_else_is_no_table_of_labels(tmp_path: Path) -> None:
+    root = folders(tmp_path, {"cat": 1, "dog": 1})
+    (root / "metadata.csv").write_text("filename,caption\ncat/0.JPG,a cat\n")
+    assert load_set(root, "train").classes == ("cat", "dog")
 
 
 READERS: dict[str, tuple[Callable[[Path], Path], list[list[int]]]] = {
@@ -301,11 +320,17 @@ def test_which_split_is_meant(split: str, names: list[str], found: str | None) -
     assert match_split(split, names) == found
 
 
+def test_the_yaml_itself_names_a_set(tmp_path: Path) -> None:
+    root = yolo(tmp_path)
+    (root / "data.yaml").rename(root / "pets.yaml")
+    assert load_boxed(root / "pets.yaml", "train").classes == ("cat", "dog")
+
+
 def test_no_known_layout(tmp_path: Path) -> None:
     draw(tmp_path / "a.jpg", "cat")
     with pytest.raises(DensescoreError, match="neither VOC .* nor a folder per class"):
         load_set(tmp_path, "train")
-    with pytest.raises(DensescoreError, match="neither a folder nor a table"):
+    with pytest.raises(DensescoreError, match="neither a folder, a table nor a YAML file"):
         load_set(tmp_path / "a.jpg", "train")
     with pytest.raises(DensescoreError, match="no such folder"):
         load_set(tmp_path / "none", "train")
