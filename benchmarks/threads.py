@@ -32,7 +32,7 @@ def main(
     image = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
     rows = []
     for runtime in ("torch", "openvino") if find_spec("openvino") else ("torch",):
-        scorer = DenseScorer("lite0", scales=(1, 1.3), runtime=runtime)  # type: ignore[arg-type]
+        scorer = DenseScorer("lite0", scales=(1, 1.3), runtime=runtime)
         seconds: dict[int, list[float]] = {threads: [] for threads in THREADS}
         for _ in range(rounds + 1):
             for threads in THREADS:

@@ -69,8 +69,8 @@ def build_page(service: Service, examples: Sequence[str] = ()) -> gr.Blocks:
                 text = f"**This could not be scored:** {_plain(error, path)}"
                 return [None, gr.Radio(choices=[], value=None), gr.DownloadButton(visible=False), _say(text)]
             ranked = found.scores.top(_TOP)
-            choices = [(f"{label}  ({value:.3g})", label) for label, value in ranked]
-            file = _save_maps(found, [label for label, _ in ranked], Path(folder.name))
+            choices = [(f"{label}  ({value:.3g})", label) for label, value, _ in ranked]
+            file = _save_maps(found, [best.label for best in ranked], Path(folder.name))
             return [found, gr.Radio(choices=choices, value=ranked[0].label), _offer(file), _say("")]
 
         def show(found: Answer | None, label: str | None) -> list[Any]:

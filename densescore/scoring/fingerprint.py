@@ -4,14 +4,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from densescore.scoring.scorer import DenseScorer
-
-Context = Literal["image", "patch"]
+    from densescore.scoring.scorer import Context, DenseScorer
 
 Stage = Literal["features", "patch scores", "image scores"]
 
 
-def fingerprint(scorer: "DenseScorer", of: Stage, context: Context) -> dict[str, Any]:
+def fingerprint(scorer: "DenseScorer", of: Stage, context: "Context") -> dict[str, Any]:
     """See `DenseScorer.fingerprint`."""
     features = {
         "weights": scorer.weights_digest,

@@ -121,9 +121,10 @@ def test_a_forked_process_refuses_to_score_and_does_not_hang() -> None:
 def test_nothing_is_scored_in_a_forked_process(
     use: str, toy_scorer: DenseScorer, cat: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    uses: dict[str, Any] = {
+        "score": toy_scorer.score, "features": toy_scorer.features, "classify": densescore.classify,
+        "DenseScorer": lambda _: DenseScorer(Toy(), patch_size=20),
+    }  # fmt: skip
     monkeypatch.setattr(os, "getpid", lambda: -1)  # as in a child
     with pytest.raises(DensescoreError, match=r"forked .* start workers by 'spawn'"):
-        {
-            "score": toy_scorer.score, "features": toy_scorer.features, "classify": densescore.classify,
-            "DenseScorer": lambda _: DenseScorer(Toy(), patch_size=20),
-        }[use](cat)  # fmt: skip
+        uses[use](cat)

@@ -57,7 +57,7 @@ def test_weights_that_are_not_finite_are_refused_at_load(
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_outputs_that_overflow_are_refused(context: Any, activation: str, cat: NDArray[np.uint8]) -> None:
     for layer, where in ((3, "features"), (7, "scores")):
-        module = network()
+        module: Any = network()
         with torch.no_grad():
             module[layer].weight.abs_().mul_(3e38)  # finite; sums of products are not
             module[3].bias.fill_(1)
