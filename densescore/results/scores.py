@@ -63,6 +63,7 @@ class DenseScores:
         runtime: what ran the trunk: ``"torch"`` or ``"openvino"``.
         timings: seconds per stage: decode, pyramid, trunk, head.
         retried: memory ran out, and the image was scored again in smaller parts.
+        own_scores: `image_scores` at `k`, if they were computed along with those of other images.
 
     Example:
         >>> pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
@@ -82,6 +83,7 @@ class DenseScores:
     runtime: str = "torch"
     timings: dict[str, float] = field(default_factory=dict)
     retried: bool = False
+    own_scores: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         expected = (len(self.pyramid), len(self.labels))
@@ -104,6 +106,8 @@ class DenseScores:
         Args:
             k: at least 1; the scorer's own by default. 1 is the mean; a large k ranks classes by their best patch.
         """
+        if self.own_scores is not None and k in (None, self.k):
+            return self.own_scores
         return power_mean(self.patch_scores, k=self.k if k is None else k)[0]
 
     def confidence(self, k: float | None = None) -> Tensor:

@@ -1,11 +1,15 @@
 """A scorer's arguments as they come."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from densescore.errors import DensescoreError
+
+Numbers = Sequence[float] | NDArray[Any] | Tensor
 
 
 @overload

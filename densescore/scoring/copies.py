@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 
 from densescore.errors import DensescoreError
 from densescore.geometry import Pyramid
-from densescore.scoring.arguments import as_tuple
+from densescore.scoring.arguments import Numbers, as_tuple
 from densescore.scoring.crop_network import PatchNetwork
 
 
@@ -40,7 +39,7 @@ class Copies:
         """The patches that an image of this size has."""
         raise NotImplementedError
 
-    def with_scales(self, scales: Sequence[float] | None = None, *, patch_sizes: Sequence[float] | None = None) -> Self:
+    def with_scales(self, scales: Numbers | None = None, *, patch_sizes: Numbers | None = None) -> Self:
         """A scorer with other scales and the same network.
 
         Args:

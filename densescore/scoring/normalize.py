@@ -1,10 +1,13 @@
 """Pixels as a network takes them."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from densescore.io.images import Pixels
@@ -29,8 +32,13 @@ def normalize(
     if pixels.dtype != np.uint8:
         scaled = (pixels - np.array(mean, np.float32)) / np.array(std, np.float32)
         return torch.from_numpy(scaled).permute(2, 0, 1)[None].to(device, dtype)
-    # Each of the 256 bytes of a channel becomes one number. OpenCV has no table of half floats, so it moves their bits.
-    table = ((torch.arange(256)[:, None] / 255 - torch.tensor(mean)) / torch.tensor(std)).to(dtype)
-    bits = table.view(torch.int16) if table.itemsize == 2 else table  # [256, 3]
-    values = torch.from_numpy(cv2.LUT(pixels, bits.numpy()[None])).view(dtype)  # [h, w, 3]
+    values = torch.from_numpy(cv2.LUT(pixels, _table(tuple(mean), tuple(std), dtype))).view(dtype)  # [h, w, 3]
     return values.permute(2, 0, 1)[None].to(device)
+
+
+@lru_cache(maxsize=16)
+def _table(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> NDArray[Any]:
+    """What each byte of a channel becomes: ``[1, 256, 3]``. OpenCV knows no half floats, so it moves their bits."""
+    table = ((torch.arange(256)[:, None] / 255 - torch.tensor(mean)) / torch.tensor(std)).to(dtype)
+    bits = table.view(torch.int16) if table.itemsize == 2 else table
+    return bits.numpy()[None]

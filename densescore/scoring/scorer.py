@@ -20,7 +20,8 @@ from densescore.network.cpu.quantize import check_int8, quantize_network
 from densescore.network.dense_network import DenseNetwork
 from densescore.network.devices import find_device, find_dtype
 from densescore.results.scores import DenseScores
-from densescore.scoring.arguments import as_tuple, check_context, fit_labels
+from densescore.scoring.arguments import Numbers, as_tuple, check_context, fit_labels
+from densescore.scoring.batch import score_batch
 from densescore.scoring.clock import Clock
 from densescore.scoring.copies import Copies
 from densescore.scoring.crop_batch import CropBatch
@@ -85,11 +86,11 @@ class DenseScorer(Copies):
         *,
         weights: Weights = "default",
         labels: Sequence[str] | str | os.PathLike[str] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Numbers | None = None,
+        std: Numbers | None = None,
         patch_size: int | None = None,
-        scales: Sequence[float] | None = None,
-        patch_sizes: Sequence[float] | None = None,
+        scales: Numbers | None = None,
+        patch_sizes: Numbers | None = None,
         stride: int | None = None,
         k: float | None = None,
         device: str | torch.device = "auto",
@@ -133,6 +134,8 @@ class DenseScorer(Copies):
         self.network: PatchNetwork = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         check_weights(self.network, self.name)
         self.mean, self.std = classifier.mean, classifier.std
+        # A CPU's layers take one level at a time, and gain nothing from several.
+        self.takes_batches = self.device.type != "cpu" and "image" in network.contexts and network.phases == 1
         self.pyramid(224, 224)  # scales are checked now, not at the first image
         self._crop_batch = CropBatch(self.network.patch, self.device)
         self.classifier_digest = digest_of(network.classifier)
@@ -162,15 +165,10 @@ class DenseScorer(Copies):
     def pyramid(self, height: int, width: int, max_cells: int | None = None) -> Pyramid:
         """The patches that an image of this size has; rows of `score` and `features` come in its order."""
         return Pyramid.of(
-            height,
-            width,
-            scales=self.scales,
-            patch_sizes=self.patch_sizes,
-            patch=self.network.patch,
-            stride=self.network.stride,
-            phases=self.network.phases,
+            height, width, scales=self.scales, patch_sizes=self.patch_sizes,
+            patch=self.network.patch, stride=self.network.stride, phases=self.network.phases,
             max_cells=self.max_cells if max_cells is None else max_cells,
-        )
+        )  # fmt: skip
 
     def fingerprint(self, of: Stage = "image scores", *, context: Context | None = None) -> dict[str, Any]:
         """What a result follows from besides the image, as JSON values by the options' names.
@@ -197,7 +195,23 @@ class DenseScorer(Copies):
         timings: dict[str, float] = {}
         context = self._context(context)
         pyramid, outputs, retried = self._run(image, context, self.network.classifier, timings)
-        return self._scores(outputs, pyramid, context, timings, retried)
+        return self.scores_of(self.probabilities(outputs), pyramid, context, timings=timings, retried=retried)
+
+    def score_batch(self, images: Sequence[ImageLike], *, context: Context | None = None) -> list[DenseScores]:
+        """Score several images: in one pass on a GPU, one after another on a CPU.
+
+        The scores equal those of `score`; on a GPU, to rounding.
+
+        Args:
+            images: as for `score`, in any sizes.
+            context: as for `score`.
+
+        Raises:
+            DensescoreError: as for `score`, for any of the images; `score_many` goes on with the others.
+        """
+        if self._context(context) == "image" and self.takes_batches and len(images) > 1:
+            return score_batch(self, [read_image(image) for image in images])
+        return [self.score(image, context=context) for image in images]
 
     def score_features(
         self, features: Tensor, height: int, width: int, *, context: Context | None = None
@@ -212,24 +226,17 @@ class DenseScorer(Copies):
         """
         with torch.inference_mode():
             outputs = self.network.classifier(features.to(self.device, self.dtype))
-        return self._scores(outputs, self.pyramid(height, width), self._context(context), {})
+        return self.scores_of(self.probabilities(outputs), self.pyramid(height, width), self._context(context))
 
-    def _scores(
-        self, outputs: Tensor, pyramid: Pyramid, context: Context, timings: dict[str, float], retried: bool = False
-    ) -> DenseScores:
+    def scores_of(self, probabilities: Tensor, pyramid: Pyramid, context: Context, **found: Any) -> DenseScores:
+        """The result for probabilities ``[M, C]``; `found` are further fields of it."""
         return DenseScores(
-            self._probabilities(outputs),
-            self.labels,
-            pyramid,
-            k=self.k,
-            model=self.name,
-            context=context,
-            runtime=self.runtime,
-            timings=timings,
-            retried=retried,
-        )
+            probabilities, self.labels, pyramid,
+            k=self.k, model=self.name, context=context, runtime=self.runtime, **found,
+        )  # fmt: skip
 
-    def _probabilities(self, outputs: Tensor) -> Tensor:
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """The classifier's outputs as probabilities, float32 ``[M, C]``; outputs that are not finite are an error."""
         outputs = check_outputs(outputs, f"{self.name}: the scores").float()
         return outputs.sigmoid() if self.activation == "sigmoid" else outputs.softmax(1)
 
@@ -247,7 +254,7 @@ class DenseScorer(Copies):
             check_outputs(feature_map, f"{self.name}: the trunk's features")
         with torch.inference_mode():
             network = self.dense
-            return self._probabilities(head_outputs(network, network.classifier, maps, levels))
+            return self.probabilities(head_outputs(network, network.classifier, maps, levels))
 
     def features(self, image: ImageLike, *, context: Context | None = None) -> Tensor:
         """FC7's output, or the pooled map, of every patch: the transferable mid-level representation.

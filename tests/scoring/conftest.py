@@ -1,4 +1,4 @@
-"""A small named model."""
+"""A small named model, and the small pictures of the tests of many images."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,9 @@ import pytest
 from densescore.models import MODELS, ModelEntry
 from densescore.scoring import classify
 from tests.conftest import Toy
+from tests.jobs.many.conftest import pictures, scorer
+
+__all__ = ["pictures", "scorer"]
 
 
 @pytest.fixture

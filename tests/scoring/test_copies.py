@@ -61,7 +61,7 @@ def score_in_a_worker(pickled: bytes, image: NDArray[np.uint8]) -> NDArray[np.fl
 
 
 def test_a_scorer_travels_to_a_spawned_worker(cat: NDArray[np.uint8]) -> None:
-    scorer = DenseScorer("lite0", scales=np.array([1, 1.3]), k=3).with_scales((1, 1.2))  # type: ignore[arg-type]
+    scorer = DenseScorer("lite0", scales=np.array([1, 1.3]), k=3).with_scales((1, 1.2))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         scores = pool.apply(score_in_a_worker, (pickle.dumps(scorer), cat))
     np.testing.assert_allclose(scores, scorer.score(cat).patch_scores, rtol=1e-4, atol=1e-6)
@@ -121,9 +121,10 @@ def test_a_forked_process_refuses_to_score_and_does_not_hang() -> None:
 def test_nothing_is_scored_in_a_forked_process(
     use: str, toy_scorer: DenseScorer, cat: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    uses: dict[str, Any] = {
+        "score": toy_scorer.score, "features": toy_scorer.features, "classify": densescore.classify,
+        "DenseScorer": lambda _: DenseScorer(Toy(), patch_size=20),
+    }  # fmt: skip
     monkeypatch.setattr(os, "getpid", lambda: -1)  # as in a child
     with pytest.raises(DensescoreError, match=r"forked .* start workers by 'spawn'"):
-        {  # type: ignore[operator]
-            "score": toy_scorer.score, "features": toy_scorer.features, "classify": densescore.classify,
-            "DenseScorer": lambda _: DenseScorer(Toy(), patch_size=20),
-        }[use](cat)  # fmt: skip
+        uses[use](cat)

@@ -57,10 +57,10 @@ def test_weights_that_are_not_finite_are_refused_at_load(
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_outputs_that_overflow_are_refused(context: Any, activation: str, cat: NDArray[np.uint8]) -> None:
     for layer, where in ((3, "features"), (7, "scores")):
-        module = network()
+        module: Any = network()
         with torch.no_grad():
-            module[layer].weight.abs_().mul_(3e38)  # type: ignore[operator]  # finite; sums are not
-            module[3].bias.fill_(1)  # type: ignore[operator]
+            module[layer].weight.abs_().mul_(3e38)  # finite; sums are not
+            module[3].bias.fill_(1)
         scorer = DenseScorer(module, patch_size=32, scales=(1,))
         scorer.activation = activation  # type: ignore[assignment]
         with pytest.raises(DensescoreError, match="not finite; try another dtype"):

@@ -11,7 +11,8 @@ from densescore_kernels.response_map import torch_version
 
 
 def test_freed_memory_is_given_back_when_the_process_has_grown() -> None:
-    held, trims = iter([100, 140, 149, 151, 120, 165, 171, 110, 110]), []
+    held = iter([100, 140, 149, 151, 120, 165, 171, 110, 110])
+    trims: list[bool] = []
     memory = FreedMemory(lambda: next(held), lambda: trims.append(True), slack=50)
     counts = []
     for _ in range(9):
@@ -22,7 +23,12 @@ def test_freed_memory_is_given_back_when_the_process_has_grown() -> None:
 
 def test_caches_are_bounded_however_many_sizes_come(toy_scorer: DenseScorer, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(freed_memory.freed_memory, "_resident", lambda: asked.append(1) or 0)  # type: ignore[func-returns-value]
+
+    def resident() -> int:
+        asked.append(1)
+        return 0
+
+    monkeypatch.setattr(freed_memory.freed_memory, "_resident", resident)
     sizes = np.random.default_rng(0).integers(20, 60, (40, 2))
     for height, width in sizes:
         toy_scorer.score(np.zeros((height, width, 3), np.uint8)).response_map("a")

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 
 import densescore
 from densescore import DensescoreError, DenseScorer
-from densescore.models import MODELS, ModelEntry
+from densescore.models import MODELS
 from densescore.network.cpu.openvino import OpenVINOTrunk
 from densescore.network.tracing import symbolic_trace
 from densescore.scoring import classify
@@ -85,12 +86,14 @@ def test_threads_get_the_scores_of_one(
 
 def test_threads_that_classify_first_share_one_scorer(images: list[NDArray[np.uint8]], toy: None) -> None:
     built = []
-    build = MODELS["toy"].build
-    MODELS["toy"] = ModelEntry(
-        "a toy",
-        lambda weights: (built.append(weights), time.sleep(0.05), build(weights))[2],  # type: ignore[func-returns-value]
-        MODELS["toy"].published, "none", "tests", patch_size=20,
-    )  # fmt: skip
+    entry = MODELS["toy"]
+
+    def build(weights: dict[str, torch.Tensor] | None) -> nn.Module:
+        built.append(weights)
+        time.sleep(0.05)
+        return entry.build(weights)
+
+    MODELS["toy"] = replace(entry, build=build)
     found = at_once(lambda index: densescore.classify(images[index % 3], "toy", scales=(1,)).patch_scores)
     assert len(built) == 1
     scorer = DenseScorer("toy", scales=(1,))
