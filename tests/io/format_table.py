@@ -81,6 +81,7 @@ def pillow(image: Image.Image, **options: Any) -> Callable[[Path], Any]:
 LAYOUTS: dict[str, dict[str, Any]] = {
     "strips": {},
     "tiles": {"tile": (16, 32)},
+    "one tile": {"tile": (64, 64)},
     "deflate": {"compression": "zlib", "rowsperstrip": 8},
     "LZW tiles, predictor": {"compression": "lzw", "tile": (16, 16), "predictor": True},
     "big-endian": {"byteorder": ">"},

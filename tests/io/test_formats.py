@@ -113,3 +113,10 @@ def test_a_dim_image_is_looked_at_to_its_end(tmp_path: Path, monkeypatch: pytest
     tifffile.imwrite(tmp_path / "lit.tif", dim, photometric="rgb", compression="zlib", rowsperstrip=2)
     with open_huge(tmp_path / "lit.tif") as image:
         np.testing.assert_allclose(image.read(0, 37, 0, 53), dim / 65535, rtol=1e-6)
+
+
+def test_the_docs_have_a_row_for_each_kind() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in text.split("## ")[0].splitlines() if line.startswith("| ")]
+    named = {kind.strip() for row in rows[2:] for kind in row.split(",")}
+    assert named == {case.kind for case in CASES} | {"HEIC"}
