@@ -18,7 +18,7 @@ from densescore.io.tiff import is_tiff, one_page, pillow_is_right, read_tiff
 from densescore.io.windows import upright
 
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_AVIF = (b"avif", b"avis")
+"""Brands of HEIC files."""
 
 
 def from_file(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Pixels:
@@ -76,16 +76,17 @@ def _decode(file: IO[bytes], name: str) -> tuple[NDArray[Any], Samples]:
     if not (hasattr(file, "seekable") and file.seekable()):
         file = io.BytesIO(file.read())
     file.seek(0)
-    start = file.read(26)
+    start = file.read(64)
     file.seek(0)
-    if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
+    is_avif = start[4:8] == b"ftyp" and (b"avif" in start or b"avis" in start)  # among the brands that follow, too
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC and not is_avif:
         _register_heif(name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large or odd files that it still decodes
             image = _load(file)
     except UnidentifiedImageError as error:
-        hint = "; AVIF needs Pillow 11.3 or later" if start[4:8] == b"ftyp" and start[8:12] in _AVIF else ""
+        hint = "; AVIF needs Pillow 11.3 or later" if is_avif else ""
         raise DensescoreError(f"{name}: not an image that Pillow can read, or an empty file{hint}") from error
     file.seek(0)
     if image is None:

@@ -100,6 +100,8 @@ def describe(tiff: Any, level: Any, name: str, bands: Sequence[int] | None = Non
     Raises:
         DensescoreError: several images, or what is no picture.
     """
+    if any(one is None for one in level):
+        raise DensescoreError(f"{name}: some of its planes are in other files, which are not there")
     page = level.keyframe
     orientation = page.tags.valueof(274, 1)
     orientation = int(orientation) if orientation in range(1, 9) else 1

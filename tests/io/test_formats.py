@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 
 from densescore import DensescoreError, read_image
+from densescore.io import windows
+from densescore.jobs.huge import open_huge
+from tests.io.formats import RGB, RGB16, Array, Case, tifffile
+from tests.io.other_formats import others
+from tests.io.tiff_formats import tiffs
 
-tifffile = pytest.importorskip("tifffile")
-pytest.importorskip("imagecodecs")
-pytest.importorskip("zarr")
-
-from densescore.io import windows  # noqa: E402
-from densescore.jobs.huge import open_huge  # noqa: E402
-from tests.io.format_table import RGB, RGB16, Array, Case, cases  # noqa: E402
-
-CASES = cases()
+CASES = [*tiffs(), *others()]
 
 
 def close(found: Array, expected: Array, tolerance: float) -> None:
@@ -113,3 +110,10 @@ def test_a_dim_image_is_looked_at_to_its_end(tmp_path: Path, monkeypatch: pytest
     tifffile.imwrite(tmp_path / "lit.tif", dim, photometric="rgb", compression="zlib", rowsperstrip=2)
     with open_huge(tmp_path / "lit.tif") as image:
         np.testing.assert_allclose(image.read(0, 37, 0, 53), dim / 65535, rtol=1e-6)
+
+
+def test_the_docs_have_a_row_for_each_kind() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in text.split("## ")[0].splitlines() if line.startswith("| ")]
+    named = {kind.strip() for row in rows[2:] for kind in row.split(",")}
+    assert named == {case.kind for case in CASES} | {"HEIC", "AVIF"}
