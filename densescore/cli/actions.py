@@ -1,7 +1,6 @@
 """The commands for what persons do: ``densescore train-actions | evaluate-actions``."""
 
 import json
-import shutil
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,10 +28,11 @@ from densescore.cli.options import (
 )
 from densescore.errors import DensescoreError
 from densescore.evaluation.evaluate import evaluate_classes, mean_of, score_set
+from densescore.io.checkpoint import checkpoint_folder
 from densescore.models.adaptation import save_head
 from densescore.models.registry import load_classifier
 from densescore.network.devices import find_device
-from densescore.paper.actions.evaluation import evaluate_persons, mean_ap, write_action_results
+from densescore.paper.actions.evaluation import RESULTS, evaluate_persons, mean_ap, write_action_results
 from densescore.paper.actions.file import is_actions_file, load_actions, save_actions
 from densescore.paper.actions.training import ActionRecipe, read_patches, run_frozen, score_persons, train_persons
 from densescore.paper.actions.voc import as_boxes, read_actions
@@ -71,7 +71,7 @@ def train_actions(
     """Learn what persons do from one square patch around each; persons who do several things are left out."""
     given = None if weights == "random" else weights
     with readable_errors():
-        check_new_weights(out, overwrite)
+        check_new_weights(out, overwrite, [data, model, weights])
         if sliding and (retrain != "none" or epochs is not None):
             raise DensescoreError("--sliding trains FCa and FCb by its own schedule: leave out --retrain and --epochs")
         if scales and not sliding:
@@ -82,8 +82,7 @@ def train_actions(
             if scales:
                 plan = replace(plan, scales=numbers(scales, "--scales"), test_scales=None)
             scorer = DenseScorer(model, weights=given, scales=plan.scales, device=device)
-            checkpoint = out.with_suffix(".checkpoint")
-            with progress_bar() as progress:
+            with checkpoint_folder(out) as checkpoint, progress_bar() as progress:
                 head = train_model(
                     as_boxes(actions),
                     scorer,
@@ -93,8 +92,7 @@ def train_actions(
                     checkpoint=checkpoint,
                     track=tracked(progress, "features"),
                 )
-            save_head(out, head, overwrite=overwrite)
-            shutil.rmtree(checkpoint, ignore_errors=True)
+                save_head(out, head, overwrite=overwrite)
         else:
             recipe = ActionRecipe(retrain=retrain, epochs=epochs or ActionRecipe.epochs)  # type: ignore[arg-type]
             classifier = load_classifier(model, weights=given)
@@ -132,7 +130,7 @@ def evaluate_actions(
     """Average precision per action: of persons in given boxes, or of whole images if trained with --sliding."""
     given = None if weights == "random" else weights
     with readable_errors():
-        check_new(out, overwrite)
+        check_new(out, overwrite, [data, model, weights], RESULTS)
         actions = read_actions(data, split)
         if is_actions_file(model):
             used = find_device(device)

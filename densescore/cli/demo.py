@@ -9,7 +9,7 @@ import typer
 
 from densescore.cli.options import Device, DType, K, RuntimeOption, Scales, err, readable_errors, scorer_options
 from densescore.errors import DensescoreError
-from densescore.io.images import list_images
+from densescore.io.find_images import list_images
 from densescore.scoring.scorer import DenseScorer
 
 app = typer.Typer()

@@ -31,7 +31,7 @@ from densescore.data.boxed_set import BoxedSet
 from densescore.data.load import load_boxed
 from densescore.errors import DensescoreError
 from densescore.evaluation.evaluate import evaluate_classes, k_curve, mean_of, score_set
-from densescore.evaluation.voc_results import write_results
+from densescore.evaluation.voc_results import RESULTS, write_results
 from densescore.models.adaptation import load_head, save_head
 from densescore.scoring.scorer import DenseScorer
 from densescore.transfer.feature_cache import DEFAULT_BYTES, DEFAULT_CACHE
@@ -77,7 +77,7 @@ def evaluate(
 ) -> None:
     """Average precision and localization on a set, as PASCAL VOC counts them."""
     with readable_errors():
-        check_new(out, overwrite)
+        check_new(out, overwrite, [data, model, weights], RESULTS)
         boxed = load_boxed(data, split)
         names = _chosen(classes, boxed)
         scorer = _scorer(model, weights, scales, device, k)
@@ -125,7 +125,7 @@ def tune_k(
 ) -> None:
     """Find the exponent of the image score with the best mean AP on a set, as the paper found 5."""
     with readable_errors():
-        check_new(out, overwrite)
+        check_new(out, overwrite, [data, model, weights])
         boxed = load_boxed(data, split)
         names = _chosen(classes, boxed)
         scorer = _scorer(model, weights, scales, device)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from densescore.cli.options import readable_errors
+from densescore.cli.options import check_new, readable_errors
 from densescore.network.export import export_model
 
 app = typer.Typer()
@@ -26,6 +26,7 @@ def export(
 ) -> None:
     """Write a dense model as one graph of any height and width, checked against torch."""
     with readable_errors():
+        check_new(out, overwrite, [model, weights])
         found = export_model(model, out, weights=None if weights == "random" else weights, overwrite=overwrite)
     if as_json:
         print(json.dumps(found))

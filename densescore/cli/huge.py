@@ -69,6 +69,7 @@ def huge(
             memory=memory,
             bands=[int(band) for band in numbers(bands, "--bands")] if bands else None,
             overwrite=overwrite,
+            inputs=[model, weights],
             track=track,
         )
     if as_json:

@@ -28,6 +28,7 @@ from densescore.cli.options import (
     Scales,
     Stride,
     Weights,
+    check_new,
     err,
     readable_errors,
     scorer_options,
@@ -37,9 +38,12 @@ from densescore.cli.reproduce import app as reproduce_app
 from densescore.cli.score import app as many_app
 from densescore.cli.train import app as transfer_app
 from densescore.errors import DensescoreError
-from densescore.io.images import list_images, read_image
+from densescore.io.files import clear_scratch
+from densescore.io.find_images import list_images
+from densescore.io.images import read_image
+from densescore.io.names import folder_names
 from densescore.models import MODELS
-from densescore.results.heatmaps import describe, export_heatmaps
+from densescore.results.heatmaps import HEATMAPS, describe, export_heatmaps
 from densescore.results.scores import find_label
 from densescore.scoring.scorer import DenseScorer
 
@@ -157,22 +161,21 @@ def heatmap(
         chosen = [label.strip() for label in classes.split(",")] if classes else []
         for label in chosen:
             find_label(label, scorer.labels)
-        taken: dict[str, Path] = {}
+        folders = dict(zip(paths, folder_names(path.stem for path in paths), strict=True))
+        inputs = [*paths, *map(Path, (model, weights))]
+        clear_scratch(out)  # of killed runs
 
         def work(path: Path) -> None:
-            first = taken.setdefault(path.stem, path)
-            if first != path:
-                raise DensescoreError(f"{path}: its maps would take the place of {first}'s, {out / path.stem}")
-            folder = out / path.stem
-            if folder.exists() and not overwrite:  # before the work, not after
-                raise DensescoreError(f"{folder}: exists already; choose another --out, or --overwrite")
+            folder = out / folders[path]
+            check_new(folder, overwrite, inputs, HEATMAPS)
             pixels = read_image(path)
             scores = scorer.score(pixels, context=context)  # type: ignore[arg-type]
             labels = chosen or [best.label for best in scores.top(top)]
             value_range = None if rescale else (0.0, 1.0)
             manifest = export_heatmaps(
-                scores, pixels, labels, folder, source=str(path), value_range=value_range, overwrite=overwrite
-            )
+                scores, pixels, labels, folder,
+                source=str(path), value_range=value_range, overwrite=overwrite, inputs=inputs,
+            )  # fmt: skip
             if as_json:
                 print(json.dumps({"folder": str(folder), **manifest}), flush=True)
                 return

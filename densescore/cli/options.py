@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from densescore.errors import DensescoreError
-from densescore.io.images import list_images
+from densescore.io.files import check_replaceable
+from densescore.io.find_images import list_images
 from densescore.scoring.scorer import DenseScorer
 from densescore.transfer.feature_cache import FeatureCache
 
@@ -88,25 +89,26 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
         raise DensescoreError(f"{option}: expected numbers with commas between, got {text!r}") from error
 
 
-def check_new(path: Path | None, overwrite: bool) -> None:
-    """Before the work, not after: refuse to write over what is there.
+def check_new(path: Path | None, overwrite: bool, inputs: Iterable[str | Path | None] = (), folder: str = "") -> None:
+    """Before the work, not after: refuse to write over what is there; see `check_replaceable`.
 
     Raises:
-        DensescoreError: `path` exists and `overwrite` is off.
+        DensescoreError: `path` exists and may not be replaced.
     """
-    if path is not None and path.exists() and not overwrite:
-        raise DensescoreError(f"{path}: exists already; choose another --out, or --overwrite")
+    if path is not None:
+        given = [item for item in inputs if item is not None]
+        check_replaceable(path, overwrite=overwrite, folder=folder, inputs=given)
 
 
-def check_new_weights(path: Path, overwrite: bool) -> None:
+def check_new_weights(path: Path, overwrite: bool, inputs: Iterable[str | Path | None] = ()) -> None:
     """Before the work: `check_new`, and refuse a name by which the file would not be read again.
 
     Raises:
-        DensescoreError: `path` does not end in .safetensors, or exists and `overwrite` is off.
+        DensescoreError: `path` does not end in .safetensors, or exists and may not be replaced.
     """
     if path.suffix != ".safetensors":
         raise DensescoreError(f"--out: expected a name that ends in .safetensors, got {path}")
-    check_new(path, overwrite)
+    check_new(path, overwrite, inputs)
 
 
 def feature_cache(scorer: DenseScorer, folder: Path, gigabytes: float, context: str) -> FeatureCache:

@@ -50,7 +50,7 @@ def source_classes(
         choice = choose(classes, fall_2011(), lambda: WordNet(wordnet))
         differences = differences_from_paper(choice)
         if out is not None:
-            with atomic_write(out, overwrite=overwrite) as temporary:
+            with atomic_write(out, overwrite=overwrite, inputs=[*classes.split(","), wordnet]) as temporary:
                 temporary.write_text("".join(f"{wnid}\n" for wnid in choice.wnids))
         if as_json:
             counts = [{"term": term, "classes": count} for term, count in choice.added]
@@ -96,7 +96,7 @@ def pretrain(
     On many devices: torchrun --nproc-per-node 8 -m densescore pretrain …
     """
     with readable_errors():
-        check_new_weights(out, overwrite)
+        check_new_weights(out, overwrite, [data])
         recipe = SourceRecipe(batch=batch, learning_rate=learning_rate, patience=patience, max_epochs=epochs)
         choice = choose(classes, available_classes(data), lambda: WordNet(wordnet))
         images = find_images(data, choice.wnids)
@@ -136,7 +136,7 @@ def convert(
 ) -> None:
     """Convert Caffe's reference AlexNet or CaffeNet from ONNX, and check it by running both on the same input."""
     with readable_errors():
-        check_new_weights(out, overwrite)
+        check_new_weights(out, overwrite, [onnx])
         values = numbers(mean, "--mean")
         if len(values) != 3:
             raise DensescoreError(f"--mean: expected three numbers, got {mean!r}")

@@ -129,6 +129,7 @@ def score(
                     context=context,  # type: ignore[arg-type]
                     part_size=part_size,
                     overwrite=overwrite,
+                    inputs=[model, weights, *([] if calibration is None else [calibration])],
                     engine=work,
                     callback=callback,
                 )

@@ -1,7 +1,6 @@
 """The commands for a user's own classes: ``densescore labels | train``."""
 
 import json
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from densescore.cli.options import (
 from densescore.data.load import load_boxed
 from densescore.errors import DensescoreError
 from densescore.geometry import PAPER_SCALES, Pyramid
+from densescore.io.checkpoint import checkpoint_folder
 from densescore.io.files import atomic_write
 from densescore.io.images import read_image
 from densescore.models.adaptation import save_head
@@ -84,7 +84,7 @@ def labels(
         patches = Pyramid.of(found.height, found.width, scales=chosen).boxes()
         given = label_patches(patches, found.boxes, found.classes, len(boxed.classes), rule, found.difficult)
         path = out or Path(f"{found.name}_labels.png")
-        with atomic_write(path, overwrite=overwrite) as temporary:
+        with atomic_write(path, overwrite=overwrite, inputs=[data, found.path]) as temporary:
             draw_patch_labels(read_image(found.path), patches, given, found, boxed.classes, temporary)
         names = {**dict(enumerate(boxed.classes)), len(boxed.classes): "background", AMBIGUOUS: "left out"}
         counts = {
@@ -131,7 +131,7 @@ def train(
 ) -> None:
     """Train a head for the classes of a folder of boxed images. A training that was killed goes on where it was."""
     with readable_errors():
-        check_new_weights(out, overwrite)
+        check_new_weights(out, overwrite, [data, model, weights])
         if recipe not in RECIPES:
             raise DensescoreError(f"--recipe: expected {' or '.join(RECIPES)}, got {recipe!r}")
         if unfreeze not in ("", "fc6"):
@@ -150,9 +150,8 @@ def train(
         if scales:
             plan = replace(plan, scales=numbers(scales, "--scales"), test_scales=None)
         boxed = load_boxed(data, split, need_positives=True)
-        checkpoint = out.with_suffix(".checkpoint")
         losses: list[float] = []
-        with progress_bar() as progress:
+        with checkpoint_folder(out) as checkpoint, progress_bar() as progress:
 
             def callback(stage: int, number: int, loss: float) -> None:
                 losses.append(loss)
@@ -176,8 +175,7 @@ def train(
                     file = train_model(
                         boxed, scorer, caches(scorer), plan, seed, checkpoint=checkpoint, track=track, callback=callback
                     )
-        save_head(out, file, overwrite=overwrite)
-        shutil.rmtree(checkpoint, ignore_errors=True)
+            save_head(out, file, overwrite=overwrite)
         counts = file.training["patches"]
         if as_json:
             last = losses[-1] if losses else None

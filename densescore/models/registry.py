@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from densescore.errors import DensescoreError
 from densescore.geometry import PAPER_SCALES
+from densescore.io.names import unique_labels
 from densescore.models import krizhevsky, lite0
 from densescore.models.adaptation import Activation, AdaptationHead, load_head
 from densescore.models.weights import load_strict, read_labels, read_weights
@@ -205,7 +206,7 @@ def load_classifier(
     given = {"mean": mean, "std": std, "labels": labels, "patch_size": patch_size}
     classifier = replace(classifier, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
     _check(classifier)
-    return classifier
+    return replace(classifier, labels=unique_labels(classifier.labels))
 
 
 def _load_named(name: str, weights: Weights, trained: Mapping[str, Tensor] = MappingProxyType({})) -> Classifier:
@@ -238,6 +239,3 @@ def _check(classifier: Classifier) -> None:
             )
     if classifier.patch_size < 1:
         raise DensescoreError(f"patch_size must be at least 1, got {classifier.patch_size}")
-    repeated = sorted({label for label in classifier.labels if classifier.labels.count(label) > 1})
-    if repeated:
-        raise DensescoreError(f"labels must all be different, got {', '.join(repeated[:5])} more than once")

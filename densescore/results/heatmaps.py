@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -19,9 +18,13 @@ from densescore.errors import DensescoreError
 from densescore.geometry import Pyramid
 from densescore.io.files import atomic_write
 from densescore.io.images import Pixels
+from densescore.io.names import as_text, label_file_names
 from densescore.results.scores import DenseScores
 
 _PACKAGES = ("densescore", "torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
+HEATMAPS = "heatmaps"
+"""What the mark of a folder says that `export_heatmaps` wrote."""
+
 _LONGEST_SIDE = 1000  # pixels of an overlay's picture
 
 
@@ -34,6 +37,7 @@ def export_heatmaps(
     source: str = "",
     value_range: tuple[float, float] | None = (0.0, 1.0),
     overwrite: bool = False,
+    inputs: Sequence[str | os.PathLike[str]] = (),
 ) -> dict[str, Any]:
     """Write, per class, an overlay ``<class>.png`` and the raw map ``<class>.npz``, and one ``manifest.json``.
 
@@ -45,28 +49,31 @@ def export_heatmaps(
         source: the image's name, for the manifest.
         value_range: scores at the two ends of the colors, the same for every image unless None, which takes each
             map's own minimum and maximum.
-        overwrite: replace `folder` if it is there.
+        overwrite: replace `folder` if it is there and holds heatmaps that densescore wrote.
+        inputs: files of the run, such as all its images and the model's; a folder that holds one is not replaced.
 
     Returns:
-        The manifest.
+        The manifest, as it is written: names and labels as `densescore.io.names.as_text` gives them.
 
     Raises:
-        DensescoreError: no such class, an image of another size than was scored, or `folder` exists.
+        DensescoreError: no such class, an image of another size than was scored, or `folder` exists and may not be
+            replaced.
     """
     size = (scores.pyramid.height, scores.pyramid.width)
     if image.shape[:2] != size:
         raise DensescoreError(f"image: expected the {size} pixels that were scored, got {image.shape[:2]}")
     labels = list(dict.fromkeys(labels))
     maps = scores.response_map(labels).cpu().numpy()  # [len(labels), H, W]
-    names = file_names(labels)
+    by_column = label_file_names(scores.labels)
+    names = [by_column[scores.index(label)] for label in labels]
     manifest = describe(scores, source)
     manifest["classes"] = [
         _describe_class(scores, label, values, name) for label, values, name in zip(labels, maps, names, strict=True)
     ]
-    with atomic_write(folder, overwrite=overwrite, folder=True) as temporary:
+    with atomic_write(folder, overwrite=overwrite, folder=HEATMAPS, inputs=inputs) as temporary:
         for label, values, name in zip(labels, maps, names, strict=True):
             np.savez_compressed(temporary / f"{name}.npz", map=values, label=label)
-            draw_overlay(image, values, label, temporary / f"{name}.png", value_range=value_range)
+            draw_overlay(image, values, as_text(label), temporary / f"{name}.png", value_range=value_range)
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
 
@@ -129,13 +136,13 @@ def describe(scores: DenseScores, source: str) -> dict[str, Any]:
     """What a result rests on, as plain JSON values: image, model, geometry, ranking, versions, timings."""
     pyramid = scores.pyramid
     return {
-        "image": {"source": source, "height": pyramid.height, "width": pyramid.width},
+        "image": {"source": as_text(source), "height": pyramid.height, "width": pyramid.width},
         "model": scores.model,
         "context": scores.context,
         "runtime": scores.runtime,
         "k": scores.k,
         "geometry": describe_geometry(pyramid),
-        "top": [ranked._asdict() for ranked in scores.top(5)],
+        "top": [{"label": as_text(label), "score": score} for label, score in scores.top(5)],
         **({"retried": True} if scores.retried else {}),
         "timings": {stage: round(seconds, 4) for stage, seconds in scores.timings.items()},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
@@ -146,7 +153,7 @@ def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32]
     column = scores.index(label)
     best = scores.patch_scores[:, column].topk(min(5, len(scores.patch_scores)))
     return {
-        "label": label,
+        "label": as_text(label),
         "image_score": scores.image_scores()[column].item(),
         "overlay": f"{name}.png",
         "map": f"{name}.npz",
@@ -158,12 +165,3 @@ def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32]
             for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ],
     }
-
-
-def file_names(labels: Sequence[str]) -> list[str]:
-    """A file name per class: its label in plain characters, numbered where two come out alike."""
-    names: list[str] = []
-    for label in labels:
-        plain = re.sub(r"[^\w.-]+", "_", label).strip("._") or "class"
-        names.append(plain if plain.lower() not in map(str.lower, names) else f"{plain}-{len(names) + 1}")
-    return names

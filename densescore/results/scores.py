@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ from torch import Tensor
 from densescore.errors import DensescoreError
 from densescore.geometry import Level, Pyramid
 from densescore.io.files import atomic_write
+from densescore.io.names import unique_labels
 from densescore.models import BACKGROUND
 from densescore.models.weights import read_metadata, read_weights
 from densescore.results import formats
@@ -51,9 +53,13 @@ def find_label(label: str, labels: Sequence[str]) -> int:
     """Index of a class among `labels`.
 
     Raises:
-        DensescoreError: no such class; the message lists the nearest names.
+        DensescoreError: no such class; the message lists the nearest names. Or several classes have this name in the
+            model, ``crane``, and were given their index, ``crane (134)``, by `unique_labels`.
     """
     if label not in labels:
+        twins = [name for name in labels if re.fullmatch(rf"{re.escape(label)} \(\d+\)", name)]
+        if len(twins) > 1:
+            raise DensescoreError(f"class {label!r}: several have this name; choose one of {', '.join(twins)}")
         near = [name for name in labels if label.lower() in name.lower()]
         near += difflib.get_close_matches(label, labels, n=3, cutoff=0.5)
         hint = (
@@ -70,7 +76,7 @@ class DenseScores:
     Attributes:
         patch_scores: float32 ``[M, C]`` in [0, 1], a probability per patch and class; levels one after another, cells
             of a level row by row.
-        labels: C class names.
+        labels: C class names. Of names that repeat, each gets its index: ``crane (134)``.
         pyramid: the geometry: image size, levels, patch and stride.
         k: the exponent of the image score.
         model: name of the network.
@@ -102,6 +108,7 @@ class DenseScores:
         expected = (len(self.pyramid), len(self.labels))
         if tuple(self.patch_scores.shape) != expected:
             raise DensescoreError(f"patch_scores: expected [M, C] = {expected}, got {tuple(self.patch_scores.shape)}")
+        object.__setattr__(self, "labels", unique_labels(self.labels))
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from densescore import DensescoreError, DenseScores, Pyramid
-from densescore.io.images import list_images
 from densescore.results.heatmaps import draw_overlay, export_heatmaps
 
 
@@ -32,7 +31,7 @@ def test_a_folder_with_maps_pictures_and_a_manifest(
     folder = tmp_path / "out" / "photo"
     export_heatmaps(scores, image, ["a cat", "a/cat", "a cat"], folder, source="photo.jpg")
     assert sorted(file.name for file in folder.iterdir()) == [
-        "a_cat-2.npz", "a_cat-2.png", "a_cat.npz", "a_cat.png", "manifest.json",
+        ".densescore", "a_cat-2.npz", "a_cat-2.png", "a_cat.npz", "a_cat.png", "manifest.json",
     ]  # fmt: skip
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["image"] == {"source": "photo.jpg", "height": 90, "width": 130}
@@ -65,7 +64,7 @@ def test_nothing_half_written_and_nothing_overwritten(
     with pytest.raises(DensescoreError, match="photo: exists already"):
         export_heatmaps(scores, image, ["a cat"], folder)
     export_heatmaps(scores, image, ["a cat"], folder, overwrite=True)
-    assert sorted(file.name for file in folder.iterdir()) == ["a_cat.npz", "a_cat.png", "manifest.json"]
+    assert sorted(file.name for file in folder.iterdir()) == [".densescore", "a_cat.npz", "a_cat.png", "manifest.json"]
     with pytest.raises(DensescoreError, match=r"expected the \(90, 130\) pixels"):
         export_heatmaps(scores, image[:50], ["dog"], tmp_path / "other")
 
@@ -98,16 +97,3 @@ def test_a_hot_corner_is_drawn_in_its_corner(tmp_path: Path, image: NDArray[np.u
     cold = redness[height * 3 // 5 : height * 4 // 5, width * 3 // 5 : width * 4 // 5].mean()
     assert hot > 60
     assert cold < 0
-
-
-def test_list_images(tmp_path: Path) -> None:
-    (tmp_path / "deep").mkdir()
-    for name in ("b.JPG", "a.png", "notes.txt", "deep/c.webp"):
-        (tmp_path / name).touch()
-    assert list_images([tmp_path]) == [tmp_path / name for name in ("a.png", "b.JPG", "deep/c.webp")]
-    assert list_images([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]  # named: the user's word
-    with pytest.raises(DensescoreError, match="nothing: no such file or folder"):
-        list_images([tmp_path / "nothing"])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DensescoreError, match="empty: the folder holds no images"):
-        list_images([tmp_path / "empty"])

@@ -24,6 +24,7 @@ def score_table(
     context: Context = "image",
     part_size: int = 64,
     overwrite: bool = False,
+    inputs: Sequence[str | os.PathLike[str]] = (),
     engine: Engine | None = None,
     callback: Callable[[int, Sequence[Row]], None] = lambda found, rows: None,
 ) -> int:
@@ -37,6 +38,7 @@ def score_table(
         context: as for `DenseScorer.score`.
         part_size: images per part: the most work that a kill can cost.
         overwrite: replace a finished table.
+        inputs: other files of the run, such as the model's; neither they nor the images are ever replaced.
         engine: who does the work; this process by default.
         callback: is told how many rows an earlier run left, and the rows that are new, as they come.
 
@@ -48,7 +50,6 @@ def score_table(
         How many images of the table have an error.
     """
     try:
-        import filelock  # noqa: F401
         import pyarrow.parquet as pq
     except ImportError as error:
         raise DensescoreError(f"a table of scores needs {error.name}: pip install 'densescore[many]'") from error
@@ -57,7 +58,16 @@ def score_table(
     engine = engine or local_engine(scorer)
     columns = schema(kept, len(scorer.labels))
     description = {**describe_scorer(scorer, context), **_describe_kept(kept)}
-    with Run(out, images, description, columns, part_size=part_size, overwrite=overwrite) as run:
+    with Run(
+        out,
+        images,
+        description,
+        columns,
+        part_size=part_size,
+        overwrite=overwrite,
+        keeps_arrays=kept.arrays,
+        inputs=inputs,
+    ) as run:
         callback(len(images) - sum(map(len, run.pending())), [])
         if not run.complete:
             if kept.arrays:

@@ -189,7 +189,7 @@ def test_another_job_is_not_mixed_in(coffee_tiff: Path, tmp_path: Path) -> None:
     assert score_huge(other, coffee_tiff, folder, overwrite=True)["tiles_scored_now"] == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(DensescoreError, match="holds no job"):
+    with pytest.raises(DensescoreError, match="mine: exists already, and densescore did not make it"):
         score_huge(other, coffee_tiff, tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "thesis.tex").exists()
     with pytest.raises(DensescoreError, match="no class 'd'"):

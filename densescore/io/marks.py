@@ -1,0 +1,102 @@
+"""The mark by which densescore knows the folders that it made; it deletes and replaces no others.
+
+A folder's mark is the file ``.densescore`` in it: what the folder is, and patterns of the names that belong to it.
+A zarr folder of `densescore score` has its mark in ``zarr.json`` instead, where readers of zarr expect no other files.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+from densescore.errors import DensescoreError
+
+MARK = ".densescore"
+
+ARRAYS = "arrays"
+"""The kind of a zarr folder beside a table."""
+
+SCRATCH = ".densescore-*"
+"""Names of the folders in which files are written before they take their place."""
+
+_DESKTOP = (".DS_Store", "Thumbs.db")  # file managers leave them in every folder that they show
+_ZARR = ("zarr.json", "[0-9]*/zarr.json", "[0-9]*/c", "[0-9]*/c/[0-9]*", "*.partial", "[0-9]*")
+
+
+class Mark(NamedTuple):
+    """What a folder is, as densescore noted when it made it.
+
+    Attributes:
+        kind: ``"heatmaps"``, ``"huge"``, ``"parts"``, …
+        holds: patterns of the names of what belongs in it, relative to it.
+    """
+
+    kind: str
+    holds: tuple[str, ...]
+
+
+def write_mark(folder: Path, kind: str, holds: Sequence[str]) -> None:
+    """Mark a folder that was just made."""
+    text = json.dumps({"made by": "densescore", "kind": kind, "holds": list(holds)}, indent=1)
+    (folder / MARK).write_text(text + "\n")
+
+
+def read_mark(folder: Path) -> Mark | None:
+    """A folder's mark; None where it has none."""
+    for name in (MARK, "zarr.json"):
+        try:
+            found = json.loads((folder / name).read_bytes())
+            if name == "zarr.json":
+                return Mark(ARRAYS, _ZARR) if "densescore" in found["attributes"] else None
+            if found["made by"] == "densescore":
+                return Mark(str(found["kind"]), tuple(map(str, found["holds"])))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def foreign(folder: Path, mark: Mark) -> Iterator[str]:
+    """Names in a marked folder that do not belong to it: somebody put them there."""
+    patterns = (MARK, SCRATCH, f"{SCRATCH}/*", f"*/{SCRATCH}", *_DESKTOP, *mark.holds)
+    for at, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(at, name))]
+        for name in [*files, *links, *([""] if not folders and not files else [])]:  # "": an empty folder
+            relative = os.path.relpath(os.path.join(at, name), folder).replace(os.sep, "/")
+            if relative != "." and not any(fnmatchcase(relative, pattern) for pattern in patterns):
+                yield relative
+
+
+def is_blank(folder: Path) -> bool:
+    """Whether a folder holds nothing, or only the beginning of a mark that a kill cut off."""
+    names = os.listdir(folder)
+    return not names or (names == [MARK] and not (folder / MARK).stat().st_size)
+
+
+def claim(folder: Path, kind: str, holds: Sequence[str]) -> None:
+    """Make a folder that will grow, or take up one of the same kind that was made earlier.
+
+    Args:
+        folder: absent, empty, or marked.
+        kind: see `Mark`.
+        holds: see `Mark`.
+
+    Raises:
+        DensescoreError: it holds something that densescore did not make, or made for another purpose; or it cannot be
+            written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark = read_mark(folder)
+        if mark is None:
+            if not is_blank(folder):
+                raise DensescoreError(f"{folder}: exists already, and densescore did not make it; choose another name")
+            write_mark(folder, kind, holds)
+        elif mark.kind != kind:
+            raise DensescoreError(
+                f"{folder}: exists already, and densescore made it for something else ({mark.kind}, not {kind}); "
+                "choose another name"
+            )
+    except OSError as error:
+        raise DensescoreError(f"{folder}: cannot be written: {error.strerror or error}") from error
