@@ -78,8 +78,12 @@ def check_replaceable(path: Place, *, overwrite: bool = False, folder: str = "",
         DensescoreError: `path` exists and may not be replaced; the message says why.
     """
     path = Path(path)
-    if not os.path.lexists(path):
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
         return
+    except (OSError, ValueError) as error:  # the name is too long, or holds a NUL; no permission to look
+        raise DensescoreError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
     if not overwrite:
         raise DensescoreError(f"{path}: exists already; choose another name, or overwrite")
     try:

@@ -99,7 +99,7 @@ def folder_names(stems: Iterable[str]) -> list[str]:
 
 
 def distinct(names: Iterable[str]) -> list[str]:
-    """Names that file systems take, in order; where one is taken, the first free of ``name-2``, ``name-3`` and so on."""
+    """Make names distinct, in order; where one is taken, it is the first free of ``name-2``, ``name-3``, and so on."""
     taken: set[str] = set()
     last: dict[str, int] = {}
     found = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from densescore.io.locks import exclusive
+from densescore.io.checkpoint import checkpoint_folder
 from densescore.models.krizhevsky import Krizhevsky, initialize
 from densescore.models.registry import MODELS
 from densescore.models.weights import save_weights
@@ -66,8 +66,8 @@ def pretrain_krizhevsky(
     entry = MODELS["krizhevsky"]
     network = Krizhevsky(len(images.classes), width)
     initialize(network, seed)
-    checkpoint = out.with_suffix(".checkpoint")
-    with exclusive(out) if process.rank == 0 else nullcontext():
+    shared = nullcontext(out.with_suffix(".checkpoint"))  # of other processes, which only read it
+    with checkpoint_folder(out) if process.rank == 0 else shared as folder:
         result = train_source(
             network.to(process.device),
             images,
@@ -77,7 +77,7 @@ def pretrain_krizhevsky(
             precision=find_precision(precision, process.device),
             seed=seed,
             workers=workers,
-            checkpoint=checkpoint,
+            checkpoint=folder / "network.pt",
             checkpoint_steps=checkpoint_steps,
             callback=callback,
         )
@@ -90,6 +90,5 @@ def pretrain_krizhevsky(
                 "versions": {name: version(name) for name in ("densescore", "torch", "torchvision")},
             }
             save_weights(out, fold_std(network.state_dict(), entry.std), images.classes, training, overwrite=overwrite)
-            checkpoint.unlink(missing_ok=True)  # written by this training, or read as its own
     process.wait()
     return result
