@@ -54,7 +54,11 @@ def write_results(
             values = result.scores[row, :, column]
             # 17 digits bring each double back as it was: rounding would make ties that the ranking did not have.
             lines = [f"{image.name} {value:.17g}\n" for image, value in zip(result.boxed.images, values, strict=True)]
-            (temporary / f"comp1_cls_{result.boxed.name}_{name}.txt").write_text("".join(lines))
+            (temporary / f"comp1_cls_{result.boxed.name}_{name}.txt").write_text(
+                "".join(lines),
+                encoding="utf-8",
+                errors="surrogateescape",  # file names as they are
+            )
             if class_curve(result, column, k) is not None:
                 draw_curve(result, column, k, temporary / f"pr_{name}.png")
                 if score is not None:

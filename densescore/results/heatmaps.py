@@ -18,7 +18,7 @@ from densescore.errors import DensescoreError
 from densescore.geometry import Pyramid
 from densescore.io.files import atomic_write
 from densescore.io.images import Pixels
-from densescore.io.names import as_text, label_file_names
+from densescore.io.names import as_text, label_file_names, text_values
 from densescore.results.scores import DenseScores
 
 _PACKAGES = ("densescore", "torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
@@ -135,18 +135,19 @@ def describe_geometry(pyramid: Pyramid) -> dict[str, Any]:
 def describe(scores: DenseScores, source: str) -> dict[str, Any]:
     """What a result rests on, as plain JSON values: image, model, geometry, ranking, versions, timings."""
     pyramid = scores.pyramid
-    return {
-        "image": {"source": as_text(source), "height": pyramid.height, "width": pyramid.width},
+    described = {
+        "image": {"source": source, "height": pyramid.height, "width": pyramid.width},
         "model": scores.model,
         "context": scores.context,
         "runtime": scores.runtime,
         "k": scores.k,
         "geometry": describe_geometry(pyramid),
-        "top": [{"label": as_text(label), "score": score} for label, score in scores.top(5)],
+        "top": [ranked._asdict() for ranked in scores.top(5)],
         **({"retried": True} if scores.retried else {}),
         "timings": {stage: round(seconds, 4) for stage, seconds in scores.timings.items()},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }
+    return dict(text_values(described))
 
 
 def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32], name: str) -> dict[str, Any]:

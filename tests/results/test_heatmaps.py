@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from densescore import DensescoreError, DenseScores, Pyramid
+from densescore.io.names import from_text
 from densescore.results.heatmaps import draw_overlay, export_heatmaps
 
 
@@ -97,3 +98,41 @@ def test_a_hot_corner_is_drawn_in_its_corner(tmp_path: Path, image: NDArray[np.u
     cold = redness[height * 3 // 5 : height * 4 // 5, width * 3 // 5 : width * 4 // 5].mean()
     assert hot > 60
     assert cold < 0
+
+
+def test_classes_whose_names_are_alike_have_a_map_each(
+    tmp_path: Path, image: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("densescore.results.heatmaps.draw_overlay", lambda *x, **_: Path(x[3]).write_text(x[2]))
+    labels = ("a_b", "a_b-3", "a/b", "A B", "crane", "crane", "con", "x" * 300, "é\ud800", "$x^2$", "a_b-2")
+    pyramid = Pyramid.of(90, 130, scales=(1,), patch=20, stride=8)
+    values = torch.rand(len(pyramid), len(labels), generator=torch.Generator().manual_seed(0))
+    scores = DenseScores(values, labels, pyramid)
+    assert scores.labels[4:6] == ("crane (4)", "crane (5)")
+    with pytest.raises(DensescoreError, match=r"several have this name; choose one of crane \(4\), crane \(5\)"):
+        scores.response_map("crane")
+    assert len({ranked.label for ranked in scores.top(99)}) == len(labels)
+    folder = tmp_path / "all"
+    manifest = export_heatmaps(scores, image, scores.labels, folder, source="caf\udce9.png")
+    json.dumps(manifest, ensure_ascii=False).encode()
+    assert from_text(manifest["image"]["source"]) == "caf\udce9.png"
+    files = [entry[key].lower() for entry in manifest["classes"] for key in ("map", "overlay")]
+    assert len(set(files)) == 2 * len(labels)
+    for index, entry in enumerate(manifest["classes"]):
+        assert from_text(entry["label"]) == scores.labels[index]
+        with np.load(folder / entry["map"]) as stored:
+            np.testing.assert_array_equal(stored["map"], scores.response_map([scores.labels[index]])[0])
+            assert str(stored["label"]) == scores.labels[index]
+        assert (folder / entry["overlay"]).read_text() == entry["label"]
+    one = export_heatmaps(scores, image, ["a/b"], tmp_path / "one")  # named as among all
+    assert one["classes"][0]["map"] == manifest["classes"][2]["map"]
+
+
+def test_a_folder_with_the_longest_name_that_is_legal(
+    tmp_path: Path, scores: DenseScores, image: NDArray[np.uint8]
+) -> None:
+    folder = tmp_path / ("x" * 250)
+    for overwrite in (False, True):
+        export_heatmaps(scores, image, ["dog"], folder, overwrite=overwrite)
+    assert {file.name for file in tmp_path.iterdir()} == {folder.name}
+    assert (folder / "dog.npz").exists()

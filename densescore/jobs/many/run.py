@@ -18,6 +18,7 @@ from densescore.errors import DensescoreError
 from densescore.io.files import atomic_write, check_replaceable, clear_scratch, remove_folder
 from densescore.io.locks import exclusive
 from densescore.io.marks import ARRAYS, claim, read_mark
+from densescore.io.names import as_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -230,7 +231,7 @@ def _parts_of(out: Path) -> Path:
 
 
 def _describe_images(images: Sequence[str]) -> str:
-    digest = hashlib.sha256("\0".join(images).encode("utf-8", "surrogateescape")).hexdigest()
+    digest = hashlib.sha256("\0".join(map(as_text, images)).encode()).hexdigest()
     return f"{len(images)} paths ({digest[:16]})"
 
 

@@ -72,4 +72,8 @@ def write_action_results(
                 f"{person.image} {person.index} {score:.17g}\n"
                 for person, score in zip(actions.persons, column, strict=True)
             ]
-            (temporary / f"comp10_action_{actions.name}_{name}.txt").write_text("".join(lines))
+            (temporary / f"comp10_action_{actions.name}_{name}.txt").write_text(
+                "".join(lines),
+                encoding="utf-8",
+                errors="surrogateescape",  # file names as they are
+            )
