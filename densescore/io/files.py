@@ -158,9 +158,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        _put_back(folder)
-        held.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        _discard(folder, held)
 
 
 def clear_scratch(parent: Path) -> None:
@@ -170,9 +168,7 @@ def clear_scratch(parent: Path) -> None:
             if not (folder / MARK).is_file():
                 folder.rmdir()  # killed right after it was made; fails where anything is in it
             elif (held := take(folder / MARK)) is not None:
-                _put_back(folder)
-                held.close()
-                shutil.rmtree(folder, ignore_errors=True)
+                _discard(folder, held)
 
 
 def _hold(path: Path) -> IO[bytes] | None:
@@ -184,11 +180,19 @@ def _hold(path: Path) -> IO[bytes] | None:
         return path.open("ab")
 
 
-def _put_back(scratch: Path) -> None:
+def _discard(scratch: Path, held: IO[bytes]) -> None:
+    """Put back what was set aside and is missing, and delete the rest; the mark last, so that a kill leaves it."""
     old = scratch / "old"
     for path in old.iterdir() if old.is_dir() else ():
         if not os.path.lexists(scratch.parent / path.name):
             path.rename(scratch.parent / path.name)
+    for path in scratch.iterdir():
+        if _is_folder(path):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != MARK:
+            path.unlink()
+    held.close()
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _give_umask_mode(path: Path, mode: int) -> None:

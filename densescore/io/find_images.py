@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from densescore.errors import DensescoreError
+from densescore.io.marks import SCRATCH
 
 PICTURE_SUFFIXES = frozenset(
     {".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc",
@@ -81,7 +82,7 @@ def walk(folder: str, *, hidden: bool = True) -> Iterator[tuple[str, list[str]]]
         for entry in _scan(at):
             if not entry.is_dir(follow_symlinks=False):
                 files.append(entry.name)
-            elif hidden or not entry.name.startswith("."):
+            elif not entry.name.startswith("." if not hidden else SCRATCH[:-1]):
                 waiting.append(os.path.join(at, entry.name))
         yield at, sorted(files)
 

@@ -23,6 +23,7 @@ def touch(folder: Path, *names: str) -> None:
 def test_a_folder_gives_pictures_and_nothing_else(tmp_path: Path) -> None:
     pictures = ["..jpg", "a.png", "b.JPG", "deep/c.webp", "deep/er/d.TIFF", "my [copy].jpg", "set[/one].png", "x\n.gif"]
     others = ["._a.png", "deep/._c.webp", "notes.txt", "paper.pdf", "data.h5", "film.mpg", "vector.eps", "raw.npy"]
+    others += [".densescore-0123abcd/new/half.png"]  # another run is writing it
     touch(tmp_path, *pictures, *others)
     (tmp_path / "folder.png").mkdir()
     found = list_images([tmp_path])
