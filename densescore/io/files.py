@@ -186,11 +186,9 @@ def _discard(scratch: Path, held: IO[bytes]) -> None:
     for path in old.iterdir() if old.is_dir() else ():
         if not os.path.lexists(scratch.parent / path.name):
             path.rename(scratch.parent / path.name)
-    for path in scratch.iterdir():
-        if _is_folder(path):
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name != MARK:
-            path.unlink()
+    for name in os.listdir(scratch):
+        if name != MARK:
+            shutil.rmtree(scratch / name, ignore_errors=True)
     held.close()
     shutil.rmtree(scratch, ignore_errors=True)
 

@@ -58,9 +58,13 @@ def read_mark(folder: Path) -> Mark | None:
 
 
 def foreign(folder: Path, mark: Mark) -> Iterator[str]:
-    """Names in a marked folder that do not belong to it: somebody put them there."""
+    """Names in a marked folder that do not belong to it: somebody put them there.
+
+    Raises:
+        DensescoreError: a folder in it cannot be looked into.
+    """
     patterns = (MARK, SCRATCH, f"{SCRATCH}/*", f"*/{SCRATCH}", *_DESKTOP, *mark.holds)
-    for at, folders, files in os.walk(folder):
+    for at, folders, files in os.walk(folder, onerror=_refuse):
         links = [name for name in folders if os.path.islink(os.path.join(at, name))]
         for name in [*files, *links, *([""] if not folders and not files else [])]:  # "": an empty folder
             relative = os.path.relpath(os.path.join(at, name), folder).replace(os.sep, "/")
@@ -68,9 +72,20 @@ def foreign(folder: Path, mark: Mark) -> Iterator[str]:
                 yield relative
 
 
+def _refuse(error: OSError) -> None:
+    raise DensescoreError(f"{error.filename}: cannot be looked into: {error.strerror}") from error
+
+
 def is_blank(folder: Path) -> bool:
-    """Whether a folder holds nothing, or only the beginning of a mark that a kill cut off."""
-    names = os.listdir(folder)
+    """Whether a folder holds nothing, or only the beginning of a mark that a kill cut off.
+
+    Raises:
+        DensescoreError: it cannot be looked into.
+    """
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        _refuse(error)
     return not names or (names == [MARK] and not (folder / MARK).stat().st_size)
 
 

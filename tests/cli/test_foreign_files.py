@@ -21,14 +21,17 @@ pytest.importorskip("zarr")
 import tifffile
 import zarr
 
-from densescore import DenseScorer
-from densescore.cli import actions, evaluate, export, huge, main, pretrain, score, train
+from densescore import DensescoreError, DenseScorer
+from densescore.cli import actions, evaluate, huge, main, pretrain, score, train
 from densescore.io.marks import MARK
 from densescore.models.adaptation import AdaptationHead, HeadFile, save_head
 from densescore.models.registry import load_classifier
 from densescore.network import export as network_export
 from densescore.paper.pretrain import pipeline
 from densescore.paper.pretrain.accuracy import Accuracy
+from densescore.paper.reproduce.chain import Chain
+from densescore.paper.reproduce.plan import SMOKE
+from densescore.transfer.feature_cache import FeatureCache
 from tests.conftest import Toy
 from tests.data.voc_set import CLASSES, write_voc
 from tests.paper.pretrain.image_tree import write_tree
@@ -123,7 +126,6 @@ def place(tmp_path: Path, scorer: DenseScorer, head: HeadFile, monkeypatch: pyte
     monkeypatch.setattr(network_export, "_write_onnx", lambda _, path, __: path.write_bytes(b"a graph"))
     monkeypatch.setattr(network_export, "_onnx_runner", lambda *_: None)
     monkeypatch.setattr(network_export, "_check", lambda *_: 0.0)
-    assert export.export_model is network_export.export_model
     return tmp_path
 
 
@@ -295,6 +297,32 @@ def test_an_input_or_what_holds_it_is_never_replaced(arguments: str, kept: str, 
     result = run(*arguments.split(), *(["--overwrite"] if overwrite else []))
     assert result.exit_code in (1, 2), result.output
     assert contents(own / kept) == before
+
+
+def test_a_cache_deletes_no_strangers_files(scorer: DenseScorer, place: Path) -> None:
+    folder = place / "cache"
+    for name in ("mine.npy", ".old-folder/mine.npy", "0123.npy"):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(b"mine" * 1000)
+        os.utime(path, (0, 0))
+    before = contents(folder)
+    cache = FeatureCache(scorer, folder, max_bytes=1)
+    for name in ("cat.png", "..png"):
+        assert len(cache.features(place / "pictures" / name)) > 0
+    after = contents(folder)
+    assert {path: after.get(path) for path in before} == before
+    assert len(after) == len(before) + 1  # its own files are kept to the limit
+
+
+def test_reproduce_does_not_mix_its_tables_with_others(place: Path) -> None:
+    chain = Chain(SMOKE, {}, place / "work", torch.device("cpu"))
+    a_folder(place / "work")
+    a_file(place / "work" / "table1.md")
+    before = contents(place / "work")
+    with pytest.raises(DensescoreError, match=r"table1\.md: exists already, and no reproduce\.json says what it is"):
+        chain.table(1)
+    assert contents(place / "work") == before
 
 
 @pytest.mark.parametrize("out", ["/dev/null", "pipe"])

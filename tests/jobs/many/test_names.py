@@ -73,7 +73,7 @@ def test_labels_that_are_not_unicode(pictures: list[str], tmp_path: Path) -> Non
         assert [from_text(label) for label in row["labels"]] == [ranked.label for ranked in scores.top(3)]
         assert from_text(row["label"]) == scores.top(1)[0].label
         assert {from_text(region["label"]) for region in row["regions"]} == set(labels)
-        mapped = zarr.open_group(out.with_suffix(".zarr"))[array_key(row["index"])].attrs["mapped"]
+        mapped: Any = zarr.open_group(out.with_suffix(".zarr"))[array_key(row["index"])].attrs["mapped"]
         assert [from_text(label) for label in mapped] == list(labels)
     assert (read_description(out) or {})["labels"] == list(labels)
     scores = scorer.score(pictures[0])
