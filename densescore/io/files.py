@@ -1,7 +1,7 @@
 """Files and folders are written whole or not at all, and what densescore did not make is not deleted."""
 
-import glob
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -51,7 +51,7 @@ def atomic_write(
             (temporary if folder else temporary.parent).mkdir(parents=True)
             yield temporary
             if folder:
-                write_mark(temporary, folder, [glob.escape(name) for name in _inside(temporary)])
+                write_mark(temporary, folder, [re.escape(name) for name in _inside(temporary)])
             _give_umask_mode(temporary, scratch.stat().st_mode)
             if folder and os.path.lexists(path):  # a folder cannot be replaced in one step
                 (scratch / "old").mkdir()

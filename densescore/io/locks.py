@@ -51,13 +51,13 @@ def take(path: Path) -> IO[bytes] | None:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Let one run at a time write to `path`. The lock is a file beside it, ``.NAME.lock``, that goes with the run.
+    """Let one run at a time write to `path`. The lock is a file beside it, ``.NAME.densescore-lock``, deleted in the end.
 
     Raises:
         DensescoreError: another run holds it, or the folder cannot be written.
     """
     whole = Path(os.path.abspath(path))
-    beside = whole.parent / f".{shorten(whole.name)}.lock"
+    beside = whole.parent / f".{shorten(whole.name)}.densescore-lock"
     try:
         beside.parent.mkdir(parents=True, exist_ok=True)
         held = take(beside)
@@ -69,5 +69,6 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            beside.unlink()  # before the lock is released: whoever opened it meanwhile looks again
+            if not beside.stat().st_size:  # ours are empty
+                beside.unlink()  # before the lock is released: whoever opened it meanwhile looks again
         held.close()

@@ -1,13 +1,13 @@
 """The mark by which densescore knows the folders that it made; it deletes and replaces no others.
 
-A folder's mark is the file ``.densescore`` in it: what the folder is, and patterns of the names that belong to it.
+A folder's mark is the file ``.densescore`` in it: what the folder is, and which names belong in it.
 A zarr folder of `densescore score` has its mark in ``zarr.json`` instead, where readers of zarr expect no other files.
 """
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +21,11 @@ ARRAYS = "arrays"
 SCRATCH = ".densescore-*"
 """Names of the folders in which files are written before they take their place."""
 
-_DESKTOP = (".DS_Store", "Thumbs.db")  # file managers leave them in every folder that they show
-_ZARR = ("zarr.json", "[0-9]*/zarr.json", "[0-9]*/c", "[0-9]*/c/[0-9]*", "*.partial", "[0-9]*")
+ZARR = r"(\w+/)*(zarr\.json|[\w.-]+\.partial|c(/\d+)*|\d+)"
+"""The names that zarr gives to what is in a group's folder, as a regular expression."""
+
+_EVERYWHERE = (r"(.*/)?(\.DS_Store|Thumbs\.db)", rf"{re.escape(MARK)}(-[0-9a-f]{{8}}(/.*)?)?")
+# What file managers leave in every folder that they show; the mark, and folders that killed runs left.
 
 
 class Mark(NamedTuple):
@@ -30,7 +33,7 @@ class Mark(NamedTuple):
 
     Attributes:
         kind: ``"heatmaps"``, ``"huge"``, ``"parts"``, …
-        holds: patterns of the names of what belongs in it, relative to it.
+        holds: regular expressions of the names of what belongs in it, relative to it.
     """
 
     kind: str
@@ -49,10 +52,10 @@ def read_mark(folder: Path) -> Mark | None:
         try:
             found = json.loads((folder / name).read_bytes())
             if name == "zarr.json":
-                return Mark(ARRAYS, _ZARR) if "densescore" in found["attributes"] else None
+                return Mark(ARRAYS, (ZARR,)) if "densescore" in found["attributes"] else None
             if found["made by"] == "densescore":
-                return Mark(str(found["kind"]), tuple(map(str, found["holds"])))
-        except (OSError, ValueError, KeyError, TypeError):
+                return Mark(str(found["kind"]), tuple(re.compile(pattern).pattern for pattern in found["holds"]))
+        except (OSError, ValueError, KeyError, TypeError, re.error):
             continue
     return None
 
@@ -63,12 +66,12 @@ def foreign(folder: Path, mark: Mark) -> Iterator[str]:
     Raises:
         DensescoreError: a folder in it cannot be looked into.
     """
-    patterns = (MARK, SCRATCH, f"{SCRATCH}/*", f"*/{SCRATCH}", *_DESKTOP, *mark.holds)
+    ours = re.compile("|".join(f"(?:{pattern})" for pattern in (*_EVERYWHERE, *mark.holds)), re.DOTALL)
     for at, folders, files in os.walk(folder, onerror=_refuse):
         links = [name for name in folders if os.path.islink(os.path.join(at, name))]
         for name in [*files, *links, *([""] if not folders and not files else [])]:  # "": an empty folder
             relative = os.path.relpath(os.path.join(at, name), folder).replace(os.sep, "/")
-            if relative != "." and not any(fnmatchcase(relative, pattern) for pattern in patterns):
+            if relative != "." and not ours.fullmatch(relative):
                 yield relative
 
 

@@ -173,7 +173,7 @@ def a_link(path: Path) -> None:
 def a_forged_mark(path: Path) -> None:
     """A folder of densescore's, but made for another purpose."""
     path.mkdir()
-    (path / MARK).write_text('{"made by": "densescore", "kind": "something else", "holds": ["*"]}')
+    (path / MARK).write_text('{"made by": "densescore", "kind": "something else", "holds": [".*"]}')
     (path / "result").write_text("mine")
 
 

@@ -98,6 +98,11 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with exclusive(out):
         pass
+    mine = tmp_path / ".head.safetensors.densescore-lock"
+    mine.write_text("mine")
+    with exclusive(out):
+        pass
+    assert mine.read_text() == "mine"
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:

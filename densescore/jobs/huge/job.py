@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from densescore.errors import DensescoreError
 from densescore.geometry import Level
 from densescore.io.files import atomic_write, check_replaceable, clear_scratch, remove_folder
-from densescore.io.marks import claim
+from densescore.io.marks import ZARR, claim
 from densescore.io.names import text_values
 from densescore.network.tiling import Tile
 
 _CHUNK_CLASSES = 64
 _KIND = "scores of a huge image"
-_HOLDS = ("job.json", "done", "result.json", "maps", "maps/*.tif", "scores.zarr", "scores.zarr/zarr.json",
-          "scores.zarr/[0-9]*", "scores.zarr/*.partial")  # fmt: skip
+_HOLDS = (r"job\.json", "done", r"result\.json", r"maps(/[^/]+\.tif)?", rf"scores\.zarr(/{ZARR})?")
 
 
 class Job:

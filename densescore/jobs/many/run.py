@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from densescore.errors import DensescoreError
 from densescore.io.files import atomic_write, check_replaceable, clear_scratch, remove_folder
 from densescore.io.locks import exclusive
-from densescore.io.marks import ARRAYS, claim, read_mark
+from densescore.io.marks import ARRAYS, ZARR, claim, read_mark
 from densescore.io.names import as_text
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _GROUP_ROWS = 16_384  # of a row group of the finished table
 _PARTS = "parts of a table"
-_PARTS_HOLD = ("_run.json", "part-*.parquet", "_arrays.zarr", "_arrays.zarr/*")
+_PARTS_HOLD = (r"_run\.json", r"part-\d+\.parquet", rf"_arrays\.zarr(/{ZARR})?")
 
 
 class Run:
