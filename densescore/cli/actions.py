@@ -1,6 +1,5 @@
 """The commands for what persons do: ``densescore train-actions | evaluate-actions``."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -47,12 +46,13 @@ def train_actions(
     cache: CacheOptions = CacheOptions(),
 ) -> None:
     """Learn what persons do from one square patch around each; persons who do several things are left out."""
-    check_new_weights(out, overwrite)
+    check_new_weights(out, overwrite, [data, *options.files])
     if sliding and (retrain != "none" or epochs is not None):
         raise DensescoreError("--sliding trains FCa and FCb by its own schedule: leave out --retrain and --epochs")
     if scales and not sliding:
         raise DensescoreError("--scales: a person is one patch; scales are for --sliding")
     chosen = numbers(scales, "--scales") if scales else None
+    from densescore.io.checkpoint import checkpoint_folder
     from densescore.models.adaptation import save_head
     from densescore.models.registry import load_classifier
     from densescore.network.devices import find_device
@@ -65,18 +65,17 @@ def train_actions(
         if sliding:
             plan = sliding_recipe(chosen)
             scorer = options.build(scales=plan.scales)
-            checkpoint = out.with_suffix(".checkpoint")
-            head = train_sliding(
-                actions,
-                scorer,
-                cache.of(scorer),
-                plan,
-                seed,
-                checkpoint=checkpoint,
-                track=lambda items: progress.track(items, "features"),
-            )
-            save_head(out, head, overwrite=overwrite)
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            with checkpoint_folder(out) as checkpoint:
+                head = train_sliding(
+                    actions,
+                    scorer,
+                    cache.of(scorer),
+                    plan,
+                    seed,
+                    checkpoint=checkpoint,
+                    track=lambda items: progress.track(items, "features"),
+                )
+                save_head(out, head, overwrite=overwrite)
         else:
             recipe = ActionRecipe(retrain=retrain, epochs=epochs or ActionRecipe.epochs)  # type: ignore[arg-type]
             train_on_boxes(
@@ -110,7 +109,9 @@ def evaluate_actions(
     cache: CacheOptions = CacheOptions(),
 ) -> None:
     """Average precision per action: of persons in given boxes, or of whole images if trained with --sliding."""
-    check_new(out, overwrite)
+    from densescore.paper.actions.evaluation import RESULTS
+
+    check_new(out, overwrite, [data, model, *options.files], RESULTS)
     from densescore.paper.actions.file import is_actions_file
     from densescore.paper.actions.voc import read_actions
 

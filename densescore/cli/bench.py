@@ -89,7 +89,7 @@ def bench(
         _report_resolution(result["resolution"])
     for path, write in ((json_file, write_json), (csv_file, write_csv), (plot, plot_growth)):
         if path is not None:
-            with atomic_write(path, overwrite=overwrite) as temporary:
+            with atomic_write(path, overwrite=overwrite, inputs=[] if image is None else [image]) as temporary:
                 write(result, temporary)
 
 

@@ -23,7 +23,7 @@ def classify(
 ) -> None:
     """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
     options.arguments()
-    from densescore.io.images import list_images
+    from densescore.io.find_images import list_images
 
     paths = list_images(images)
     scorer = options.build()

@@ -50,7 +50,7 @@ def demo(
         from densescore.demo.service import Service
     except ImportError as error:
         raise DensescoreError(f"the page needs {error.name}: pip install 'densescore[demo]'") from error
-    from densescore.io.images import list_images
+    from densescore.io.find_images import list_images
 
     names = model or [options.model]
     # JSON and browsers take valid text only.

@@ -50,9 +50,10 @@ def evaluate(
     """Average precision and localization on a set, as PASCAL VOC counts them; --classes: the mean over these only."""
     options = replace(options, model=model)
     options.arguments()
-    check_new(out, overwrite)
+    from densescore.evaluation.voc_results import RESULTS, write_results
+
+    check_new(out, overwrite, [data, *options.files], RESULTS)
     from densescore.evaluation.evaluate import evaluate_classes, mean_of, score_set
-    from densescore.evaluation.voc_results import write_results
     from densescore.transfer.pipeline import cached_scores
 
     boxed = chosen.read(data)
@@ -73,7 +74,9 @@ def evaluate(
     about = {"model": model, "context": scorer.context, "scales": scorer.scales, "means": means, "mean_over": names}
     if out is not None:
         drawn = score if maps else None
-        write_results(result, rows, scorer.k, out, about=about, score=drawn, overwrite=overwrite)
+        write_results(
+            result, rows, scorer.k, out, about=about, score=drawn, overwrite=overwrite, inputs=[data, *options.files]
+        )
     if as_json:
         say_json({**about, "set": chosen.split, "k": scorer.k, "classes": [asdict(row) for row in rows]})
         return
@@ -105,7 +108,7 @@ def tune_k(
     options = replace(options, model=model)
     options.arguments()
     tried = numbers(ks, "--ks")
-    check_new(out, overwrite)
+    check_new(out, overwrite, [data, *options.files])
     from densescore.evaluation.evaluate import k_curve, score_set
     from densescore.models.adaptation import load_head, save_head
     from densescore.transfer.pipeline import cached_scores

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from densescore.cli.command import command
 from densescore.cli.console import say, say_json
-from densescore.cli.options import Json, Model, Overwrite, Weights, out_option
+from densescore.cli.options import Json, Model, Overwrite, Weights, check_new, out_option
 
 
 @command(
@@ -23,6 +23,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a dense model as one graph of any height and width, checked against torch."""
+    check_new(out, overwrite, [model, weights])
     from densescore.network.export import export_model
 
     found = export_model(model, out, weights=weights, overwrite=overwrite)

@@ -8,8 +8,7 @@ import typer
 from densescore.cli.command import command
 from densescore.cli.console import say, say_json
 from densescore.cli.images import Images, JsonLines, each
-from densescore.cli.options import ClassOptions, Overwrite, ScorerOptions, one_of, out_option
-from densescore.errors import DensescoreError
+from densescore.cli.options import ClassOptions, Overwrite, ScorerOptions, check_new, one_of, out_option
 
 
 @command(
@@ -40,23 +39,24 @@ def heatmap(
     options.arguments()
     one_of(colors, ("relative", "absolute", "rescaled"), "--colors")
     options.check_classes(classes.names)
-    from densescore.io.images import list_images, read_image
+    from densescore.io.files import clear_scratch
+    from densescore.io.find_images import list_images
+    from densescore.io.images import read_image
+    from densescore.io.names import folder_names
     from densescore.models.labels import find_label
-    from densescore.results.heatmaps import export_heatmaps
+    from densescore.results.heatmaps import HEATMAPS, export_heatmaps
 
     paths = list_images(images)
     scorer = options.build()
     for name in classes.names:
         find_label(name, scorer.labels)
-    taken: dict[str, Path] = {}
+    folders = dict(zip(paths, folder_names(path.stem for path in paths), strict=True))
+    inputs = [*paths, *options.files]
+    clear_scratch(out)  # of killed runs
 
     def work(path: Path) -> None:
-        first = taken.setdefault(path.stem, path)
-        if first != path:
-            raise DensescoreError(f"{path}: its maps would replace those of {first}, in {out / path.stem}")
-        folder = out / path.stem
-        if folder.exists() and not overwrite:  # before the work, not after
-            raise DensescoreError(f"{folder}: exists already; choose another --out, or --overwrite")
+        folder = out / folders[path]
+        check_new(folder, overwrite, inputs, HEATMAPS)
         pixels = read_image(path)
         scores = scorer.score(pixels)
         labels = classes.names or [best.label for best in scores.top(top)]
@@ -70,6 +70,7 @@ def heatmap(
             opacity=opacity,
             colormap=colormap,
             overwrite=overwrite,
+            inputs=inputs,
         )
         if as_json:
             say_json({"folder": str(folder), **manifest})

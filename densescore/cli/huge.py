@@ -47,6 +47,7 @@ def huge(
             memory=memory,
             bands=channels,
             overwrite=overwrite,
+            inputs=options.files,
             track=progress.track,
         )
     if as_json:

@@ -9,7 +9,6 @@ from densescore.cli.command import command
 from densescore.cli.console import say, say_json, show_table
 from densescore.cli.options import Json, Overwrite, Scales, check_new, numbers, out_option
 from densescore.cli.training_options import Data, RuleOptions, Split
-from densescore.errors import DensescoreError
 from densescore.geometry import PAPER_SCALES
 from densescore.transfer.patch_labels import LabelRule
 
@@ -39,13 +38,11 @@ def labels(
     from densescore.transfer.patch_labels import AMBIGUOUS, label_patches
 
     boxed = load_boxed(data, split)
-    found = next((item for item in boxed.images if item.name == Path(image).stem), None)
-    if found is None:
-        raise DensescoreError(f"{data}: set {split!r} has no image {image!r}")
+    found = boxed.find(image)
     patches = Pyramid.of(found.height, found.width, scales=chosen).boxes()
     given = label_patches(patches, found.boxes, found.classes, len(boxed.classes), asked, found.difficult)
-    path = out or Path(f"{found.name}_labels.png")
-    with atomic_write(path, overwrite=overwrite) as temporary:
+    path = out or Path(f"{Path(found.name).name}_labels.png")
+    with atomic_write(path, overwrite=overwrite, inputs=[data, found.path]) as temporary:
         draw_patch_labels(read_image(found.path), patches, given, found, boxed.classes, temporary)
     names = {**dict(enumerate(boxed.classes)), len(boxed.classes): "background", AMBIGUOUS: "left out"}
     counts = {names[int(label)]: int(count) for label, count in zip(*np.unique(given, return_counts=True), strict=True)}

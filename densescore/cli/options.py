@@ -132,11 +132,17 @@ class ScorerOptions:
         if self.patch_sizes:
             given["patch_sizes"] = numbers(self.patch_sizes, "--patch-sizes")
         if self.calibration is not None:
-            from densescore.io.images import list_images
+            from densescore.io.find_images import list_images
 
             images = list_images([self.calibration])
             given["calibration"] = tuple(images[:: -(-len(images) // CALIBRATION_IMAGES)])
         return given
+
+    @property
+    def files(self) -> list[str | Path]:
+        """The paths that the options name: what a run reads, which it must not replace."""
+        given = (self.model, self.weights, self.calibration, self.labels)
+        return [item for item in given if item is not None]
 
     def build(self, **changes: Any) -> "DenseScorer":
         """The scorer.
@@ -206,22 +212,25 @@ def one_of(text: str, choices: Sequence[str], option: str) -> None:
         raise DensescoreError(f"{option}: expected {' or '.join(choices)}, got {text!r}")
 
 
-def check_new(path: Path | None, overwrite: bool) -> None:
-    """Refuse to write over what is there, before the work is done.
+def check_new(path: Path | None, overwrite: bool, inputs: Iterable[str | Path | None] = (), folder: str = "") -> None:
+    """Refuse to write over what is there, before the work is done; see `check_replaceable`.
 
     Raises:
-        DensescoreError: `path` exists and `overwrite` is off.
+        DensescoreError: `path` exists and may not be replaced.
     """
-    if path is not None and path.exists() and not overwrite:
-        raise DensescoreError(f"{path}: exists already; choose another --out, or --overwrite")
+    from densescore.io.files import check_replaceable
+
+    if path is not None:
+        given = [item for item in inputs if item is not None]
+        check_replaceable(path, overwrite=overwrite, folder=folder, inputs=given)
 
 
-def check_new_weights(path: Path, overwrite: bool) -> None:
+def check_new_weights(path: Path, overwrite: bool, inputs: Iterable[str | Path | None] = ()) -> None:
     """`check_new`, and refuse a name by which the file would not be read again.
 
     Raises:
-        DensescoreError: `path` does not end in .safetensors, or exists and `overwrite` is off.
+        DensescoreError: `path` does not end in .safetensors, or exists and may not be replaced.
     """
     if path.suffix != ".safetensors":
         raise DensescoreError(f"--out: expected a name that ends in .safetensors, got {path}")
-    check_new(path, overwrite)
+    check_new(path, overwrite, inputs)

@@ -49,7 +49,7 @@ def source_classes(
     choice = choose(classes, fall_2011(), lambda: WordNet(wordnet))
     differences = differences_from_paper(choice)
     if out is not None:
-        with atomic_write(out, overwrite=overwrite) as temporary:
+        with atomic_write(out, overwrite=overwrite, inputs=[*classes.split(","), wordnet]) as temporary:
             temporary.write_text("".join(f"{wnid}\n" for wnid in choice.wnids))
     if as_json:
         counts = [{"term": term, "classes": count} for term, count in choice.added]
@@ -99,7 +99,7 @@ def pretrain(
     as_json: Json = False,
 ) -> None:
     """Train the paper's network on a folder of labelled images. Stopped or killed, the same command goes on."""
-    check_new_weights(out, overwrite)
+    check_new_weights(out, overwrite, [data])
     recipe = SourceRecipe(batch=batch, learning_rate=learning_rate, patience=patience, max_epochs=epochs)
     from densescore.paper.pretrain.distributed import process_group
     from densescore.paper.pretrain.images import available_classes, find_images
@@ -146,7 +146,7 @@ def convert_caffe(
     as_json: Json = False,
 ) -> None:
     """Convert Caffe's reference AlexNet or CaffeNet from ONNX, and check it by running both on the same input."""
-    check_new_weights(out, overwrite)
+    check_new_weights(out, overwrite, [onnx])
     values = None if mean is None else numbers(mean, "--mean")
     if values is not None and len(values) != 3:
         raise DensescoreError(f"--mean: expected three numbers, got {mean!r}")

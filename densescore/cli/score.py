@@ -102,6 +102,7 @@ def score(
                 kept,
                 part_size=part_size,
                 overwrite=overwrite,
+                inputs=options.files,
                 engine=work,
                 callback=callback,
             )

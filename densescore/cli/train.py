@@ -1,6 +1,5 @@
 """The command that trains a head for a user's own classes: ``densescore train``."""
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -61,7 +60,7 @@ def train(
     cache: CacheOptions = CacheOptions(),
 ) -> None:
     """Train a head for your own classes, from labeled or boxed images. Stopped or killed, the same command goes on."""
-    check_new_weights(out, overwrite)
+    check_new_weights(out, overwrite, [data, *options.files])
     one_of(recipe, tuple(RECIPES), "--recipe")
     one_of(unfreeze or "fc6", ("fc6",), "--unfreeze")
     if from_scratch:
@@ -69,6 +68,7 @@ def train(
     elif crops is not None:
         raise DensescoreError("--crops is for --from-scratch")
     from densescore.data.boxed_set import boxed_part
+    from densescore.io.checkpoint import checkpoint_folder
     from densescore.models.adaptation import save_head
     from densescore.transfer.pipeline import change_recipe
 
@@ -87,14 +87,13 @@ def train(
     if 0 < len(boxed.images) < len(images.images):
         taught = f"boxes and labels of {len(boxed.images):,}, labels alone of the others"
     note(f"{len(images.images):,} images of {len(images.classes)} classes teach by {taught}")
-    checkpoint = out.with_suffix(".checkpoint")
     losses: list[float] = []
 
     def callback(stage: int, number: int, loss: float) -> None:
         losses.append(loss)
         note(f"stage {stage + 1}, round {number + 1}: loss {loss:.4f}")
 
-    with Progress() as progress:
+    with checkpoint_folder(out) as checkpoint, Progress() as progress:
         if from_scratch:
             from densescore.network.devices import find_device
             from densescore.transfer.from_scratch import CROPS, train_from_scratch
@@ -137,8 +136,7 @@ def train(
                 file = train_model(
                     images, scorer, kept, plan, seed, checkpoint=checkpoint, track=track, callback=callback
                 )
-    save_head(out, file, overwrite=overwrite)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+        save_head(out, file, overwrite=overwrite)
     counts = file.training["patches"]
     if as_json:
         last = losses[-1] if losses else None

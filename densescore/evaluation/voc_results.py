@@ -1,7 +1,8 @@
 """Results in the files of VOC's development kit, as JSON, and as pictures."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from densescore.data.labeled_set import LabeledImage
 from densescore.evaluation.evaluate import ClassResult, SetScores, class_curve
 from densescore.evaluation.figures import draw_curve, draw_top
 from densescore.io.files import atomic_write
-from densescore.results.heatmaps import file_names
+from densescore.io.names import label_file_names
 from densescore.results.scores import DenseScores
+
+RESULTS = "results on a set"
+"""What the mark of a folder says that `write_results` wrote."""
 
 
 def write_results(
@@ -23,6 +27,7 @@ def write_results(
     about: dict[str, Any],
     score: Callable[[LabeledImage], DenseScores] | None = None,
     overwrite: bool = False,
+    inputs: Iterable[str | os.PathLike[str]] = (),
 ) -> None:
     """Write a folder of results, whole or not at all.
 
@@ -37,21 +42,26 @@ def write_results(
         folder: a new folder.
         about: what the results rest on, for ``results.json``.
         score: image → scores, for the pictures with maps; None leaves them out.
-        overwrite: replace `folder` if it is there.
+        overwrite: replace `folder` if it is there and holds results that densescore wrote.
+        inputs: what the results are made from; a folder that holds any of it is not replaced.
 
     Raises:
-        DensescoreError: `folder` exists and `overwrite` is off.
+        DensescoreError: `folder` exists and may not be replaced.
     """
     row = result.ks.index(k)
-    with atomic_write(folder, overwrite=overwrite, folder=True) as temporary:
-        for column, label in enumerate(file_names(result.boxed.classes)):
+    with atomic_write(folder, overwrite=overwrite, folder=RESULTS, inputs=inputs) as temporary:
+        for column, name in enumerate(label_file_names(result.boxed.classes)):
             values = result.scores[row, :, column]
             # 17 digits keep every double: rounding would make ties that the ranking did not have.
             lines = [f"{image.name} {value:.17g}\n" for image, value in zip(result.boxed.images, values, strict=True)]
-            (temporary / f"comp1_cls_{result.boxed.name}_{label}.txt").write_text("".join(lines))
+            (temporary / f"comp1_cls_{result.boxed.name}_{name}.txt").write_text(
+                "".join(lines),
+                encoding="utf-8",
+                errors="surrogateescape",  # file names as they are
+            )
             if class_curve(result, column, k) is not None:
-                draw_curve(result, column, k, temporary / f"pr_{label}.png")
+                draw_curve(result, column, k, temporary / f"pr_{name}.png")
                 if score is not None:
-                    draw_top(result, column, k, score, temporary / f"top_{label}.png")
+                    draw_top(result, column, k, score, temporary / f"top_{name}.png")
         record = {**about, "set": result.boxed.name, "k": k, "classes": [asdict(item) for item in rows]}
         (temporary / "results.json").write_text(json.dumps(record, indent=2) + "\n")

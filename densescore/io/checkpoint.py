@@ -1,13 +1,37 @@
 """A training's whole state on disk, so that one that was killed resumes to the same numbers."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from densescore.errors import DensescoreError
-from densescore.io.files import atomic_write
+from densescore.io.files import atomic_write, clear_scratch, remove_folder
+from densescore.io.locks import exclusive
+from densescore.io.marks import claim
+
+_KIND, _HOLDS = "checkpoints", (r"(patches|images|network)\.pt",)
+
+
+@contextmanager
+def checkpoint_folder(out: Path) -> Iterator[Path]:
+    """The folder ``NAME.checkpoint`` beside a training's result, held against a second training with the same result.
+
+    When the block ends without error, densescore's files in it go; otherwise they stay for the next run.
+
+    Raises:
+        DensescoreError: another training writes to `out`, or densescore did not make the folder.
+    """
+    path = out.with_suffix(".checkpoint")
+    with exclusive(out):
+        clear_scratch(out.parent)
+        claim(path, _KIND, _HOLDS)
+        clear_scratch(path)
+        yield path
+        remove_folder(path, _KIND)
 
 
 def write_checkpoint(path: str | os.PathLike[str], state: dict[str, Any], owner: str) -> None:

@@ -1,8 +1,6 @@
 """Decode anything that is a picture, and cut it into the levels of a pyramid."""
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 import cv2
@@ -16,7 +14,7 @@ from densescore.geometry import Level, Pyramid
 from densescore.io.decoding import from_file, from_pil
 from densescore.io.samples import Pixels, Samples
 
-__all__ = ["ImageLike", "Pixels", "level_pixels", "list_images", "read_image"]
+__all__ = ["ImageLike", "Pixels", "level_pixels", "read_image"]
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[np.generic] | torch.Tensor
 """What every public function takes as an image; `read_image` says how each is understood."""
@@ -92,24 +90,3 @@ def level_pixels(image: Pixels, pyramid: Pyramid, level: Level) -> Pixels:
     height, width = pyramid.padded_size(level)
     # OpenCV's reflect-101 repeats as often as needed, and repeats the pixel itself where there is only one.
     return cv2.copyMakeBorder(resized, 0, height - level.height, 0, width - level.width, cv2.BORDER_REFLECT_101)
-
-
-def list_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Image files: files as they are named, and of folders all that Pillow has a reader for, at any depth, sorted.
-
-    Raises:
-        DensescoreError: a path does not exist, or a folder holds no image.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            suffixes = Image.registered_extensions()
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
-            if not inside:
-                raise DensescoreError(f"{path}: the folder holds no images")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise DensescoreError(f"{path}: no such file or folder")
-    return found

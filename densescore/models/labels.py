@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -73,9 +74,13 @@ def find_label(label: str, labels: Sequence[str]) -> int:
     """Index of a class among `labels`.
 
     Raises:
-        DensescoreError: no such class; the message lists the nearest names.
+        DensescoreError: no such class; the message lists the nearest names. Or several classes have this name in the
+            model, ``crane``, and were given their index, ``crane (134)``, by `unique_labels`.
     """
     if label not in labels:
+        twins = [name for name in labels if re.fullmatch(rf"{re.escape(label)} \(\d+\)", name)]
+        if len(twins) > 1:
+            raise DensescoreError(f"class {label!r}: several have this name; choose one of {', '.join(twins)}")
         near = [name for name in labels if label.lower() in name.lower()]
         near += difflib.get_close_matches(label, labels, n=3, cutoff=0.5)
         hint = (

@@ -3,7 +3,6 @@
 import copy
 import math
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from densescore.errors import DensescoreError, reason_of
 from densescore.geometry import PAPER_SCALES
+from densescore.io.names import unique_labels
 from densescore.models import efficientnet_lite, krizhevsky
 from densescore.models.adaptation import MAX_PATCH, Activation, AdaptationHead, HeadFile, load_head
 from densescore.models.entry import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
@@ -197,7 +197,7 @@ def load_classifier(
     classifier = replace(classifier, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
     _check(classifier)
     check_weights_finite(classifier.module, f"weights of {classifier.name}")
-    return classifier
+    return replace(classifier, labels=unique_labels(classifier.labels))
 
 
 def _of_module(model: nn.Module) -> Classifier:
@@ -286,6 +286,3 @@ def _check(classifier: Classifier) -> None:
             )
     if not 1 <= classifier.patch_size <= MAX_PATCH:
         raise DensescoreError(f"patch_size must be at least 1 and at most {MAX_PATCH}, got {classifier.patch_size}")
-    repeated = sorted(label for label, count in Counter(classifier.labels).items() if count > 1)
-    if repeated:
-        raise DensescoreError(f"labels must all be different, got {', '.join(repeated[:5])} more than once")

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -15,11 +14,14 @@ from densescore.errors import DensescoreError
 from densescore.geometry import Pyramid
 from densescore.io.files import atomic_write
 from densescore.io.images import Pixels
+from densescore.io.names import as_text, label_file_names, text_values
 from densescore.results.best_patches import best_patches
 from densescore.results.overlay import Colors, draw_overlay
 from densescore.results.scores import DenseScores
 
 _PACKAGES = ("densescore", "torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
+HEATMAPS = "heatmaps"
+"""What the mark of a folder says that `export_heatmaps` wrote."""
 
 
 def export_heatmaps(
@@ -33,6 +35,7 @@ def export_heatmaps(
     opacity: float = 0.65,
     colormap: str = "turbo",
     overwrite: bool = False,
+    inputs: Sequence[str | os.PathLike[str]] = (),
 ) -> dict[str, Any]:
     """Write, per class, an overlay ``<class>.png`` and the raw map ``<class>.npz``, and one ``manifest.json``.
 
@@ -45,25 +48,28 @@ def export_heatmaps(
         colors: of the pictures; see `densescore.results.overlay.Colors`. Maps in files are raw, whatever the colors.
         opacity: of the color at a map's peak, in [0, 1].
         colormap: of matplotlib.
-        overwrite: replace `folder` if it is there.
+        overwrite: replace `folder` if it is there and holds heatmaps that densescore wrote.
+        inputs: files of the run, such as all its images and the model's; a folder that holds one is not replaced.
 
     Returns:
-        The manifest.
+        The manifest, as it is written: names and labels as `densescore.io.names.as_text` gives them.
 
     Raises:
-        DensescoreError: no such class, an image of another size than was scored, or `folder` exists.
+        DensescoreError: no such class, an image of another size than was scored, or `folder` exists and may not be
+            replaced.
     """
     size = (scores.pyramid.height, scores.pyramid.width)
     if image.shape[:2] != size:
         raise DensescoreError(f"image: expected the {size} pixels that were scored, got {image.shape[:2]}")
     labels = list(dict.fromkeys(labels))
     maps = scores.response_map(labels).cpu().numpy()  # [len(labels), H, W]
-    names = file_names(labels)
+    by_column = label_file_names(scores.labels)
+    names = [by_column[scores.index(label)] for label in labels]
     manifest = describe(scores, source)
     manifest["classes"] = [
         _describe_class(scores, label, values, name) for label, values, name in zip(labels, maps, names, strict=True)
     ]
-    with atomic_write(folder, overwrite=overwrite, folder=True) as temporary:
+    with atomic_write(folder, overwrite=overwrite, folder=HEATMAPS, inputs=inputs) as temporary:
         for label, values, name in zip(labels, maps, names, strict=True):
             np.savez_compressed(temporary / f"{name}.npz", map=values, label=label)
             picture = temporary / f"{name}.png"
@@ -88,7 +94,7 @@ def describe_geometry(pyramid: Pyramid) -> dict[str, Any]:
 def describe(scores: DenseScores, source: str) -> dict[str, Any]:
     """What a result rests on, as plain JSON values: image, model, geometry, ranking, versions, timings."""
     pyramid = scores.pyramid
-    return {
+    described = {
         "image": {"source": source, "height": pyramid.height, "width": pyramid.width},
         "model": scores.model,
         "context": scores.context,
@@ -100,12 +106,13 @@ def describe(scores: DenseScores, source: str) -> dict[str, Any]:
         "timings": {stage: round(seconds, 4) for stage, seconds in scores.timings.items()},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }
+    return dict(text_values(described))
 
 
 def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32], name: str) -> dict[str, Any]:
     column = scores.index(label)
     return {
-        "label": label,
+        "label": as_text(label),
         "image_score": scores.image_scores()[column].item(),
         "overlay": f"{name}.png",
         "map": f"{name}.npz",
@@ -115,12 +122,3 @@ def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32]
         "regions": [{"box": region.box, "peak": region.peak} for region in scores.boxes_from_map(label)],
         "best_patches": [patch._asdict() for patch in best_patches(scores, label, 5)],
     }
-
-
-def file_names(labels: Sequence[str]) -> list[str]:
-    """A file name per class: its label in plain characters, numbered where two come out alike."""
-    names: list[str] = []
-    for label in labels:
-        plain = re.sub(r"[^\w.-]+", "_", label).strip("._") or "class"
-        names.append(plain if plain.lower() not in map(str.lower, names) else f"{plain}-{len(names) + 1}")
-    return names

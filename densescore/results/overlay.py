@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError
 from densescore.io.images import Pixels
+from densescore.io.names import as_text
 from densescore.results.regions import find_regions
 from densescore.results.scores import DenseScores, Place
 
@@ -135,7 +136,7 @@ def describe_peak(scores: DenseScores, label: str) -> str:
     """The class and the height of its response (`DenseScores.shrunk_map`), in words."""
     peak = float(scores.shrunk_map(label).max())
     strength = "no" if peak < 0.005 else "weak" if peak < _FAINT else "clear" if peak < 0.3 else "strong"
-    return f"{label}: {strength} response, peak {peak:.2g}"
+    return f"{as_text(label)}: {strength} response, peak {peak:.2g}"
 
 
 def _relative(values: Map, peak: float, opacity: float) -> tuple[Normalize, NDArray[np.float64]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from densescore.errors import DensescoreError
 from densescore.geometry import Level, Pyramid
 from densescore.io.files import atomic_write
+from densescore.io.names import unique_labels
 from densescore.models import BACKGROUND
 from densescore.models.labels import find_label
 from densescore.models.weights import read_metadata, read_weights
@@ -55,7 +56,7 @@ class DenseScores:
     Attributes:
         patch_scores: float32 ``[M, C]`` in [0, 1], a probability per patch and class; levels one after another, cells
             of a level row by row.
-        labels: C class names.
+        labels: C class names. Of names that repeat, each gets its index: ``crane (134)``.
         pyramid: the geometry: image size, levels, patch and stride.
         k: the exponent of the image score.
         model: name of the network.
@@ -89,6 +90,7 @@ class DenseScores:
         expected = (len(self.pyramid), len(self.labels))
         if tuple(self.patch_scores.shape) != expected:
             raise DensescoreError(f"patch_scores: expected [M, C] = {expected}, got {tuple(self.patch_scores.shape)}")
+        object.__setattr__(self, "labels", unique_labels(self.labels))
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -3,9 +3,8 @@
 import hashlib
 import json
 import os
-import shutil
+import re
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError
-from densescore.io.files import atomic_write
+from densescore.io.files import atomic_write, clear_scratch
 from densescore.io.images import Pixels, read_image
 from densescore.scoring.fingerprint import Context
 from densescore.scoring.scorer import DenseScorer
@@ -24,7 +23,7 @@ DEFAULT_BYTES = 20 * 10**9
 
 _VERSION = 1  # raise it when the engine's features change for the same key
 _FLOAT16_MAX = 65504
-_STALE = 24 * 3600  # seconds after which an interrupted write's scratch folder is cleared away
+_NAME = re.compile(r"[0-9a-f]{64}\.npy")  # of our files; others in the folder are not counted, and never deleted
 
 
 class FeatureCache:
@@ -65,9 +64,7 @@ class FeatureCache:
             "absolute": scorer.patch_sizes is not None,
             **scorer.fingerprint("features", context=self.context),
         }
-        for scratch in self.folder.glob(".*-*"):
-            if scratch.stat().st_mtime < time.time() - _STALE:
-                shutil.rmtree(scratch, ignore_errors=True)
+        clear_scratch(self.folder)
         self._sizes = {file: file.stat().st_size for file in self._by_age()}
 
     def features(self, image: Path, *, flip: bool = False) -> NDArray[np.float16]:
@@ -112,13 +109,14 @@ class FeatureCache:
         return np.clip(features, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
 
     def _store(self, path: Path, features: NDArray[np.float16]) -> None:
-        with atomic_write(path, overwrite=True) as temporary:
+        with atomic_write(path, overwrite=True, sweep=False) as temporary:
             np.save(temporary, features)
         self._sizes[path] = path.stat().st_size
         self._shrink(keep=path)
 
     def _by_age(self) -> list[Path]:
-        return sorted(self.folder.glob("*.npy"), key=lambda file: file.stat().st_mtime)
+        ours = [file for file in self.folder.glob("*.npy") if _NAME.fullmatch(file.name)]
+        return sorted(ours, key=lambda file: file.stat().st_mtime)
 
     def _shrink(self, keep: Path) -> None:
         if sum(self._sizes.values()) <= self.max_bytes:

@@ -55,7 +55,7 @@ def test_heatmap_writes_a_folder_per_image_and_never_over_another(photos: Path, 
     first = run(*arguments, "--classes", "tabby, Egyptian cat")
     assert first.exit_code == 0, first.output
     assert {file.name for file in (out / "cat").iterdir()} == {
-        "tabby.png", "tabby.npz", "Egyptian_cat.png", "Egyptian_cat.npz", "manifest.json",
+        ".densescore", "tabby.png", "tabby.npz", "Egyptian_cat.png", "Egyptian_cat.npz", "manifest.json",
     }  # fmt: skip
     before = {file: file.stat().st_mtime_ns for file in (out / "cat").iterdir()}
     again = run(*arguments, "--top", "1")
@@ -66,15 +66,19 @@ def test_heatmap_writes_a_folder_per_image_and_never_over_another(photos: Path, 
     assert replaced.exit_code == 0
     manifest = json.loads(replaced.stdout)
     assert [entry["label"] for entry in manifest["classes"]] == ["Egyptian cat"]
-    assert {file.name for file in (out / "cat").iterdir()} == {"Egyptian_cat.png", "Egyptian_cat.npz", "manifest.json"}
+    assert {file.name for file in (out / "cat").iterdir()} == {
+        ".densescore", "Egyptian_cat.png", "Egyptian_cat.npz", "manifest.json",
+    }  # fmt: skip
 
 
-def test_two_inputs_that_would_write_to_one_folder(photos: Path, tmp_path: Path) -> None:
+def test_pictures_of_one_stem_get_a_folder_each(photos: Path, tmp_path: Path) -> None:
     twin = tmp_path / "cat.png"
-    twin.write_bytes((photos / "cat.png").read_bytes())
+    twin.write_bytes((photos / "coffee.png").read_bytes())
     result = run("heatmap", photos / "cat.png", twin, "--out", tmp_path / "maps", *FAST)
-    assert result.exit_code == 1
-    assert "its maps would replace those of" in result.stderr
+    assert result.exit_code == 0, result.output
+    for name, source in (("cat", photos / "cat.png"), ("cat-2", twin)):
+        manifest = json.loads((tmp_path / "maps" / name / "manifest.json").read_text())
+        assert manifest["image"]["source"] == str(source)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from densescore import DensescoreError
 from densescore.io.files import atomic_write
+from densescore.io.marks import MARK
 
 
 def test_a_file_takes_its_place_only_when_done(tmp_path: Path) -> None:
@@ -24,9 +25,9 @@ def test_a_file_takes_its_place_only_when_done(tmp_path: Path) -> None:
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     for name in ("one", "two"):
-        with atomic_write(path, folder=True, overwrite=True) as temporary:
+        with atomic_write(path, folder="tests", overwrite=True) as temporary:
             (temporary / name).write_text(name)
-        assert [file.name for file in path.iterdir()] == [name]
+        assert sorted(file.name for file in path.iterdir()) == [MARK, name]
     assert list(tmp_path.iterdir()) == [path]
 
 

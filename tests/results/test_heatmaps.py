@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from densescore import DensescoreError, DenseScores, Pyramid
-from densescore.io.images import list_images
+from densescore.io.names import as_text, from_text
 from densescore.results.heatmaps import export_heatmaps
 from densescore.results.overlay import Colors, draw_map, draw_overlay
 
@@ -34,7 +34,7 @@ def test_a_folder_with_maps_pictures_and_a_manifest(
     folder = tmp_path / "out" / "photo"
     export_heatmaps(scores, image, ["a cat", "a/cat", "a cat"], folder, source="photo.jpg")
     assert sorted(file.name for file in folder.iterdir()) == [
-        "a_cat-2.npz", "a_cat-2.png", "a_cat.npz", "a_cat.png", "manifest.json",
+        ".densescore", "a_cat-2.npz", "a_cat-2.png", "a_cat.npz", "a_cat.png", "manifest.json",
     ]  # fmt: skip
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["image"] == {"source": "photo.jpg", "height": 90, "width": 130}
@@ -67,7 +67,7 @@ def test_nothing_half_written_and_nothing_overwritten(
     with pytest.raises(DensescoreError, match="photo: exists already"):
         export_heatmaps(scores, image, ["a cat"], folder)
     export_heatmaps(scores, image, ["a cat"], folder, overwrite=True)
-    assert sorted(file.name for file in folder.iterdir()) == ["a_cat.npz", "a_cat.png", "manifest.json"]
+    assert sorted(file.name for file in folder.iterdir()) == [".densescore", "a_cat.npz", "a_cat.png", "manifest.json"]
     with pytest.raises(DensescoreError, match=r"expected the \(90, 130\) pixels"):
         export_heatmaps(scores, image[:50], ["dog"], tmp_path / "other")
 
@@ -133,14 +133,41 @@ def test_pictures_with_unknown_choices_are_refused(tmp_path: Path, image: NDArra
     assert not (tmp_path / "x.png").exists()
 
 
-def test_list_images(tmp_path: Path) -> None:
-    (tmp_path / "deep").mkdir()
-    for name in ("b.JPG", "a.png", "notes.txt", "deep/c.webp"):
-        (tmp_path / name).touch()
-    assert list_images([tmp_path]) == [tmp_path / name for name in ("a.png", "b.JPG", "deep/c.webp")]
-    assert list_images([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]  # named: the user's word
-    with pytest.raises(DensescoreError, match="nothing: no such file or folder"):
-        list_images([tmp_path / "nothing"])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DensescoreError, match="empty: the folder holds no images"):
-        list_images([tmp_path / "empty"])
+def test_classes_whose_names_are_alike_have_a_map_each(
+    tmp_path: Path, image: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "densescore.results.heatmaps.draw_overlay", lambda *x, **_: Path(x[3]).write_text(as_text(x[2]))
+    )
+    labels = ("a_b", "a_b-3", "a/b", "A B", "crane", "crane", "con", "x" * 300, "é\ud800", "$x^2$", "a_b-2")
+    pyramid = Pyramid.of(90, 130, scales=(1,), patch=20, stride=8)
+    values = torch.rand(len(pyramid), len(labels), generator=torch.Generator().manual_seed(0))
+    scores = DenseScores(values, labels, pyramid)
+    assert scores.labels[4:6] == ("crane (4)", "crane (5)")
+    with pytest.raises(DensescoreError, match=r"several have this name; choose one of crane \(4\), crane \(5\)"):
+        scores.response_map("crane")
+    assert len({ranked.label for ranked in scores.top(99)}) == len(labels)
+    folder = tmp_path / "all"
+    manifest = export_heatmaps(scores, image, scores.labels, folder, source="caf\udce9.png")
+    json.dumps(manifest, ensure_ascii=False).encode()
+    assert from_text(manifest["image"]["source"]) == "caf\udce9.png"
+    files = [entry[key].lower() for entry in manifest["classes"] for key in ("map", "overlay")]
+    assert len(set(files)) == 2 * len(labels)
+    for index, entry in enumerate(manifest["classes"]):
+        assert from_text(entry["label"]) == scores.labels[index]
+        with np.load(folder / entry["map"]) as stored:
+            np.testing.assert_array_equal(stored["map"], scores.response_map([scores.labels[index]])[0])
+            assert str(stored["label"]) == scores.labels[index]
+        assert (folder / entry["overlay"]).read_text() == entry["label"]
+    one = export_heatmaps(scores, image, ["a/b"], tmp_path / "one")  # named as among all
+    assert one["classes"][0]["map"] == manifest["classes"][2]["map"]
+
+
+def test_a_folder_with_the_longest_name_that_is_legal(
+    tmp_path: Path, scores: DenseScores, image: NDArray[np.uint8]
+) -> None:
+    folder = tmp_path / ("x" * 250)
+    for overwrite in (False, True):
+        export_heatmaps(scores, image, ["dog"], folder, overwrite=overwrite)
+    assert {file.name for file in tmp_path.iterdir()} == {folder.name}
+    assert (folder / "dog.npz").exists()

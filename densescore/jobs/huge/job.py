@@ -1,5 +1,6 @@
 """The folder of a huge image's scores: what was asked, what is done, and the scores so far.
 
+``.densescore`` the mark: a folder without it is never cleared
 ``job.json``    the image, model and geometry; a folder goes on only with the same
 ``scores.zarr`` per level, float32 ``[rows, cols, C]``
 ``done``        a line per finished tile, written after its scores: what is not in it is scored again
@@ -7,7 +8,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +18,14 @@ from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError
 from densescore.geometry import Level
-from densescore.io.files import atomic_write
+from densescore.io.files import atomic_write, check_replaceable, clear_scratch, remove_folder
+from densescore.io.marks import ZARR, claim
+from densescore.io.names import text_values
 from densescore.network.tiling import Tile
 
 _CHUNK_CLASSES = 64
+_KIND = "scores of a huge image"
+_HOLDS = (r"job\.json", "done", r"result\.json", r"maps(/[^/]+\.tif)?", rf"scores\.zarr(/{ZARR})?")
 
 
 class Job:
@@ -33,7 +37,8 @@ class Job:
         levels: of the image.
         classes: C.
         chunk: rows and columns of cells that a tile has.
-        overwrite: begin anew where `folder` holds another job.
+        overwrite: begin again where `folder` holds another job.
+        inputs: files of the run, which must not be in a folder that is cleared.
 
     Raises:
         DensescoreError: the folder holds something else, or cannot be written.
@@ -47,17 +52,21 @@ class Job:
         classes: int,
         chunk: tuple[int, int],
         overwrite: bool = False,
+        inputs: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         import zarr
 
         self.folder = Path(folder)
         self._journal = self.folder / "done"
-        asked = json.loads(json.dumps(asked))
+        asked = json.loads(json.dumps(text_values(asked)))
         described = self.folder / "job.json"
         with self.writing():
-            if self.folder.exists() and not self._goes_on(described, asked, overwrite):
-                shutil.rmtree(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            claim(self.folder, _KIND, _HOLDS)
+            clear_scratch(self.folder)
+            if not self._goes_on(described, asked, overwrite):
+                check_replaceable(self.folder, overwrite=True, folder=_KIND, inputs=inputs)
+                remove_folder(self.folder, _KIND)
+                claim(self.folder, _KIND, _HOLDS)
             if not described.exists():
                 group = zarr.open_group(self.folder / "scores.zarr", mode="w")
                 for index, level in enumerate(levels):
@@ -71,12 +80,9 @@ class Job:
         self.done = {int(line) for line in lines if line.isdecimal()}
 
     def _goes_on(self, described: Path, asked: dict[str, Any], overwrite: bool) -> bool:
-        """Whether the folder holds this very job; False where it may be cleared away."""
-        if not described.exists():
-            inside = {file.name for file in self.folder.iterdir()}
-            if inside <= {"scores.zarr"} or all(name.startswith(".job.json") for name in inside - {"scores.zarr"}):
-                return False  # killed while it was laid out
-            raise DensescoreError(f"{self.folder}: exists already and holds no job of this command; choose another")
+        """Whether the folder holds this very job, or nothing yet; False where it is to be cleared."""
+        if not described.exists():  # killed while it was laid out, or new
+            return not (self.folder / "scores.zarr").exists()
         try:
             before = json.loads(described.read_text())
         except ValueError as error:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densescore.geometry import Pyramid
+from densescore.io.names import as_text
 from densescore.jobs.huge.source import GeoTag
 
 TILE = 512
@@ -92,6 +93,8 @@ def write_map(
     """
     import tifffile
 
+    text = f"response map of {as_text(label)}: mean score of the patches over each pixel"
+    description = text.encode()  # UTF-8; as a string, TIFF takes only ASCII
     peak = 0.0
     full = MapView(columns, pyramid, step).shape
     with tifffile.TiffWriter(path, bigtiff=full[0] * full[1] * 4 > 2**31) as writer:
@@ -107,7 +110,7 @@ def write_map(
                 compression="zlib",
                 photometric="minisblack",
                 subfiletype=0 if first else 1,  # 1: a smaller version of another picture
-                description=f"response map of {label}: mean score of the patches over each pixel" if first else None,
+                description=description if first else None,
                 extratags=scaled(tags, step) if first else (),
                 metadata=None,
             )

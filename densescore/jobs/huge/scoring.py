@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from densescore.errors import DensescoreError
 from densescore.geometry import Level, Pyramid
 from densescore.io.files import atomic_write
+from densescore.io.locks import exclusive
+from densescore.io.names import label_file_names, text_values
 from densescore.jobs.huge.job import Job
 from densescore.jobs.huge.maps import write_map
 from densescore.jobs.huge.resampling import level_window
@@ -23,7 +25,7 @@ from densescore.models.labels import find_label
 from densescore.network.dense_network import DenseNetwork
 from densescore.network.tiling import Tile, bytes_per_pixel, own_part, reach, tiles
 from densescore.results.best_patches import rank_patches
-from densescore.results.heatmaps import describe_geometry, file_names
+from densescore.results.heatmaps import describe_geometry
 from densescore.scoring.crop_network import dense_only
 from densescore.scoring.scorer import DenseScorer
 
@@ -44,6 +46,7 @@ def score_huge(
     memory: float = 1.0,
     bands: Sequence[int] | None = None,
     overwrite: bool = False,
+    inputs: Sequence[str | os.PathLike[str]] = (),
     track: Track = lambda items, _: items,
 ) -> dict[str, Any]:
     """Score every patch of an image that is too large for memory, and write the response maps of some classes.
@@ -61,6 +64,7 @@ def score_huge(
         memory: GB that one tile may take in the trunk. More is faster for networks with wide receptive fields.
         bands: channels to read; see `open_huge`.
         overwrite: begin again where the folder holds other scores.
+        inputs: other files of the run, such as the model's; neither they nor the image are ever deleted.
         track: shows progress.
 
     Returns:
@@ -76,22 +80,22 @@ def score_huge(
     chosen = [label.strip() for label in classes]
     for label in chosen:
         find_label(label, scorer.labels)
-    with open_huge(image, bands) as opened:
+    with exclusive(Path(folder)), open_huge(image, bands) as opened:
         pyramid = scorer.pyramid(opened.height, opened.width, max_cells=_ANY_NUMBER)
         side = _tile_side(scorer.name, network, memory)
         plan = list(tiles(pyramid.levels, network, side))
         chunk = max(len(tile.rows.cells) for tile in plan), max(len(tile.cols.cells) for tile in plan)
         asked = _describe(scorer, opened, pyramid, bands, chunk)
-        job = Job(folder, asked, pyramid.levels, len(scorer.labels), chunk, overwrite)
+        job = Job(folder, asked, pyramid.levels, len(scorer.labels), chunk, overwrite, (image, *inputs))
         start = time.perf_counter()
         left = [tile for tile in plan if tile.number not in job.done]
         for tile in track(left, "tiles"):
             job.keep(tile, _score_tile(scorer, network, opened, pyramid, tile))
         seconds = time.perf_counter() - start
-    result = {**asked, "tiles": len(plan), "tiles_scored_now": len(left), "seconds": round(seconds, 3)}
-    result |= _finish(scorer, job, pyramid, chosen, top, map_step, opened, track)
-    with job.writing(), atomic_write(job.folder / "result.json", overwrite=True) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
+        result = {**asked, "tiles": len(plan), "tiles_scored_now": len(left), "seconds": round(seconds, 3)}
+        result |= _finish(scorer, job, pyramid, chosen, top, map_step, opened, track)
+        with job.writing(), atomic_write(job.folder / "result.json", overwrite=True) as temporary:
+            temporary.write_text(json.dumps(text_values(result), indent=2) + "\n")
     return result
 
 
@@ -176,9 +180,11 @@ def _finish(
         for label in order
     ]
     labels = list(dict.fromkeys(chosen)) or [str(entry["label"]) for entry in ranked[:top]]
+    names = label_file_names(scorer.labels)
     described = []
-    for label, name in track(list(zip(labels, file_names(labels), strict=True)), "maps"):
-        column = scorer.labels.index(label)
+    for label in track(labels, "maps"):
+        column = find_label(label, scorer.labels)
+        name = names[column]
         columns = [job.column(index, column) for index in range(len(pyramid.levels))]
         with job.writing(), atomic_write(job.folder / "maps" / f"{name}.tif", overwrite=True) as temporary:
             peak = write_map(temporary, columns, pyramid, label, step, image.geotags)

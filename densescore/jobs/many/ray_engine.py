@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from densescore.errors import DensescoreError
+from densescore.io.names import as_text, from_text
 from densescore.jobs.many.rows import Kept, Row, encode, keep, schema
 from densescore.jobs.many.run import Run
 from densescore.jobs.many.table import Engine, describe_scorer
@@ -63,7 +64,7 @@ def ray_engine(
         except Exception as error:  # no cluster at the address, another version of Ray or Python, …
             raise DensescoreError(f"address {address!r}: no Ray cluster: {error}") from error
         try:
-            parts = [{"start": part.start, "images": [run.images[i] for i in part]} for part in run.pending()]
+            parts = [{"start": part.start, "images": [as_text(run.images[i]) for i in part]} for part in run.pending()]
             attempts = ray.remote(num_cpus=0)(_Attempts).remote()
             count = workers or max(1, int(ray.cluster_resources().get("CPU", 1) / cpus))
             logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -127,7 +128,7 @@ class _Worker:
         self.columns = schema(kept, len(self.scorer.labels))
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
-        start, images = int(part["start"]), [str(image) for image in part["images"]]
+        start, images = int(part["start"]), [from_text(str(image)) for image in part["images"]]
         # A part that comes again may hold an image that kills its process: then one after another, each announced.
         again = self._tell("begin", f"part {start}") > 1
         score = self._score_announced if again else self._score

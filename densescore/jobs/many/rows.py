@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError
+from densescore.io.names import as_message, as_text, text_values
 from densescore.models.labels import find_label
 from densescore.results.formats import to_row
 from densescore.scoring.stream import Scored
@@ -67,18 +68,19 @@ def keep(index: int, name: str, scored: Scored, kept: Kept, arrays: Path) -> Row
 
     Args:
         index: of the image in the run.
-        name: the image's path.
-        scored: its scores, or its error.
+        name: the image's path; the row has it as `as_text` writes it, and so the labels.
+        scored: what became of it.
         kept: what to keep.
         arrays: the zarr folder.
     """
-    row: Row = {"index": index, "image": _text(name), "error": scored.error}
+    error = None if scored.error is None else as_message(scored.error)
+    row: Row = {"index": index, "image": as_text(name), "error": error}
     scores = scored.scores
     if scores is None:
         return row
     labels = kept.classes or [best.label for best in scores.top(kept.mapped)]
     maps = scores.response_map(labels).cpu().numpy() if labels else None  # [len(labels), H, W]
-    row |= to_row(scores, kept.top, labels, maps)
+    row |= text_values(to_row(scores, kept.top, labels, maps))
     if kept.all_scores:
         row["image_scores"] = scores.image_scores().cpu().numpy()
     if kept.arrays:
@@ -87,7 +89,7 @@ def keep(index: int, name: str, scored: Scored, kept: Kept, arrays: Path) -> Row
             found["maps"] = maps
         if kept.patch_scores:
             found |= {"patch_scores": scores.patch_scores.cpu().numpy(), "boxes": scores.boxes.numpy()}
-        write_arrays(arrays, index, found, {"image": row["image"], "mapped": list(labels)})
+        write_arrays(arrays, index, found, {"image": row["image"], "mapped": text_values(labels)})
     return row
 
 
@@ -169,8 +171,3 @@ def encode(rows: Sequence[Row], columns: "pa.Schema") -> bytes:
     data = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=columns), data)
     return data.getvalue()
-
-
-def _text(name: str) -> str:
-    """A path as text, also where its bytes are not UTF-8."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

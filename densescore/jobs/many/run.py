@@ -1,4 +1,4 @@
-"""A table that comes about part by part, so that a killed run goes on where it was.
+"""A table that is made part by part, so that a killed run goes on where it was.
 
 Beside ``results.parquet`` a run keeps the folder ``results.parquet.parts``: ``_run.json`` says what is being made, each
 ``part-<first image>.parquet`` holds the rows of a fixed range of images and appears whole or not at all. When all are
@@ -9,19 +9,23 @@ or still to do, and the folder is itself a table that pandas, pyarrow and DuckDB
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densescore.errors import DensescoreError
-from densescore.io.files import atomic_write
+from densescore.io.files import atomic_write, check_replaceable, clear_scratch, remove_folder
+from densescore.io.locks import exclusive
+from densescore.io.marks import ARRAYS, ZARR, claim, read_mark
+from densescore.io.names import as_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _GROUP_ROWS = 16_384  # of a row group of the finished table
+_PARTS = "parts of a table"
+_PARTS_HOLD = (r"_run\.json", r"part-\d+\.parquet", rf"_arrays\.zarr(/{ZARR})?")
 
 
 class Run:
@@ -35,14 +39,16 @@ class Run:
         columns: of the table.
         part_size: images per part: the most that a kill can cost.
         overwrite: replace a finished table (its arrays go at once), and drop the parts of another run.
+        keeps_arrays: the run will have arrays; otherwise a zarr folder beside the table may be somebody else's.
+        inputs: other files of the run, beside `images`, that it must not replace.
 
     Attributes:
         complete: `out` is what this run would make.
         arrays: the zarr folder to write to.
 
     Raises:
-        DensescoreError: on entering, where another run's results or parts are in the place, another run is at work, or
-            the place cannot be written.
+        DensescoreError: on entering, where another run's results or parts are in the place, or files that densescore
+            did not make; another run is at work; or the place cannot be written.
     """
 
     def __init__(
@@ -54,9 +60,9 @@ class Run:
         *,
         part_size: int = 64,
         overwrite: bool = False,
+        keeps_arrays: bool = False,
+        inputs: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
-        from filelock import FileLock
-
         self.out, self.images, self.columns, self.overwrite = Path(out), images, columns, overwrite
         if self.out.suffix != ".parquet":
             raise DensescoreError(f"--out: the table's file ends in .parquet, got {self.out}")
@@ -69,12 +75,13 @@ class Run:
         self.parts = _parts_of(self.out)
         self.arrays = self.parts / "_arrays.zarr"
         self._final_arrays = self.out.with_suffix(".zarr")
-        self._lock = FileLock(self.out.with_name(f".{self.out.name}.lock"), timeout=0)
+        self._keeps_arrays, self._inputs = keeps_arrays, (*images, *inputs)
+        self._lock = ExitStack()
 
     def __enter__(self) -> "Run":
-        from filelock import Timeout
-
-        if self.out.exists() and not self.overwrite:
+        if self.overwrite:
+            check_replaceable(self.out, overwrite=True, inputs=self._inputs)
+        elif os.path.lexists(self.out):
             found = read_description(self.out) or {}
             self.complete = found == self.description
             if not self.complete:
@@ -82,26 +89,16 @@ class Run:
                     f"{self.out}: exists already, {_difference(found, self.description)}; "
                     "choose another --out, or --overwrite"
                 )
-        try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-        except Timeout as error:
-            raise DensescoreError(f"{self.out}: another run is writing it at this moment") from error
-        except OSError as error:
-            raise DensescoreError(f"{self.out}: cannot be written: {error.strerror}") from error
-        try:
+        with ExitStack() as lock:
+            lock.enter_context(exclusive(self.out))
             self._sweep()
             if not self.complete:
                 self._take_up()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._lock = lock.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.complete:
-            Path(self._lock.lock_file).unlink(missing_ok=True)
-        self._lock.release()
+        self._lock.close()
 
     def pending(self) -> Iterator[range]:
         """Ranges of images whose rows are not there, in order."""
@@ -130,7 +127,7 @@ class Run:
         if missing is not None:
             raise DensescoreError(f"{self.parts}: images {missing.start} to {missing.stop - 1} are missing")
         try:
-            with atomic_write(self.out, overwrite=True) as temporary:
+            with atomic_write(self.out, overwrite=self.overwrite) as temporary:
                 self._merge(temporary)
                 if self.arrays.exists():
                     self.arrays.rename(self._final_arrays)
@@ -158,42 +155,42 @@ class Run:
             os.fsync(file.fileno())
 
     def _take_up(self) -> None:
-        """Go on with the parts that are there, or start anew."""
-        record = self.parts / "_run.json"
-        found = read_description(self.out.with_name(self.parts.name))
+        """Go on with the parts that are there, or start again."""
+        claim(self.parts, _PARTS, _PARTS_HOLD)
+        found = read_description(self.parts)
         if found is None and any(self.parts.glob("part-*.parquet")):
-            raise DensescoreError(f"{self.parts}: holds parts, but not the {record.name} that says of what")
+            raise DensescoreError(f"{self.parts}: holds parts, but not the _run.json that says of what")
         if found is not None and found != self.description:
             if not self.overwrite:
                 raise DensescoreError(
                     f"{self.parts}: belongs to a run that was not finished, {_difference(found, self.description)}; "
                     "finish it with its own options, choose another --out, or --overwrite"
                 )
-            self._discard(self.parts)
+            self._discard(self.parts, _PARTS)
+            claim(self.parts, _PARTS, _PARTS_HOLD)
             found = None
         final = self._final_arrays
-        if found is not None and final.exists():  # killed in the last step of all
+        ours = (mark := read_mark(final)) is not None and mark.kind == ARRAYS
+        if ours and found is not None:  # killed in the last step of all
             final.rename(self.arrays)
-        elif found is None:
-            if final.exists():
-                if not self.overwrite:
-                    raise DensescoreError(f"{final}: exists already; choose another --out, or --overwrite")
-                self._discard(final)
-            _write(record, json.dumps(self.description, indent=1).encode())
+        elif ours or (self._keeps_arrays and os.path.lexists(final)):
+            if not self.overwrite:
+                raise DensescoreError(f"{final}: exists already; choose another --out, or --overwrite")
+            self._discard(final, ARRAYS)
+        if found is None:
+            _write(self.parts / "_run.json", json.dumps(self.description, indent=1).encode())
 
     def _sweep(self) -> None:
         """Clear away what interrupted writes left, and, once the table is complete, its parts."""
-        if self.complete and self.parts.exists():
-            self._discard(self.parts)
-        for folder, pattern in ((self.out.parent, f".{self.out.name}-*"), (self.parts, ".*")):
-            for scratch in folder.glob(pattern):
-                shutil.rmtree(scratch, ignore_errors=True)
+        clear_scratch(self.out.parent)
+        if self.complete:
+            remove_folder(self.parts, _PARTS)
+        elif self.parts.is_dir():
+            clear_scratch(self.parts)
 
-    def _discard(self, folder: Path) -> None:
-        """Delete a folder. It loses its name first, in one step: half a folder of parts would look like a run."""
-        scratch = Path(tempfile.mkdtemp(prefix=f".{self.out.name}-", dir=self.out.parent))
-        folder.rename(scratch / folder.name)
-        shutil.rmtree(scratch, ignore_errors=True)
+    def _discard(self, folder: Path, kind: str) -> None:
+        check_replaceable(folder, overwrite=True, folder=kind, inputs=self._inputs)
+        remove_folder(folder, kind)
 
     def _path(self, start: int) -> Path:
         return self.parts / f"part-{start:012d}.parquet"
@@ -225,7 +222,7 @@ def _parts_of(out: Path) -> Path:
 
 
 def _describe_images(images: Sequence[str]) -> str:
-    digest = hashlib.sha256("\0".join(images).encode("utf-8", "surrogateescape")).hexdigest()
+    digest = hashlib.sha256("\0".join(map(as_text, images)).encode()).hexdigest()
     return f"{len(images)} paths ({digest[:16]})"
 
 
@@ -254,7 +251,7 @@ def _rows_in(path: Path) -> int:
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        with atomic_write(path, overwrite=True) as temporary, temporary.open("wb") as file:
+        with atomic_write(path, overwrite=True, sweep=False) as temporary, temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

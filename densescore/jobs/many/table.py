@@ -24,6 +24,7 @@ def score_table(
     context: Context | None = None,
     part_size: int = 64,
     overwrite: bool = False,
+    inputs: Sequence[str | os.PathLike[str]] = (),
     engine: Engine | None = None,
     callback: Callable[[int, Sequence[Row]], None] = lambda found, rows: None,
 ) -> int:
@@ -39,6 +40,7 @@ def score_table(
         overwrite: replace a finished table.
         engine: does the work; by default `local_engine`, in this process.
         callback: called with the number of rows that an earlier run left, and with new rows as they come.
+        inputs: other files of the run, such as the model's; neither they nor the images are ever replaced.
 
     Raises:
         DensescoreError: see `Run`; an argument does not fit; the disk is full. Never because of an image: that is in
@@ -48,7 +50,6 @@ def score_table(
         How many images of the table have an error.
     """
     try:
-        import filelock  # noqa: F401
         import pyarrow.parquet as pq
     except ImportError as error:
         raise DensescoreError(f"a table of scores needs {error.name}: pip install 'densescore[many]'") from error
@@ -57,7 +58,16 @@ def score_table(
     engine, context = engine or local_engine(scorer), context or scorer.context
     columns = schema(kept, len(scorer.labels))
     description = {**describe_scorer(scorer, context), **_by_option(vars(kept))}
-    with Run(out, images, description, columns, part_size=part_size, overwrite=overwrite) as run:
+    with Run(
+        out,
+        images,
+        description,
+        columns,
+        part_size=part_size,
+        overwrite=overwrite,
+        keeps_arrays=kept.arrays,
+        inputs=inputs,
+    ) as run:
         callback(len(images) - sum(map(len, run.pending())), [])
         if not run.complete:
             if kept.arrays:

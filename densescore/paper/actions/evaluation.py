@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from densescore.errors import DensescoreError
 from densescore.evaluation.average_precision import average_precision, precision_recall
 from densescore.io.files import atomic_write
+from densescore.io.names import label_file_names
 from densescore.paper.actions.voc import ActionSet
 
 
@@ -55,15 +56,24 @@ def mean_ap(rows: list[ActionResult]) -> float:
     return float(np.mean([row.ap for row in rows if row.ap is not None]))
 
 
+RESULTS = "results on persons"
+"""What the mark of a folder says that `write_action_results` wrote."""
+
+
 def write_action_results(
     actions: ActionSet, scores: NDArray[np.float64], labels: tuple[str, ...], folder: Path, *, overwrite: bool = False
 ) -> None:
     """VOC's result files: ``comp10_action_<set>_<action>.txt``, a line per person: image, object, score."""
-    with atomic_write(folder, overwrite=overwrite, folder=True) as temporary:
-        for action in actions.actions:
+    names = label_file_names(actions.actions)
+    with atomic_write(folder, overwrite=overwrite, folder=RESULTS) as temporary:
+        for action, name in zip(actions.actions, names, strict=True):
             column = scores[:, labels.index(action)]
             lines = [
                 f"{person.image} {person.index} {score:.17g}\n"
                 for person, score in zip(actions.persons, column, strict=True)
             ]
-            (temporary / f"comp10_action_{actions.name}_{action}.txt").write_text("".join(lines))
+            (temporary / f"comp10_action_{actions.name}_{name}.txt").write_text(
+                "".join(lines),
+                encoding="utf-8",
+                errors="surrogateescape",  # file names as they are
+            )

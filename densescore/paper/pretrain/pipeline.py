@@ -1,6 +1,7 @@
 """A tree of images in, the file of a source network out."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from densescore.io.checkpoint import checkpoint_folder
 from densescore.models.krizhevsky import Krizhevsky, initialize
 from densescore.models.registry import MODELS
 from densescore.models.weights import save_weights
@@ -64,29 +66,29 @@ def pretrain_krizhevsky(
     entry = MODELS["krizhevsky"]
     network = Krizhevsky(len(images.classes), width)
     initialize(network, seed)
-    checkpoint = out.with_suffix(".checkpoint")
-    result = train_source(
-        network.to(process.device),
-        images,
-        recipe,
-        process,
-        normalize=normalizer(entry.mean, RAW),
-        precision=find_precision(precision, process.device),
-        seed=seed,
-        workers=workers,
-        checkpoint=checkpoint,
-        checkpoint_steps=checkpoint_steps,
-        callback=callback,
-    )
-    if process.rank == 0:
-        training = {
-            "recipe": asdict(recipe),
-            "seed": seed,
-            "images": {"train": len(images.train), "val": len(images.val), "digest": images.digest()},
-            "ten_views": asdict(result),
-            "versions": {name: version(name) for name in ("densescore", "torch", "torchvision")},
-        }
-        save_weights(out, fold_std(network.state_dict(), entry.std), images.classes, training, overwrite=overwrite)
-        checkpoint.unlink(missing_ok=True)
+    shared = nullcontext(out.with_suffix(".checkpoint"))  # of other processes, which only read it
+    with checkpoint_folder(out) if process.rank == 0 else shared as folder:
+        result = train_source(
+            network.to(process.device),
+            images,
+            recipe,
+            process,
+            normalize=normalizer(entry.mean, RAW),
+            precision=find_precision(precision, process.device),
+            seed=seed,
+            workers=workers,
+            checkpoint=folder / "network.pt",
+            checkpoint_steps=checkpoint_steps,
+            callback=callback,
+        )
+        if process.rank == 0:
+            training = {
+                "recipe": asdict(recipe),
+                "seed": seed,
+                "images": {"train": len(images.train), "val": len(images.val), "digest": images.digest()},
+                "ten_views": asdict(result),
+                "versions": {name: version(name) for name in ("densescore", "torch", "torchvision")},
+            }
+            save_weights(out, fold_std(network.state_dict(), entry.std), images.classes, training, overwrite=overwrite)
     process.wait()
     return result

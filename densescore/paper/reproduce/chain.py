@@ -1,7 +1,6 @@
 """Run the steps of a table. Each step writes a file, and is skipped if its file exists."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from densescore.data.boxed_set import BoxedSet
 from densescore.data.load import load_boxed
 from densescore.errors import DensescoreError
 from densescore.evaluation.evaluate import evaluate_classes, mean_of, score_set
+from densescore.io.checkpoint import checkpoint_folder
 from densescore.io.files import atomic_write
 from densescore.models.adaptation import HeadFile, save_head
 from densescore.models.registry import load_classifier
@@ -109,6 +109,10 @@ class Chain:
         file = self.work / "reproduce.json"
         settings = json.dumps({"seed": self.seed, "plan": asdict(self.plan)}, indent=1) + "\n"
         if not file.is_file():
+            if (other := next(self.work.glob("table*"), None)) is not None:
+                raise DensescoreError(
+                    f"{other}: exists already, and no {file.name} says what it is; choose another --out"
+                )
             self._write(file, settings)
         elif file.read_text() != settings:
             raise DensescoreError(
@@ -121,10 +125,9 @@ class Chain:
         path = self.work / f"table{number}-{row.name.replace(' ', '-').lower()}.safetensors"
         source = None if row.source is None else self.source(row.source)
         if not path.is_file():
-            checkpoint = path.with_suffix(".checkpoint")
             boxed = load_boxed(folder, table.train, need_positives=True)
-            save_head(path, self._train_objects(boxed, source, checkpoint))
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            with checkpoint_folder(path) as checkpoint:
+                save_head(path, self._train_objects(boxed, source, checkpoint))
         scorer = DenseScorer(path, weights=source or "default", device=self.device)
         score = cached_scores(scorer, FeatureCache(scorer, self.work / "features", max_bytes=self.cache_bytes))
         rows = evaluate_classes(score_set(load_boxed(folder, table.test), score, (scorer.k,)), scorer.k)

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from densescore import DensescoreError, DenseScorer, Pyramid
 from densescore.cli.main import app
 from densescore.io.images import level_pixels, read_image
+from densescore.io.names import as_text, from_text
 from tests.conftest import Toy
 
 tifffile = pytest.importorskip("tifffile")
@@ -194,12 +195,33 @@ def test_another_job_is_not_mixed_in(coffee_tiff: Path, tmp_path: Path) -> None:
     assert score_huge(other, coffee_tiff, folder, overwrite=True)["tiles_scored_now"] == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(DensescoreError, match="holds no job"):
+    with pytest.raises(DensescoreError, match="mine: exists already, and densescore did not make it"):
         score_huge(other, coffee_tiff, tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "thesis.tex").exists()
     with pytest.raises(DensescoreError, match="no class 'd'"):
         score_huge(other, coffee_tiff, tmp_path / "new", classes=["d"])
     assert not (tmp_path / "new").exists()
+
+
+def test_each_class_has_a_map_of_its_own_whichever_run_writes_it(coffee_tiff: Path, tmp_path: Path) -> None:
+    labels = ("a/b", "a_b", "a_b\ud800 é")
+    scorer = DenseScorer(Toy(), labels=labels, patch_size=20, patch_sizes=(60,), runtime="torch")
+    folder, files, maps = tmp_path / "out", [], []
+    for label in labels:
+        result = score_huge(scorer, coffee_tiff, folder, classes=[label])
+        files.append(folder / result["classes"][0]["map"])
+    for file, label in zip(files, labels, strict=True):
+        with tifffile.TiffFile(file) as opened:
+            maps.append(opened.asarray())
+            description = opened.pages[0].tags["ImageDescription"].value
+        assert description.startswith(f"response map of {as_text(label)}: ")
+    assert len({values.tobytes() for values in maps}) == 3
+    stored = json.loads((folder / "result.json").read_text())
+    assert [from_text(entry["label"]) for entry in stored["classes"]] == [labels[2]]
+    (folder / "note.txt").write_text("mine")
+    with pytest.raises(DensescoreError, match=r"did not make note\.txt"):
+        score_huge(scorer, coffee_tiff, folder, overwrite=True)
+    assert all(file.exists() for file in files)
 
 
 def test_interrupted_leaves_valid_scores(coffee_tiff: Path, tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""Names go into results reversibly, and become distinct file names."""
+
+import json
+import os
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from densescore.io.names import (
+    as_message,
+    as_text,
+    distinct,
+    folder_names,
+    from_text,
+    label_file_names,
+    shorten,
+    text_values,
+    unique_labels,
+)
+
+ANY = st.text(st.characters(), max_size=20)  # lone surrogates, too
+CLOSE = st.text(st.sampled_from('ab/_ -23AB.é"é"İ'), max_size=5)  # names that collide easily
+
+
+@given(ANY | CLOSE)
+def test_a_name_as_text_is_unicode_and_comes_back(name: str) -> None:
+    text = as_text(name)
+    text.encode()
+    assert from_text(text) == name
+    as_message(name).encode()
+
+
+@given(ANY | CLOSE, ANY | CLOSE)
+def test_two_names_are_two_texts(one: str, other: str) -> None:
+    assert (as_text(one) == as_text(other)) == (one == other)
+
+
+def test_usual_names_stand_for_themselves() -> None:
+    for name in ("a.png", "café/ü.jpg", "[bold]x[/]", "x\x1b[31m", "日本.png", "a\\xe9.png", "it's"):
+        assert as_text(name) == name
+    assert as_text("caf\udce9") == '"caf\\udce9"'
+    assert os.fsencode(from_text(as_text(os.fsdecode(b"caf\xe9")))) == b"caf\xe9"
+    assert text_values({"a": ["\ud800", 1, None, ("x",)]}) == {"a": ['"\\ud800"', 1, None, ["x"]]}
+
+
+@given(st.lists(CLOSE | ANY | st.sampled_from(["con", "NUL", "x" * 300, "é" * 150, "..", ""]), max_size=12))
+def test_file_names_are_distinct_wherever_they_are_written(labels: list[str]) -> None:
+    for names in (label_file_names(labels), folder_names(label.replace("/", "").replace("\0", "") for label in labels)):
+        assert len(names) == len(labels)
+        for form in ("NFC", "NFD"):  # as systems that are blind to case, and that decompose, store them
+            assert len({unicodedata.normalize(form, name).casefold() for name in names}) == len(names)
+        for name in names:
+            assert name not in ("", ".", "..")
+            assert "/" not in name
+            assert "\0" not in name
+            assert len(f"{name}.npz".encode("utf-8", "surrogatepass")) <= 255
+            assert name.split(".")[0].lower() not in ("con", "nul")
+            assert not name.endswith((" ", "."))
+
+
+@given(st.permutations(["a_b", "a_b-3", "a/b", "A b", "a_b-2"]))
+def test_names_depend_on_all_classes_and_not_on_those_written(labels: list[str]) -> None:
+    names = label_file_names(labels)
+    assert len({name.lower() for name in names}) == 5
+    assert names[:3] == label_file_names(labels[:3])  # a class's name follows from those before it
+    assert names[0] == label_file_names(labels[:1])[0]
+
+
+def test_usual_labels_stay_readable() -> None:
+    assert label_file_names(["Egyptian cat", "tabby", "hot-dog", "black-and-tan", "日本"]) == [
+        "Egyptian_cat", "tabby", "hot-dog", "black-and-tan", "日本",
+    ]  # fmt: skip
+    assert folder_names(["my photo", "x[1]", ".hidden"]) == ["my photo", "x[1]", ".hidden"]
+
+
+def test_a_long_name_keeps_its_beginning_and_a_digest() -> None:
+    one, other = "é" * 124 + "a", "é" * 124 + "b"
+    assert len({shorten(one), shorten(other)}) == 2
+    assert shorten(one).startswith("é" * 90)
+    assert len(shorten(one).encode()) <= 200
+    assert shorten("x" * 200) == "x" * 200
+    assert len(set(distinct(["y" * 300, "y" * 301, "y" * 300]))) == 3
+
+
+@pytest.mark.parametrize("labels", [["crane", "dog", "crane", "crane (0)"], ["a", "a"], ["a (0)", "a", "a"], ["x"]])
+def test_repeated_labels_get_their_index(labels: list[str]) -> None:
+    found = unique_labels(labels)
+    assert len(set(found)) == len(labels)
+    for label, name in zip(labels, found, strict=True):
+        assert name == label or name.startswith(f"{label} (")
+
+
+@given(st.lists(st.sampled_from(["a", "a (0)", "a (1)", "a (0) (2)", "b"]), max_size=8))
+def test_unique_labels_always_differ(labels: list[str]) -> None:
+    assert len(set(unique_labels(labels))) == len(labels)
+    assert json.dumps(unique_labels(sorted(set(labels)))) == json.dumps(sorted(set(labels)))
