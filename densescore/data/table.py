@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -79,7 +79,9 @@ class Table:
             places = [source.parent / name, source.parent / "images" / name]
             path = next(filter(is_file, places), places[0])
             picture = find_picture(path, problems, row.where)
-            if picture is not None:
+            if path in found:
+                problems.add(row.where, f"image: {path} is also the picture of another name")
+            elif picture is not None:
                 found[path] = picture, _truth(row, classes)
         images = [
             LabeledImage(name=name, path=path, height=picture.height, width=picture.width, truth=truth)
@@ -95,6 +97,7 @@ class Table:
             if not is_inside(name):
                 problems.add(where, f"image: expected a path within the table's folder, got {name!r}")
                 continue
+            name = PurePosixPath(name).as_posix()  # ./a.jpg is a.jpg
             row = rows.setdefault(name, _Row(where, split=split))
             stripped = {label.strip() for label in labels} - {""}
             row.shown |= {label for label in stripped if not label.startswith(_UNKNOWN)}

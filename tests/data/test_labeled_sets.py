@@ -80,6 +80,10 @@ TABLES = {
         '{"image": "a.jpg", "labels": ["cat", "dog"]}\n\n{"image": "b.jpg", "labels": []}\n'
         '{"image": "c.jpg", "labels": "?cat"}\n{"image": "d.jpg", "labels": ["dog", "?"]}\n',
     ),
+    "otherwise written": (
+        "labels.csv",
+        "image,labels\na.jpg,cat\n./a.jpg,dog\nb.jpg,\n./c.jpg,?cat\nd.jpg,dog\n.//d.jpg,?\n",
+    ),
     "quoted": ("labels.csv", 'IMAGE,Labels\n"a.jpg","cat;dog"\r\n"b.jpg",""\r\n"c.jpg",?cat\r\n"d.jpg",dog;?\r\n'),
 }
 
@@ -175,6 +179,13 @@ def test_a_column_per_class(tmp_path: Path) -> None:
         assert labeled.truth().tolist() == [[1, -1], [0, 1]]
     (tmp_path / "train/_classes.csv").write_text("filename, Cat, dog\na.jpg, 1, yes\nb.jpg, 2, 1\n")
     with pytest.raises(DensescoreError, match=r"_classes\.csv:2: dog: expected 1, 0 or \?.*\n.*:3: Cat: expected 1"):
+        load_set(tmp_path, "train")
+
+
+def test_two_names_of_one_picture_are_refused(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", ["a.jpg"])
+    (tmp_path / "labels.csv").write_text("image,labels\na.jpg,cat\nimages/a.jpg,dog\n")
+    with pytest.raises(DensescoreError, match=r"labels\.csv:3: image: .*a\.jpg is also the picture of another name"):
         load_set(tmp_path, "train")
 
 
