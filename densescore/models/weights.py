@@ -108,10 +108,15 @@ def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
     if Path(path).suffix != ".safetensors":
         return None
     text = read_metadata(path).get("labels")
+    if text is None:
+        return None
     try:
-        return None if text is None else tuple(map(str, json.loads(text)))
-    except (TypeError, ValueError) as error:
+        labels = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DensescoreError(f"{path}: labels are not a list of names: {reason_of(error)}") from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise DensescoreError(f"{path}: labels are not a list of names: got {text[:60]}")
+    return tuple(labels)
 
 
 def load_strict(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:

@@ -237,3 +237,14 @@ def test_safetensors_of_a_wrapped_network(tmp_path: Path) -> None:
     assert read_weights(tmp_path / "w.safetensors").keys() == {"a", "b"}
     save_file({"module.a": torch.zeros(1), "b": torch.ones(2)}, tmp_path / "w.safetensors")
     assert read_weights(tmp_path / "w.safetensors").keys() == {"module.a", "b"}
+
+
+@pytest.mark.parametrize("text", ["", "{", '"abc"', '{"a": 1}', "3", "[1, 2]", '["a", null]', "[" * 100_000])
+def test_labels_beside_weights_that_are_none(text: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from densescore.models.weights import read_labels
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors", {"labels": text})
+    with pytest.raises(DensescoreError, match=r"w.safetensors: labels are not a list of names"):
+        read_labels(tmp_path / "w.safetensors")
