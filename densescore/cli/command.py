@@ -36,8 +36,8 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
     """Make a function a command.
 
     A parameter whose type is a dataclass is a group of options: each of the dataclass's fields becomes an option of the
-    command, and the function gets them back as one object. The parameter's default, which it must have, gives the options'
-    defaults; ``Annotated[Group, Without("stride k")]`` leaves some options out, which then keep their defaults.
+    command, and the function gets them back as one object. The parameter's own default, which it must have, gives the
+    options' defaults; ``Annotated[Group, Without("stride k")]`` leaves some out, which keep their defaults.
 
     All commands take ``--quiet`` and ``--verbose``. A `DensescoreError` is printed in one line, and the command ends
     with status 2; an interrupt ends it with 130.
