@@ -63,12 +63,10 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         for name in ("photo.png", "photo.tif"):
             Image.new("RGB", (64, 48)).save(Path(folder) / name)
-        for index in range(rounds + 1):
+        for _ in range(rounds):  # the first may compile bytecode; the median is not of it
             for name, arguments in COMMANDS.items():
                 for key, checkout in checkouts.items():
-                    spent = processor_seconds(arguments, checkout, Path(folder))
-                    if index:  # the first run of each compiles bytecode and fills the disk's cache
-                        seconds[name][key].append(spent)
+                    seconds[name][key].append(processor_seconds(arguments, checkout, Path(folder)))
     medians = {name: {key: statistics.median(spent) for key, spent in runs.items()} for name, runs in seconds.items()}
     for name, row in medians.items():
         print(f"{name}: {' → '.join(f'{value:.2f} s' for value in row.values())}")

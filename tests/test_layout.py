@@ -36,10 +36,9 @@ def imports(source: str, *, for_types: bool = True) -> Iterator[str]:
     """
 
     def walk(node: ast.AST) -> Iterator[str]:
+        children: list[ast.AST] = [*ast.iter_child_nodes(node)]
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not for_types:
-            children: list[ast.AST] = [*node.orelse]
-        else:
-            children = [*ast.iter_child_nodes(node)]
+            children = [*node.orelse]
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

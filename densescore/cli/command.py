@@ -36,8 +36,8 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
     """Make a function a command.
 
     A parameter whose type is a dataclass is a group of options: each of the dataclass's fields becomes an option of the
-    command, and the function gets them back as one object. The parameter's default, an object, gives the options'
-    defaults; ``Annotated[Group, Without("stride k")]`` leaves some options out, which then keep their defaults.
+    command, and the function gets them back as one object. The parameter's own default, which it must have, gives the
+    options' defaults; ``Annotated[Group, Without("stride k")]`` leaves some out, which keep their defaults.
 
     All commands take ``--quiet`` and ``--verbose``. A `DensescoreError` is printed in one line, and the command ends
     with status 2; an interrupt ends it with 130.
@@ -81,7 +81,7 @@ def _spell_out(function: Callable[..., None]) -> tuple[list[Parameter], dict[str
         if not (isinstance(kind, type) and is_dataclass(kind)):
             parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
             continue
-        default: Any = kind() if parameter.default is Parameter.empty else parameter.default
+        default = parameter.default
         left_out = {name for given in notes for name in given.names.split()}
         hints = get_type_hints(kind, include_extras=True)
         names = [field.name for field in fields(kind) if field.name not in left_out]

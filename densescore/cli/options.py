@@ -1,6 +1,6 @@
 """The options that several commands share, each defined once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -162,15 +162,16 @@ class ScorerOptions:
         )
         return scorer
 
-    def check_classes(self, names: Iterable[str]) -> None:
+    def check_classes(self, names: Sequence[str]) -> None:
         """Refuse a class that the model does not have, if that is known before its weights are read.
 
         Raises:
             DensescoreError: no such class; the message lists the nearest names.
         """
         labels = known_labels(self.model, self.weights) if names and self.labels is None else None
-        for name in names if labels is not None else ():
-            find_label(name, labels or ())
+        if labels is not None:
+            for name in names:
+                find_label(name, labels)
 
 
 @dataclass(frozen=True)
