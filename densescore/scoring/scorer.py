@@ -63,7 +63,7 @@ class DenseScorer(Copies):
             Probabilities are float32 whatever the dtype.
         calibration: for ``dtype="int8"``, a few images like those to come: what they give sets the layers' ranges.
         runtime: what runs the trunk on a CPU: ``"torch"``, ``"openvino"`` (an extra), or ``"auto"``: OpenVINO for
-            networks with depthwise convolutions where it is installed, and torch for all others
+            networks with depthwise or narrow grouped convolutions where it is installed, torch for all others
             (``benchmarks/results/runtimes.md`` has the times). ``scorer.runtime`` and every result name what runs.
         max_cells: most patches that one image may have. It bounds memory, which grows with the largest level.
 
