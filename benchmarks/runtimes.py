@@ -51,12 +51,12 @@ def kind_of(module: nn.Module) -> str:
     return "grouped" if any(layer.groups > 1 for layer in convolutions) else "plain"
 
 
-def measure(module: nn.Module, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
-    """Seconds of each runtime's trunk on a level of 288×384 pixels, in turn; the first round warms up."""
+def measure(module: nn.Module, dtype: torch.dtype, rounds: int, side: int) -> dict[str, Any]:
+    """Each runtime's trunk on a level of `side` × 4/3 `side` pixels, in turn; the first round warms up."""
     network = to_dense(copy.deepcopy(module).to(dtype), 224)
     chosen = preferred_runtime(network)
     trunks = [OpenVINOTrunk(network.level_trunk, 224, dtype), fuse(traced(network.level_trunk))]
-    level = torch.randn(1, 3, 288, 384, dtype=dtype).to(memory_format=torch.channels_last)
+    level = torch.randn(1, 3, side, side * 4 // 3, dtype=dtype).to(memory_format=torch.channels_last)
     seconds: list[list[float]] = [[], []]
     with torch.inference_mode():
         for _ in range(rounds + 1):
@@ -73,14 +73,15 @@ def measure(module: nn.Module, dtype: torch.dtype, rounds: int) -> dict[str, Any
     }
 
 
-def table(rows: list[dict[str, Any]], rounds: int) -> str:
+def table(rows: list[dict[str, Any]], rounds: int, side: int) -> str:
     """The rows in Markdown."""
     lines = [
         "# OpenVINO's time over torch's",
         "",
-        f"The trunk on a level of 288×384 pixels, one thread, random weights: median (lowest … highest) of {rounds}",
-        "ratios, each of two passes one after the other, on a machine that others used. Below 1, OpenVINO is faster;",
-        "`auto` takes what the last column says. Made by `python benchmarks/runtimes.py`.",
+        f"The trunk on a level of {side}×{side * 4 // 3} pixels, one thread, random weights: median (lowest … highest)",
+        f"of {rounds} ratios, each of two passes one after the other. Below 1, OpenVINO is faster; `auto` takes what",
+        "the last column says. The machine was shared and noisy: only medians count, and no difference below a fifth.",
+        "Made by `python benchmarks/runtimes.py`.",
         "",
         "| network | convolutions | float32 | bfloat16 | `auto` |",
         "| --- | --- | --- | --- | --- |",
@@ -100,6 +101,7 @@ def table(rows: list[dict[str, Any]], rounds: int) -> str:
 def main(
     networks: Annotated[str, typer.Option(help="torchvision's names, or timm/NAME, with commas between.")] = "",
     rounds: Annotated[int, typer.Option(help="Passes per runtime, after one to warm up.")] = 5,
+    side: Annotated[int, typer.Option(help="Short side of the level, in pixels.")] = 288,
     out: Annotated[Path, typer.Option(help="The JSON; the table lies beside it.")] = RESULTS / "runtimes.json",
 ) -> None:
     """Measure each network in each dtype, in one thread."""
@@ -110,14 +112,19 @@ def main(
         row: dict[str, Any] = {"network": name.removeprefix("timm/"), "kind": kind_of(module)}
         for dtype in ("float32", "bfloat16"):
             try:
-                row[dtype] = measure(module, getattr(torch, dtype), rounds)
+                row[dtype] = measure(module, getattr(torch, dtype), rounds, side)
             except ValueError as error:  # a network that cannot slide or be converted is a row, too
                 row[dtype] = {"error": str(error)}
         rows.append(row)
         print(json.dumps(row), flush=True)
-        record = {"command": "python benchmarks/runtimes.py", "rounds": rounds, "machine": describe_machine()}
+        record = {
+            "command": "python benchmarks/runtimes.py",
+            "rounds": rounds,
+            "side": side,
+            "machine": describe_machine(),
+        }
         out.write_text(json.dumps({**record, "rows": rows}, indent=2) + "\n")
-        out.with_suffix(".md").write_text(table(rows, rounds))
+        out.with_suffix(".md").write_text(table(rows, rounds, side))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class DenseScorer(Copies):
             Probabilities are float32 whatever the dtype.
         calibration: for ``dtype="int8"``, a few images like those to come: what they give sets the layers' ranges.
         runtime: what runs the trunk on a CPU: ``"torch"``, ``"openvino"`` (an extra), or ``"auto"``: OpenVINO for
-            networks with depthwise convolutions where it is installed, and torch for all others
+            networks with depthwise or narrow grouped convolutions where it is installed, torch for all others
             (``benchmarks/results/runtimes.md`` has the times). Networks scored by crops alone may have ``"compile"``
             on any device: `torch.compile`, a minute at the start that pays on a CUDA device where thousands of crops
             follow. ``scorer.runtime`` and every result name what runs.

@@ -8,7 +8,7 @@ from torch import nn
 
 from densescore.errors import DensescoreError
 from densescore.network.cpu import onednn, openvino
-from densescore.network.cpu.fusion import fuse, traced
+from densescore.network.cpu.fusion import FEWEST_CHANNELS, fuse, traced
 from densescore.network.cpu.onednn import PackedLinear
 from densescore.network.cpu.openvino import OpenVINOTrunk
 from densescore.network.cpu.winograd import CookToomWindows, tiling_of
@@ -51,15 +51,16 @@ def speed_up(network: DenseNetwork, runtime: Runtime) -> str:
 
 
 def preferred_runtime(network: DenseNetwork) -> str:
-    """``"openvino"`` for a trunk with depthwise convolutions where OpenVINO runs here, else ``"torch"``.
+    """``"openvino"`` for a trunk with narrow groups or depthwise convolutions where OpenVINO runs, else ``"torch"``.
 
-    OpenVINO joins a depthwise convolution with its neighbors, which torch cannot. Elsewhere the two differ by less, and
-    two runtimes in one process share the cores badly. The times behind this are in ``benchmarks/results/runtimes.md``.
+    OpenVINO joins such convolutions with their neighbors, which torch cannot. Elsewhere neither always wins, and two
+    runtimes in one process share the cores badly. The times behind this are in ``benchmarks/results/runtimes.md``.
     """
-    depthwise = any(
-        isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1 for layer in network.trunk.modules()
+    narrow = any(
+        isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.in_channels // layer.groups < FEWEST_CHANNELS
+        for layer in network.trunk.modules()
     )
-    return "openvino" if depthwise and openvino.available(_dtype(network)) else "torch"
+    return "openvino" if narrow and openvino.available(_dtype(network)) else "torch"
 
 
 def _fuse_all(network: DenseNetwork) -> None:

@@ -23,7 +23,7 @@ _NONE: Clamp = (None, None)
 _RELU = nn.ReLU()
 _RELUS = (F.relu, torch.relu, "relu", "relu_")
 
-_FEWEST_CHANNELS = 32
+FEWEST_CHANNELS = 32
 """In a group: with fewer, the transforms cost more than the products that they save."""
 
 _SMALLEST_MAP = 900
@@ -112,7 +112,7 @@ class FusedConv2d(nn.Module):
         square = weight.shape[2] == weight.shape[3] and folded.stride == folded.dilation == (1, 1)
         tiling = tiling_of(weight.shape[2], weight.dtype) if square else None
         self._cook_toom: CookToom | None = None
-        if tiling is not None and weight.shape[1] >= _FEWEST_CHANNELS:
+        if tiling is not None and weight.shape[1] >= FEWEST_CHANNELS:
             self._cook_toom = CookToom(weight, folded.bias, tiling, groups=folded.groups, clamp=folded.clamp)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -44,11 +44,35 @@ def test_openvino_gives_the_same_scores(size: tuple[int, int], coffee: NDArray[n
     torch.testing.assert_close(openvino_scores.patch_scores, torch_scores.patch_scores, rtol=1e-4, atol=1e-6)
 
 
+def convolutions(channels: int, groups: int) -> torch.nn.Module:
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, channels, 4, stride=4), torch.nn.Conv2d(channels, channels, 3, groups=groups),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(channels, 3),
+    ).eval()  # fmt: skip
+
+
 @needs_openvino
-def test_auto_takes_one_of_them_and_names_it() -> None:
-    scorer = DenseScorer("lite0", scales=(1,))
-    assert scorer.runtime in ("torch", "openvino")
-    assert scorer.score(torch.rand(3, 224, 224)).runtime == scorer.runtime
+@pytest.mark.parametrize(
+    ("channels", "groups", "dtype", "expected"),
+    [
+        (8, 8, "float32", "openvino"),
+        (8, 8, "bfloat16", "openvino"),
+        (8, 8, "float16", "torch"),
+        (32, 4, "float32", "openvino"),
+        (96, 2, "float32", "torch"),
+        (64, 1, "bfloat16", "torch"),
+    ],
+)
+def test_auto_follows_from_the_layers_and_the_dtype_and_is_named(
+    channels: int, groups: int, dtype: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = convolutions(channels, groups)
+    for _ in range(2):
+        scorer = DenseScorer(module, patch_size=32, scales=(1,), dtype=dtype)
+        assert scorer.runtime == expected
+        assert scorer.score(torch.rand(3, 32, 40)).runtime == expected
+    monkeypatch.setattr("densescore.network.cpu.openvino.find_spec", lambda name: None)
+    assert DenseScorer(module, patch_size=32, dtype=dtype).runtime == "torch"
 
 
 @needs_openvino
