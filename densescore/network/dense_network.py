@@ -26,6 +26,8 @@ class DenseNetwork(nn.Module):
         window_width: numbers that one window takes while it is projected.
         feature_width: D, the width of the features: FC7's, or the pooled channels'.
         classes: number of logits.
+        level_context: names of the layers that average over all that the trunk sees (squeeze-and-excitation, norms that
+            take their statistics from the map), so that the cells of a level share its context.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class DenseNetwork(nn.Module):
         self.to_features: nn.Module = nn.Identity()
         self.patch, self.stride, self.phases, self.window = patch, stride, 1, window
         self.window_width, self.feature_width, self.classes = window_width, feature_width, classes
+        self.level_context: tuple[str, ...] = ()
 
     def replace_classifier(self, head: nn.Module, features: int, classes: int) -> None:
         """Put an adaptation head (FCa, FCb) in the place of FC8.
