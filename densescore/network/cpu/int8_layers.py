@@ -1,4 +1,4 @@
-"""Layers in eight bits: exact sums of integers, between values that lie on a grid.
+"""Layers in eight bits: exact sums of integers, between values in 0..255.
 
 A tensor holds q in 0..255 for the value scale · (q - zero), one scale and zero per tensor; weights are -127..127, one
 scale per output; products are added up exactly, in 32 bits. (Jacob et al., CVPR 2018; Krishnamoorthi, 2018.)
@@ -7,7 +7,7 @@ scale per output; products are added up exactly, in 32 bits. (Jacob et al., CVPR
 import math
 import time
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class Quantization(NamedTuple):
 
     @classmethod
     def over(cls, values: Range) -> "Quantization":
-        """The grid from the lowest value to the highest, and over zero, which padding needs exact."""
+        """The finest that holds the lowest value, the highest, and zero, which padding needs exactly."""
         low, high = min(values[0], 0.0), max(values[1], 0.0)
         scale = (high - low) / 255
         if scale < 1e-30:  # nothing but zeros, or what float32 takes for that
@@ -40,7 +40,7 @@ class Quantization(NamedTuple):
         return cls(scale, round(-low / scale))
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Float32 to the nearest on the grid, uint8; what is on it already stays."""
+        """Float32 to the nearest uint8; uint8 is returned as it is."""
         if x.dtype == torch.uint8:
             return x
         return (x * (1 / self.scale)).add_(self.zero).round_().clamp_(0, 255).to(torch.uint8)
@@ -56,8 +56,8 @@ class _Int8Weights:
         self.zeros = torch.zeros(len(weight), dtype=torch.int64)
         self.bias = torch.zeros(len(weight)) if bias is None else bias
         self.source = source
-        grid = Quantization(1.0, 0) if target is None else target
-        self.output = (grid.scale, grid.zero, torch.float32 if target is None else torch.uint8)
+        given = Quantization(1.0, 0) if target is None else target
+        self.output = (given.scale, given.zero, torch.float32 if target is None else torch.uint8)
 
 
 def _post_operation(clamp: Clamp, target: Quantization | None) -> tuple[str, list[float], str]:
@@ -70,7 +70,7 @@ class Int8Conv2d(nn.Module):
 
     Args:
         folded: in float32.
-        source: of the input; float32 is put on it.
+        source: of the input, which is quantized if it is float32.
         target: of the output; None for float32.
     """
 
@@ -156,13 +156,13 @@ class Int8Windows(nn.Module):
 class Values(nn.Module):
     """Integers → the float32 values that they stand for."""
 
-    def __init__(self, grid: Quantization) -> None:
+    def __init__(self, quantization: Quantization) -> None:
         super().__init__()
-        self._grid = grid
+        self._quantization = quantization
 
     def forward(self, x: Tensor) -> Tensor:
         """uint8 → float32."""
-        return (x.float() - self._grid.zero) * self._grid.scale
+        return (x.float() - self._quantization.zero) * self._quantization.scale
 
 
 class Int8MaxPool2d(nn.Module):
@@ -191,13 +191,12 @@ class Int8MaxPool2d(nn.Module):
 
 
 class Int8ReLU(nn.Module):
-    """Integers from that of zero on."""
+    """Integers, none below that of zero."""
 
-    def __init__(self, grid: Quantization) -> None:
+    def __init__(self, quantization: Quantization) -> None:
         super().__init__()
-        self._zero = grid.zero
+        self._zero = quantization.zero
 
     def forward(self, x: Tensor) -> Tensor:
         """uint8 → uint8."""
         return x.clamp(min=self._zero) if self._zero else x
-
