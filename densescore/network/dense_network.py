@@ -3,7 +3,7 @@
 from torch import Tensor, fx, nn
 
 from densescore.errors import DensescoreError
-from densescore.network.finer_stride import with_offsets
+from densescore.network.finer_stride import with_phases
 from densescore.network.windows import Blocks
 
 
@@ -69,7 +69,7 @@ class DenseNetwork(nn.Module):
             DensescoreError: `stride` does not divide the network's, or a layer that makes it cannot begin late.
         """
         assert isinstance(self.trunk, fx.GraphModule)
-        self.level_trunk = self.fast_trunk = with_offsets(self.trunk, self.patch, self.stride, stride)
+        self.level_trunk = self.fast_trunk = with_phases(self.trunk, self.patch, self.stride, stride)
         self.stride, self.phases = stride, self.stride // stride
 
     def block(self, feature_map: Tensor, rows: range, cols: range) -> Tensor:

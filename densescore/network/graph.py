@@ -106,7 +106,8 @@ def note_growth(graph: fx.GraphModule, patch: int) -> tuple[fx.Node, str] | None
     """
     larger = _Shapes(graph, "larger_shape")
     try:
-        larger.run(random_pixels(graph, patch + GROWTH[0], patch + GROWTH[1]))
+        with torch.no_grad():
+            larger.run(random_pixels(graph, patch + GROWTH[0], patch + GROWTH[1]))
     except Exception as error:
         assert larger.current is not None
         return larger.current, own_reason(error)
@@ -122,6 +123,12 @@ def axes_of(node: Any) -> Axes | None:
     """The axes of a feature map that run down and across the image; None if the node gives no map."""
     larger = node.meta.get("larger_shape") if isinstance(node, fx.Node) else None
     return None if larger is None else grown_axes(shape_of(node), larger, GROWTH)
+
+
+def step_of(node: Any) -> int:
+    """Pixels of the input per position of a node's map; 0 if it gives no map."""
+    axes = axes_of(node)
+    return 0 if axes is None else GROWTH[0] // (node.meta["larger_shape"][axes[0]] - shape_of(node)[axes[0]])
 
 
 def shape_at(node: fx.Node, growth: tuple[int, int]) -> tuple[int, ...]:

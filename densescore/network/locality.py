@@ -29,7 +29,6 @@ from torchvision.ops import stochastic_depth
 from densescore.errors import NotConvolutionalError
 from densescore.network.graph import (
     CROPS,
-    GROWTH,
     Axes,
     axes_of,
     dependent,
@@ -39,6 +38,7 @@ from densescore.network.graph import (
     random_pixels,
     shape_at,
     shape_of,
+    step_of,
 )
 
 _WHOLE = -1  # number of a node's own result among those of its operations
@@ -194,14 +194,9 @@ class _Probe(fx.Interpreter):
         if self._small is None or axes is None:
             return given
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        step = self._step(n)
+        step = step_of(n)
         self._check(n, _WHOLE, [*args, *kwargs.values()], given, axes, step)
         return self._spoil(given.nan_to_num(0.5), axes, step)
-
-    def _step(self, node: fx.Node) -> int:
-        """Pixels per position of a node's map."""
-        axis = (axes_of(node) or (0,))[0]
-        return GROWTH[0] // (node.meta["larger_shape"][axis] - shape_of(node)[axis])
 
     def _instead(self, node: fx.Node) -> Tensor:
         """A random tensor in the shape of a local node's, spoilt where a map is."""
@@ -209,7 +204,7 @@ class _Probe(fx.Interpreter):
         given = random_pixels(self._trunk, 1, -(-math.prod(shape) // 3)).flatten()[: math.prod(shape)].view(shape)
         if self._small is None or axes is None:
             return given
-        return self._spoil(given, axes, self._step(node))
+        return self._spoil(given, axes, step_of(node))
 
     def after(self, func: Any, args: Any, given: Tensor) -> Tensor:
         """Check how far NaN have spread in an operation's result, and put them back to their place."""
