@@ -33,19 +33,19 @@ def convolutional_form(network: DenseNetwork) -> nn.Module:
     """
     project = network.project
     if isinstance(project, AveragedWindows):
-        slide: nn.Module = nn.AvgPool2d(project.window, stride=1)
+        project_all: nn.Module = nn.AvgPool2d(project.window, stride=1)
     elif isinstance(project, LinearWindows) and isinstance(project.linear, nn.Linear):
         height, width = project.window
         linear = project.linear
         weight = rearrange(linear.weight.detach(), "f (c h w) -> f c h w", h=height, w=width)
-        slide = _convolution(weight, linear.bias)
+        project_all = _convolution(weight, linear.bias)
     else:
         raise DensescoreError(f"{type(project).__name__}: only linear layers may take the flattened map in one graph")
     embed, classifier = _pointwise(network.embed), _pointwise(network.classifier)
     if embed is not None and classifier is not None:
-        return nn.Sequential(network.trunk, slide, embed, classifier).eval()
+        return nn.Sequential(network.trunk, project_all, embed, classifier).eval()
     shape = project.shape if isinstance(project, AveragedWindows) else (project.linear.out_features,)
-    return nn.Sequential(network.trunk, slide, _Rows(network.embed, network.classifier, shape)).eval()
+    return nn.Sequential(network.trunk, project_all, _Rows(network.embed, network.classifier, shape)).eval()
 
 
 class _Rows(nn.Module):

@@ -1,10 +1,10 @@
 """Cells closer together than the network's stride: OverFeat's offset pooling, for pools and convolutions alike.
 
-A network of stride S scores a patch every S pixels, because its strided layers keep every t-th position. Where such a
-layer is run again from each of the positions that it skips, what follows gives the scores of the patches in between:
-t² *phases*, each an ordinary map of stride S that begins some pixels further down and across (Sermanet et al.,
-"OverFeat", ICLR 2014, Section 3.3 and Figure 3, where the layer is the last pool). What comes before the layer is
-shared; only what follows is computed t² times.
+A network of stride S scores a patch every S pixels, because its strided layers keep every t-th position. If such a
+layer is run again from each of the positions that it skips, the layers after it give the scores of the patches in
+between. This makes t² *phases*: each is an ordinary map of stride S that begins some pixels further down and across
+(Sermanet et al., "OverFeat", ICLR 2014, Section 3.3 and Figure 3, where the layer is the last pool). What comes before
+the layer is shared; only what follows is computed t² times.
 
 A layer that begins late still sees what lies above it and to its left, so a network with padding meets zeros only past
 the level's own border, as at stride S. The phase at pixel 0 is the unmodified network: the same scores at shared cells.

@@ -65,7 +65,7 @@ class DenseScorer:
         max_cells: most patches that one image may have. It bounds memory, which grows with the largest level.
 
     Raises:
-        DensescoreError: an argument that does not fit, or a module that cannot slide.
+        DensescoreError: an argument that does not fit, or a module that is not convolutional.
 
     Example:
         >>> scorer = DenseScorer("lite0", scales=(1, 2))

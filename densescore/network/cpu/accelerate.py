@@ -1,4 +1,4 @@
-"""Put faster equals of a dense network's layers in their place, for a CPU."""
+"""Replace the layers of a dense network by numerically equivalent, faster ones, for a CPU."""
 
 import time
 import warnings
@@ -20,9 +20,9 @@ Runtime = Literal["auto", "torch", "openvino"]
 
 
 def speed_up(network: DenseNetwork, runtime: Runtime) -> str:
-    """Fuse and pack the layers, slide FC6 by Cook–Toom, and run the trunk by the faster runtime.
+    """Fuse and pack the layers, compute FC6 by Cook–Toom, and run the trunk by the faster runtime.
 
-    The scores stay the same to rounding.
+    The scores stay the same, up to rounding.
 
     Args:
         network: changed in place.

@@ -46,7 +46,7 @@ def check_int8(network: DenseNetwork, device: torch.device, calibration: Sequenc
 
 @torch.inference_mode()
 def quantize_network(network: DenseNetwork, levels: Iterable[Tensor]) -> list[float]:
-    """Put eight-bit layers in the place of a float32 network's.
+    """Replace the layers of a float32 network by eight-bit ones.
 
     Args:
         network: changed in place, as `speed_up` does; its `trunk`, for crops, stays float32.
