@@ -241,7 +241,8 @@ class _Probe(fx.Interpreter):
         size = self._stride // step
         part = spoilt
         for axis, cell in zip(axes, self._cell, strict=True):
-            part = part.narrow(axis, min(cell * size, part.shape[axis] - 1), min(size, part.shape[axis] - cell * size))
+            start = min(cell * size, part.shape[axis] - 1)
+            part = part.narrow(axis, start, min(size, part.shape[axis] - start))
         part.fill_(torch.nan)
         return spoilt
 

@@ -146,7 +146,7 @@ def _take_out_identity_pools(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         pool = graph.get_submodule(node.target) if node.op == "call_module" else node.target
         adaptive = isinstance(pool, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) or pool is F.adaptive_avg_pool2d
-        if not adaptive or max(shape_of(node)[2:]) == 1:
+        if not adaptive or max(shape_of(node)[2:], default=1) == 1:
             continue
         before, after = (shape_of(at)[2:] for at in (node.args[0], node))
         if before != after:

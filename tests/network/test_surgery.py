@@ -235,7 +235,7 @@ Leaf.__module__ = "torch.nn.hidden"  # fx takes what comes from torch.nn for a l
     ("layer", "message"),
     [
         (Windows(), "treats positions differently"),
-        (Positions(), "gives each position a number of its own"),
+        (Positions(), "treats positions differently"),
         (Columns(), "makes each position depend on the whole image"),
         (Softmax(), "makes each position depend on the whole image"),
         (Wraps(), "makes each position depend on the whole image"),
