@@ -275,25 +275,37 @@ def test_what_is_local_or_averages_the_level_is_accepted(
     ("module", "patch", "message"),
     [
         (
-            torchvision.models.swin_t(),
+            lambda: torchvision.models.swin_t(),
             224,
             r"layer features.1.0.attn \(ShiftedWindowAttention\) treats positions",
         ),
         (
-            torchvision.models.vit_b_32(),
+            lambda: torchvision.models.vit_b_32(),
             224,
             r"encoder_layer_0.self_attention \(MultiheadAttention\) combines",
         ),
-        (timm.create_model("mixer_s32_224"), 224, r"layer stem \(PatchEmbed\) takes no larger image than a patch"),
-        (timm.create_model("tiny_vit_5m_224"), 224, r"layer stages.1.blocks.0 \(TinyVitBlock\)"),
         (
-            timm.create_model("mobilevit_xxs"),
+            lambda: timm.create_model("mixer_s32_224"),
+            224,
+            r"layer stem \(PatchEmbed\) takes no larger image",
+        ),
+        (lambda: timm.create_model("tiny_vit_5m_224"), 224, r"layer stages.1.blocks.0 \(TinyVitBlock\)"),
+        (
+            lambda: timm.create_model("mobilevit_xxs"),
             256,
             r"layer stages.2.1 \(MobileVitBlock\) makes each position",
         ),
-        (timm.create_model("efficientvit_b0"), 224, r"main \(LiteMLA\) makes each position depend on the whole image"),
-        (torchvision.models.squeezenet1_1(), 224, r"no linear layer follows layer classifier.3 \(AdaptiveAvgPool2d\)"),
-        (torchvision.models.alexnet(), 320, r"layer avgpool \(AdaptiveAvgPool2d\) makes a 9×9 map 6×6"),
+        (
+            lambda: timm.create_model("efficientvit_b0"),
+            224,
+            r"main \(LiteMLA\) makes each position depend",
+        ),
+        (
+            lambda: torchvision.models.squeezenet1_1(),
+            224,
+            r"no linear layer follows layer classifier.3 \(Adaptive",
+        ),
+        (lambda: torchvision.models.alexnet(), 320, r"layer avgpool \(AdaptiveAvgPool2d\) makes a 9×9 map 6×6"),
         (Net(MaxPools()), 16, "operation amax"),
         (Net(Branches()), 16, "Net cannot be traced: tail"),
         (
@@ -306,9 +318,11 @@ def test_what_is_local_or_averages_the_level_is_accepted(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
-def test_what_is_not_convolutional_is_refused_by_name(module: nn.Module, patch: int, message: str) -> None:
+def test_what_is_not_convolutional_is_refused_by_name(
+    module: nn.Module | Callable[[], nn.Module], patch: int, message: str
+) -> None:
     with pytest.raises(DensescoreError, match=message):
-        to_dense(module, patch)
+        to_dense(module if isinstance(module, nn.Module) else module(), patch)
 
 
 def test_a_head_of_another_width_is_refused() -> None:
