@@ -35,6 +35,7 @@ from densescore.network.graph import (
     enclosing_layer,
     grown_axes,
     mixing,
+    own_reason,
     random_pixels,
     shape_at,
     shape_of,
@@ -91,13 +92,15 @@ def check_local(trunk: fx.GraphModule, patch: int, stride: int, window: tuple[in
     steps = [max(2 + axis, _FEWEST_CELLS - window[axis]) for axis in (0, 1)]
     steps[1] += steps[0] == steps[1]
     small = _Probe(trunk, local, (0, 0), stride)
-    small.run(random_pixels(trunk, patch, patch))
+    small.probe(random_pixels(trunk, patch, patch))
     pixels = random_pixels(trunk, patch + steps[0] * stride, patch + steps[1] * stride)
     cell = ((window[0] + steps[0]) // 2, (window[1] + steps[1]) // 2)
     first = _Probe(trunk, local, (steps[0], steps[1]), stride, small, cell)
-    first.run(pixels)
-    _Probe(trunk, local, (steps[0], steps[1]), stride, small, (cell[0] + 1, cell[1] + 1), first).run(pixels)
-    _Probe(trunk, local, (steps[0], steps[1]), stride, small, (0, 0)).run(pixels)  # what wraps around shows at a border
+    first.probe(pixels)
+    _Probe(trunk, local, (steps[0], steps[1]), stride, small, (cell[0] + 1, cell[1] + 1), first).probe(pixels)
+    _Probe(trunk, local, (steps[0], steps[1]), stride, small, (0, 0)).probe(
+        pixels
+    )  # what wraps around shows at a border
     return tuple(dict.fromkeys([*averages, *first.averages]))
 
 
@@ -178,6 +181,21 @@ class _Probe(fx.Interpreter):
         self.spread: dict[tuple[fx.Node, int], tuple[int, ...]] = {}
         self.averages: list[str] = []
         self._astray: set[fx.Node] = set()
+
+    def probe(self, pixels: Tensor) -> None:
+        """Run the trunk.
+
+        Raises:
+            NotConvolutionalError: NaN spread where they must not, or a layer does not take images of this size.
+        """
+        try:
+            self.run(pixels)
+        except (RuntimeError, AssertionError) as error:
+            assert self._node is not None
+            size = f"{pixels.shape[2]}×{pixels.shape[3]}"
+            raise NotConvolutionalError(
+                f"{enclosing_layer(self._node)} does not take {size} pixels: {own_reason(error)}; {CROPS}"
+            ) from error
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node with all its operations watched."""

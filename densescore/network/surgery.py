@@ -76,7 +76,11 @@ def to_dense(module: nn.Module, patch: int) -> DenseNetwork:
     module = module.eval()
     with torch.inference_mode(mode=False), torch.no_grad():
         graph = trace(module)
-        logits = note_shapes(graph, patch)
+        try:
+            logits = note_shapes(graph, patch)
+        except DensescoreError as error:
+            _check_traced(module, graph, patch, error)
+            raise
         output = _logits(graph)
         try:
             _take_out_identity_pools(graph)
@@ -85,6 +89,20 @@ def to_dense(module: nn.Module, patch: int) -> DenseNetwork:
         except NotConvolutionalError as error:
             raise _with_attention(error, graph) from error
     return network
+
+
+def _check_traced(module: nn.Module, graph: fx.GraphModule, patch: int, error: DensescoreError) -> None:
+    """Tell apart a module that does not take P×P pixels from one whose trace does not.
+
+    Raises:
+        NotConvolutionalError: the module does take them.
+    """
+    try:
+        module(random_pixels(module, patch, patch))
+    except Exception:
+        return
+    failure = NotConvolutionalError(f"{type(module).__name__} cannot be traced: {error}; {CROPS}")
+    raise _with_attention(failure, graph) from error
 
 
 def _cut(graph: fx.GraphModule, output: fx.Node, failed: tuple[fx.Node, str] | None, patch: int) -> DenseNetwork:

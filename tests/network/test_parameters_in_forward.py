@@ -91,21 +91,16 @@ def test_export(suffix: str, tmp_path: Path) -> None:
 
 
 KINDS = (
-    *(
-        "torchvision:convnext_tiny",
-        "timm:convnextv2_atto",
-        "timm:resnetblur18",
-        "timm:fastvit_t8",
-        "timm:poolformer_s12",
-    ),
-    *(
-        "timm:poolformer_s12",
-        "timm:inception_next_atto",
-        "timm:mambaout_femto",
-        "timm:convnext_zepto_rms",
-        "timm:nf_resnet26",
-    ),
-    "timm:efficientnet_b0_g16_evos",
+    "torchvision:convnext_tiny",  # layer scale
+    "timm:convnextv2_atto",  # GRN
+    "timm:resnetblur18",  # blur pools
+    "timm:fastvit_t8",
+    "timm:poolformer_s12",  # GroupNorm
+    "timm:inception_next_atto",
+    "timm:mambaout_femto",  # channels last
+    "timm:convnext_zepto_rms",  # RMSNorm in the head
+    "timm:nf_resnet26",  # weight standardization
+    "timm:efficientnet_b0_g16_evos",  # evolved norms
 )
 
 
