@@ -1,6 +1,7 @@
 """The examples of docs/*.md run as they stand; each command in them, and in the README, is one that exists."""
 
 import json
+import os
 import re
 import runpy
 import shlex
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 from densescore.bench.command import app as bench_app
 from densescore.cli.main import app
+from densescore.io.names import as_text
 from densescore.transfer.recipe import RECIPES
 from tests.data.voc_set import write_voc
 
@@ -132,8 +134,14 @@ def test_huge_images(photo: Path, coffee: NDArray[np.uint8]) -> None:
     assert tifffile.imread("slide-scores/maps/espresso.tif").shape == (100, 150)
 
 
+def test_files() -> None:
+    name_of = run_python("files.md")["name_of"]
+    for data in (b"caf\xe9.png", "café.png".encode(), b'"a".png'):
+        assert name_of(as_text(os.fsdecode(data))) == data
+
+
 def test_no_python_is_left_out() -> None:
-    tested = {"index", "dense-versus-cropped", "train", "many-images", "denser", "export", "huge-images"}
+    tested = {"files", "index", "dense-versus-cropped", "train", "many-images", "denser", "export", "huge-images"}
     assert {page for page in PAGES if examples(page, "python")} == {f"{name}.md" for name in tested}
 
 
