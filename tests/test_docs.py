@@ -1,6 +1,7 @@
 """The examples of docs/*.md run as they stand; each command in them, and in the README, is one that exists."""
 
 import json
+import os
 import re
 import runpy
 import shlex
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 from densescore.cli.bench import app as bench_app
 from densescore.cli.main import app
+from densescore.io.names import as_text
 from densescore.transfer.recipe import RECIPES
 from tests.data.voc_set import write_voc
 
@@ -148,9 +150,16 @@ def test_models(photo: Path) -> None:
     assert list((photo / "heatmaps" / "photo").glob("*.png"))
 
 
+def test_files() -> None:
+    name_of = run_python("files.md")["name_of"]
+    for data in (b"caf\xe9.png", "café.png".encode(), b'"a".png'):
+        assert name_of(as_text(os.fsdecode(data))) == data
+
+
 def test_no_python_is_left_out() -> None:
     tested = {
         "data-sets",
+        "files",
         "models",
         "index",
         "dense-versus-cropped",

@@ -32,7 +32,7 @@ class Mark(NamedTuple):
     """What a folder is, as densescore noted when it made it.
 
     Attributes:
-        kind: ``"heatmaps"``, ``"huge"``, ``"parts"``, …
+        kind: such as ``"heatmaps"`` or ``"parts of a table"``.
         holds: regular expressions of the names of what belongs in it, relative to it.
     """
 
@@ -55,7 +55,7 @@ def read_mark(folder: Path) -> Mark | None:
                 return Mark(ARRAYS, (ZARR,)) if "densescore" in found["attributes"] else None
             if found["made by"] == "densescore":
                 return Mark(str(found["kind"]), tuple(re.compile(pattern).pattern for pattern in found["holds"]))
-        except (OSError, ValueError, KeyError, TypeError, re.error):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, re.error):
             continue
     return None
 
