@@ -12,8 +12,8 @@ from densescore.io.color import CHANNELS, to_srgb
 Pixels: TypeAlias = NDArray[Any]
 """RGB ``[H, W, 3]``: uint8, or float32 in [0, 1]."""
 
-_DIM = 16
-"""A 16-bit image that stays below this part of its range is taken for one of fewer bits."""
+BRIGHT = 4096
+"""A 16-bit image of which no number is as large is taken for one of 12 bits or fewer."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ class Samples:
             brightest: number of the image's color.
             name: of the image.
         """
-        if self.may_be_dim and 0 < brightest < 65536 // _DIM:
+        if self.may_be_dim and 0 < brightest < BRIGHT:
             raise DensescoreError(
                 f"{name}: nearly black: 16 bits, of which the brightest is {brightest:.0f} of 65535, and the file does "
                 "not say how many are used; store BitsPerSample, or a MaxSampleValue of 2ⁿ-1, in a TIFF, or pass an "
-                f"array divided by white (4095 for 12 bits)"
+                "array divided by white (4095 for 12 bits)"
             )
 
     @property

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError
 from densescore.io.color import usable_profile
-from densescore.io.samples import Pixels, Samples
+from densescore.io.samples import BRIGHT, Pixels, Samples
 
 _BLOCK = 2**24
 """Pixels that are looked at together in search of a bright one."""
@@ -87,7 +87,7 @@ class Windows:
         for y in range(0, height, rows):
             values = self._stored(slice(y, min(y + rows, height)), slice(0, width))
             brightest = max(brightest, int(values[..., : self.samples.channels].max()))
-            if brightest >= 65536 // 16:
+            if brightest >= BRIGHT:
                 return
         self.samples.check_brightness(brightest, self.name)
 
