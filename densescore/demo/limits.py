@@ -114,7 +114,7 @@ class Quota:
 
 
 class Held:
-    """What one request holds of a quota; given back when the block ends."""
+    """What one request or connection holds of a quota; given back when the block ends."""
 
     def __init__(self, quota: Quota, client: str | None) -> None:
         self._quota, self._client, self._amount = quota, client, 0
@@ -124,11 +124,16 @@ class Held:
         self._quota.take(self._client, amount)
         self._amount += amount
 
+    def give_back(self) -> None:
+        """Hold no more."""
+        self._quota.give(self._client, self._amount)
+        self._amount = 0
+
     def __enter__(self) -> "Held":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._quota.give(self._client, self._amount)
+        self.give_back()
 
 
 class Clients:

@@ -17,11 +17,13 @@ class TimedProtocol(H11Protocol):
 
     Args:
         clients: quotas of connections; their limits have the times.
+        idle: all connections of the server that wait for a header, in the order in which they began to.
         options: uvicorn's own.
     """
 
-    def __init__(self, clients: Clients, **options: Any) -> None:
+    def __init__(self, clients: Clients, idle: "dict[TimedProtocol, None]", **options: Any) -> None:
         super().__init__(**options)
+        self._idle = idle
         self._clients, self._limits = clients, clients.limits
         self._phase: str | None = None
         self._ends = 0.0  # of the phase, by the loop's clock
@@ -34,9 +36,10 @@ class TimedProtocol(H11Protocol):
         super().connection_made(transport)
         host = self.client[0] if self.client else ""
         shared = not host or self._clients.is_proxy(host)  # one proxy has the connections of many clients
-        self._held = Held(self._clients.connections, None if shared else self._clients.key(host))
+        self._client = None if shared else self._clients.key(host)
+        self._held = Held(self._clients.connections, self._client)
         try:
-            self._held.take(1)
+            self._take_place()
         except BusyError as error:
             self._refuse(429 if isinstance(error, TooManyError) else 503, str(error))
         else:
@@ -45,7 +48,8 @@ class TimedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Give back the connection's place."""
         super().connection_lost(exc)
-        self._held.__exit__()
+        self._held.give_back()
+        self._idle.pop(self, None)
         for timer in (self._timer, self._stall):
             if timer is not None:
                 timer.cancel()
@@ -87,6 +91,20 @@ class TimedProtocol(H11Protocol):
         else:
             self.transport.close()
 
+    def _take_place(self) -> None:
+        """Count this connection. Where there are too many, the one that has been idle longest gives way."""
+        while True:
+            try:
+                return self._held.take(1)
+            except BusyError as error:
+                own = isinstance(error, TooManyError)
+                idle = next((other for other in self._idle if not own or other._client == self._client), None)
+                if idle is None:
+                    raise
+                idle._held.give_back()
+                self._idle.pop(idle)
+                idle._end()
+
     def _enter(self) -> None:
         """Start the clock of the phase that the connection is in now."""
         if self.transport.is_closing() or self._refused:
@@ -95,6 +113,9 @@ class TimedProtocol(H11Protocol):
         if phase == self._phase:
             return
         self._phase = phase
+        self._idle.pop(self, None)
+        if phase == "header":
+            self._idle[self] = None
         seconds = {
             "header": limits.header_seconds,
             "body": limits.seconds,

@@ -50,7 +50,7 @@ def make_server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
         app,
         host,
         port,
-        http=partial(TimedProtocol, app.state.clients),
+        http=partial(TimedProtocol, app.state.clients, {}),
         ws="none",
         lifespan="off",
         proxy_headers=False,  # `build_app` adds its own, which believes only the proxies that it was given

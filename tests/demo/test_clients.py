@@ -125,22 +125,37 @@ def test_bytes_that_a_client_holds_are_bounded_until_they_are_sent(start: Any) -
     wait_until(lambda: call(f"{url}/map?label=a", large.getvalue())[0] == 200)
 
 
-def test_connections_are_bounded(start: Any) -> None:
-    url, port = start(replace(LIMITS, client_connections=3, connections=50))
-    first = [connect(port) for _ in range(3)]
-    status, body = exchange(port, b"")
-    assert status == 429
-    assert "one client may have 3" in json.loads(body)["error"]
+def begin_a_body(port: int, number: int) -> socket.socket:
+    """A connection whose header the server has taken, of a client of its own behind a proxy."""
+    head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\nX-Forwarded-For: 10.0.0.{number}\r\n"
+    connection = connect(port, head.encode() + b"Expect: 100-continue\r\n\r\n")
+    assert b"100 Continue" in connection.recv(1000)
+    return connection
+
+
+@pytest.mark.parametrize(
+    ("proxies", "status", "message"),
+    [((), 429, "one client may have 3"), (("127.0.0.1",), 503, "all 5 are in use")],
+)
+def test_connections_are_bounded(start: Any, proxies: tuple[str, ...], status: int, message: str) -> None:
+    limits = replace(LIMITS, client_connections=3, connections=5, images=5)
+    url, port = start(limits, proxies=proxies)
+    first = [begin_a_body(port, number) for number in range(5 if proxies else 3)]
+    request = b"GET /models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    found, body = exchange(port, request)
+    assert found == status
+    assert message in json.loads(body)["error"]
     for connection in first:
         connection.close()
     wait_until(lambda: call(f"{url}/models")[0] == 200)
 
-    _, port = start(replace(LIMITS, client_connections=3, connections=5), proxies=["127.0.0.1"])
-    first = [connect(port) for _ in range(5)]
-    status, body = exchange(port, b"")
-    assert status == 503
-    assert "all 5 are in use" in json.loads(body)["error"]
-    for connection in first:
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHo", b"GET /models HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_idle_connections_give_way(start: Any, sent: bytes) -> None:
+    url, port = start(replace(LIMITS, client_connections=5, connections=8, header_seconds=600))
+    idle = [connect(port, sent) for _ in range(30)]
+    assert call(f"{url}/score", png())[0] == 200
+    for connection in idle:
         connection.close()
 
 
