@@ -2,4 +2,6 @@
 
 from importlib.util import find_spec
 
-collect_ignore = [f"densescore/demo/{name}.py" for name in ("http", "page", "server") if find_spec("gradio") is None]
+collect_ignore = [
+    f"densescore/demo/{name}.py" for name in ("http", "page", "protocol", "server") if find_spec("fastapi") is None
+]

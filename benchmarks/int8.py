@@ -19,15 +19,15 @@ from rich.progress import track
 from scipy.stats import spearmanr
 
 from densescore import DenseScorer
-from densescore.bench.command import adapted_classifier
 from densescore.bench.growth import photograph
 from densescore.bench.machine import describe_machine
+from densescore.bench.run import adapted_classifier
 from densescore.io.images import ImageLike
 
 
 def speed(calibration: Sequence[ImageLike], rounds: int) -> dict[str, Any]:
     """AlexNet with a random FCa, FCb of 21 classes on 500×375 pixels, nine scales; the dtypes in turn."""
-    classifier = adapted_classifier("alexnet", "random", 21)
+    classifier = adapted_classifier("alexnet", None, 21)
     options: dict[str, Any] = {"mean": classifier.mean, "std": classifier.std, "patch_size": classifier.patch_size}
     scorers = {
         dtype: DenseScorer(

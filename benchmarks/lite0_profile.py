@@ -62,7 +62,7 @@ def times(trunk: nn.Module, patch: int, levels: list[Tensor], rounds: int) -> di
         runs = OpenVINOTrunk(trunk, patch, torch.float32, profile=True)  # its counters are means over all sizes
         for _ in range(rounds):
             runs(level)
-        for node in runs.request.get_profiling_info():
+        for node in runs.idle[0].get_profiling_info():
             kind = {"GroupConvolution": "depthwise", "Convolution": "pointwise"}.get(node.node_type, "other")
             if kind == "pointwise" and "1x1" not in node.exec_type:
                 kind = "stem"

@@ -77,7 +77,7 @@ def main(
     for title, (name, options) in COLUMNS.items():
         file = results / f"bench-{name}.json"
         arguments = [*options.split(), "--rounds", str(rounds), "--contenders", ",".join(CONTENDERS)]
-        bench = [sys.executable, "-c", "from densescore.bench.command import app; app()"]
+        bench = [sys.executable, "-c", "from densescore.__main__ import bench; bench()"]
         command = [*bench, *arguments, "--json", str(file), "--overwrite"]
         subprocess.run(command, check=True)
         columns[title] = json.loads(file.read_text())

@@ -14,7 +14,8 @@ from sklearn.preprocessing import StandardScaler
 from torchvision.transforms import v2
 
 from densescore import DenseScorer, read_image
-from densescore.data.boxed_set import DIFFICULT, POSITIVE, BoxedImage, BoxedSet
+from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.data.labeled_set import DIFFICULT, POSITIVE
 from densescore.evaluation.average_precision import average_precision, precision_recall
 from densescore.evaluation.evaluate import TOLERANCE
 from densescore.models import load_classifier

@@ -26,7 +26,7 @@ from densescore.data.load import load_boxed
 from densescore.evaluation.evaluate import ClassResult, evaluate_classes, k_curve, mean_of, score_set
 from densescore.io.files import atomic_write
 from densescore.models.adaptation import HeadFile, load_head, save_head
-from densescore.scoring.scorer import Context
+from densescore.scoring.fingerprint import Context
 from densescore.transfer.feature_cache import DEFAULT_CACHE, FeatureCache
 from densescore.transfer.from_scratch import train_from_scratch
 from densescore.transfer.patch_labels import LabelRule, Overlap

@@ -50,7 +50,7 @@ class Level:
         return slice(self.start, self.start + self.rows * self.cols)
 
     def phases(self, count: int) -> list[NDArray[np.int64]]:
-        """Numbers of the cells from each of the first `count` × `count` cells on, in steps of `count`, row by row."""
+        """Cell indices of each of the `count` × `count` phases: every `count`-th cell down and across, row by row."""
         grid = np.arange(self.start, self.start + self.rows * self.cols).reshape(self.rows, self.cols)
         return [grid[down::count, across::count] for down in range(count) for across in range(count)]
 

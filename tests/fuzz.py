@@ -16,10 +16,11 @@ import struct
 import subprocess
 import sys
 import tempfile
+import warnings
 import zlib
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -30,12 +31,19 @@ from typer.testing import CliRunner
 
 from densescore import DensescoreError, DenseScorer, Pyramid, read_image
 from densescore.cli import main as cli
+from densescore.data.boxed_set import Labels, boxed_part
+from densescore.data.load import load_set
 from densescore.models import MODELS, AdaptationHead, load_head
 from densescore.models.adaptation import HeadFile, save_head
 from densescore.models.registry import ModelEntry
 from densescore.models.weights import read_weights
 from densescore.results.scores import DenseScores
 from tests.conftest import Toy
+from tests.data.exports import cvat_coco, labelimg, roboflow_coco, yolo
+from tests.data.voc_set import write_voc
+
+if TYPE_CHECKING:
+    from tests.demo.fuzz_page import PageFuzz
 
 SECONDS = 20
 MOST_GROWTH = 1500  # MB: a picture at Pillow's limit is 540 MB as RGB, and is copied once
@@ -86,6 +94,7 @@ class Fuzz:
             "toy", lambda state: _toy(state), lambda: Toy().state_dict(), "MIT", "tests", patch_size=20, scales=(1, 1.5)
         )
         self.scorer = DenseScorer("toy", runtime="torch")
+        self._page: PageFuzz | None = None
         pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
         self.encoded = []
         for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
@@ -106,11 +115,15 @@ class Fuzz:
         file = io.BytesIO()
         torch.save(Toy().state_dict(), file)
         self.seeds.append(file.getvalue())
+        self.sets = list[tuple[Path, Path]]()
+        for make in (roboflow_coco, cvat_coco, labelimg, yolo, lambda root: write_voc(root, {"train": 3})):
+            root = make(folder / f"set-{len(self.sets)}")
+            self.sets += [(root, path) for path in sorted(root.rglob("*")) if path.is_file()]
 
     def run(self, seed: int) -> str:
         """One input; the same seed, the same input."""
         source = random.Random(seed)
-        kind = (self.image, self.array, self.geometry, self.command, self.weights)[seed % 5]
+        kind = (self.image, self.array, self.geometry, self.command, self.weights, self.page, self.data_set)[seed % 7]
         try:
             kind(source)
             return f"{kind.__name__}: valid"
@@ -218,6 +231,38 @@ class Fuzz:
         reader = own if source.random() < 0.7 else source.choice(readers)
         reader(path)
 
+    def page(self, source: Source) -> None:
+        """Requests to the page and the HTTP call: bytes changed, forms, queries."""
+        if self._page is None:
+            from tests.demo.fuzz_page import PageFuzz
+
+            self._page = PageFuzz(self.scorer, self.encoded, _mutated)
+        self._page.send(source)
+
+    def close(self) -> None:
+        """End what inputs have begun."""
+        if self._page is not None:
+            self._page.close()
+
+    def data_set(self, source: Source) -> None:
+        """Data sets in which a file's bytes are changed."""
+        root, path = source.choice(self.sets)
+        content = path.read_bytes()
+        path.write_bytes(_mutated(content, source))
+        labels: Labels = source.choice(("auto", "image", "box", "both"))
+        share = source.choice((None, 0.5))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # boxes that were clipped
+                loaded = load_set(root, "train", labels=labels, val_share=share)
+        finally:
+            path.write_bytes(content)
+        assert loaded.truth().shape == (len(loaded.images), len(loaded.classes))
+        for image in boxed_part(loaded).images:
+            assert (image.boxes[:, :2] < image.boxes[:, 2:]).all()
+            assert (image.boxes >= 0).all()
+            assert (image.boxes[:, 2:] <= [image.width, image.height]).all()
+
     def _load(self, path: Path) -> None:
         if path.suffix == ".safetensors":
             self._check(DenseScorer(path, runtime="torch").score(np.zeros((30, 41, 3), np.uint8)))
@@ -286,6 +331,7 @@ def run_some(first: int, count: int) -> Counter[str]:
                 raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
             finally:
                 signal.setitimer(signal.ITIMER_PROF, 0)
+        fuzz.close()
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1000
         assert grown < MOST_GROWTH, f"seeds {first}..{first + count - 1} took {grown} MB more"
         found["most MB"] = grown

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
-from densescore.bench.command import app as bench_app
+from densescore.cli.bench import app as bench_app
 from densescore.cli.main import app
 from densescore.io.names import as_text
 from densescore.transfer.recipe import RECIPES
@@ -95,6 +95,13 @@ def test_train(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["scorer"].labels[:3] == ("blue", "green", "red")
 
 
+def test_data_sets(photo: Path) -> None:
+    names = run_python("data-sets.md")
+    assert names["train"].classes == ("cat", "coffee")
+    assert names["train"].truth().tolist() == [[1, -1]] * 4 + [[-1, 1]] * 4
+    assert names["val"].truth().tolist() == [[1, -1], [-1, 1]]
+
+
 def test_many_images(photo: Path, cat: NDArray[np.uint8], coffee: NDArray[np.uint8], capsys: Any) -> None:
     for package in ("pyarrow", "pandas", "supervision"):
         pytest.importorskip(package)
@@ -140,8 +147,28 @@ def test_files() -> None:
         assert name_of(as_text(os.fsdecode(data))) == data
 
 
+def test_models(photo: Path) -> None:
+    names = run_python("models.md")
+    assert names["scores"].context == "patch"
+    assert names["scores"].labels == ("cat", "dog", "neither")
+    assert names["features"].shape == (len(names["scores"].boxes), 64)
+    run_commands("models.md")
+    assert list((photo / "heatmaps" / "photo").glob("*.png"))
+
+
 def test_no_python_is_left_out() -> None:
-    tested = {"files", "index", "dense-versus-cropped", "train", "many-images", "denser", "export", "huge-images"}
+    tested = {
+        "files",
+        "data-sets",
+        "models",
+        "index",
+        "dense-versus-cropped",
+        "train",
+        "many-images",
+        "denser",
+        "export",
+        "huge-images",
+    }
     assert {page for page in PAGES if examples(page, "python")} == {f"{name}.md" for name in tested}
 
 
@@ -279,7 +306,7 @@ RUNS: dict[str, tuple[dict[str, Any], Callable[[str, Path], bool]]] = {
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_gallery(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    for package, users in {"supervision": "locate train", "pandas": "many", "tifffile": "huge", "zarr": "huge"}.items():
+    for package, users in {"supervision": "locate", "pandas": "many", "tifffile": "huge", "zarr": "huge"}.items():
         if any(user in script for user in users.split()):
             pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)

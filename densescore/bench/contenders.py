@@ -148,7 +148,7 @@ def openvino(subject: Subject, dense: bool) -> Run:
 
 
 def timm_pooling(subject: Subject, dense: bool) -> Run:
-    """Timm's test-time pooling: its head for large images, less the last step, which averages the cells."""
+    """Timm's test-time pooling, its head for large images, without the last step, which averages the cells."""
     base: Any = copy.deepcopy(subject.module)
     pool = (getattr(base, "default_cfg", None) or {}).get("pool_size")  # only timm's networks have it
     if pool is None or not isinstance(base.get_classifier(), nn.Linear | nn.Conv2d):

@@ -24,14 +24,15 @@ def photograph(height: int, width: int) -> Pixels:
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def growth_curve(make: MakeScorer, most: int) -> list[dict[str, Any]]:
-    """Score more and more patches, up to about `most`, in three ways; the better of two runs each, of many only one.
+def growth_curve(make: MakeScorer, max_patches: int) -> list[dict[str, Any]]:
+    """Score more and more patches, up to about `max_patches`, in three ways.
 
-    More scales of one image; longer images at the paper's scales; larger images with patches of 224 pixels.
+    The ways: more scales of one image; longer images at the paper's scales; larger images with patches of 224 pixels.
+    Each step takes the better of two runs; from 50,000 patches on there is only one.
     """
     rows = []
-    for way, options, pixels in _steps(make, most):
-        scorer = make(**options, max_cells=2 * most)
+    for way, options, pixels in _steps(make, max_patches):
+        scorer = make(**options, max_cells=2 * max_patches)
         patches, seconds = len(scorer.pyramid(*pixels.shape[:2])), []
         for _ in range(2 if patches < 50_000 else 1):
             start = time.perf_counter()
@@ -50,8 +51,8 @@ def growth_curve(make: MakeScorer, most: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _steps(make: MakeScorer, most: int) -> Iterator[tuple[str, dict[str, Any], Pixels]]:
-    """The smallest first, whatever the way: peak memory is the process's so far."""
+def _steps(make: MakeScorer, max_patches: int) -> Iterator[tuple[str, dict[str, Any], Pixels]]:
+    """All steps, sorted by patches: the peak memory that is measured is the process's so far."""
     steps: list[tuple[int, str, dict[str, Any], Pixels]] = []
     ways: dict[str, Callable[[int], tuple[dict[str, Any], Pixels]]] = {
         "more scales": lambda n: ({"scales": tuple(np.geomspace(1, 4, n).tolist())}, photograph(375, 500)),
@@ -62,7 +63,7 @@ def _steps(make: MakeScorer, most: int) -> Iterator[tuple[str, dict[str, Any], P
         for n in (1, 2, 3, 5, 8, 12, 27, 60, 135, 400, 1200, 3600):
             options, pixels = step(n)
             patches = len(make(**options, max_cells=10**9).pyramid(*pixels.shape[:2]))
-            if patches > most or pixels.nbytes > 2**30:
+            if patches > max_patches or pixels.nbytes > 2**30:
                 break
             steps.append((patches, way, options, pixels))
     for _, way, options, pixels in sorted(steps, key=lambda step: step[0]):

@@ -1,4 +1,4 @@
-"""What a measurement ran on; kept beside every number."""
+"""The machine and the versions that a measurement ran on."""
 
 import platform
 from datetime import datetime, timezone

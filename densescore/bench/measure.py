@@ -1,4 +1,4 @@
-"""Equal first, then fast: check every contender, then time them in turn."""
+"""Check that every contender gives the same scores, then time them in turn."""
 
 import copy
 import statistics
@@ -83,7 +83,7 @@ def time_in_turn(
 ) -> dict[str, Timing]:
     """Run all contenders once to warm up, then in turn, `rounds` times; seconds are multiplied by `scale`.
 
-    Each begins after a pause: the threads of the one before, in a pool of another runtime, go on spinning for a while.
+    Each run begins after a pause, because the threads of the runtime before it keep spinning for a while.
     """
     for run in contenders.values():
         run()

@@ -1,41 +1,37 @@
 """The command that writes a model for other runtimes: ``densescore export``."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
-from rich.console import Console
-
-from densescore.cli.options import check_new, readable_errors
-from densescore.network.export import export_model
-
-app = typer.Typer()
-_out = Console()
+from densescore.cli.command import command
+from densescore.cli.console import say, say_json
+from densescore.cli.options import Json, Model, Overwrite, Weights, check_new, out_option
 
 
-@app.command()
+@command(
+    "densescore export -o lite0.onnx",
+    "densescore export --model birds.safetensors -o birds.pt2",
+)
 def export(
-    out: Annotated[Path, typer.Option(help="The file: .onnx, or .pt2 for torch.export.load.", show_default=False)],
-    model: Annotated[
-        str, typer.Option(help="A name that `densescore models` lists, or a head (.safetensors).")
-    ] = "lite0",
-    weights: Annotated[str, typer.Option(help="A weights file for the model, 'default', or 'random'.")] = "default",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="What the file carries, as JSON.")] = False,
+    out: Annotated[
+        Path,
+        out_option("The file: .onnx, or .pt2 for torch.export.load."),
+    ],
+    model: Model = "lite0",
+    weights: Weights = "default",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Write a dense model as one graph of any height and width, checked against torch."""
-    with readable_errors():
-        check_new(out, overwrite, [model, weights])
-        found = export_model(model, out, weights=None if weights == "random" else weights, overwrite=overwrite)
+    check_new(out, overwrite, [model, weights])
+    from densescore.network.export import export_model
+
+    found = export_model(model, out, weights=weights, overwrite=overwrite)
     if as_json:
-        print(json.dumps(found))
+        say_json(found)
         return
     patch, stride = found["patch"], found["stride"]
-    _out.print(
+    say(
         f"{out}: pixels [1, 3, {patch} + {stride}n, {patch} + {stride}m] → probabilities "
-        f"[1, {len(found['labels'])}, n + 1, m + 1]; at most {found['largest_difference']:.1e} from torch",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+        f"[1, {len(found['labels'])}, n + 1, m + 1]; at most {found['largest_difference']:.1e} from torch"
     )

@@ -1,80 +1,194 @@
-"""What the command line's parts share."""
+"""The options that several commands share, each defined once."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 
+from densescore.cli.console import detail
 from densescore.errors import DensescoreError
-from densescore.io.files import check_replaceable
-from densescore.io.find_images import list_images
-from densescore.scoring.scorer import DenseScorer
-from densescore.transfer.feature_cache import FeatureCache
+from densescore.models.labels import find_label, known_labels
 
-err = Console(stderr=True)
+if TYPE_CHECKING:
+    from densescore.scoring.scorer import DenseScorer
 
 CALIBRATION_IMAGES = 20
 
-Scales = Annotated[str, typer.Option(help="Short side of the image over side of a patch, with commas: 1,2,4.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
-Model = Annotated[str, typer.Option(help="A name that `densescore models` lists, or a trained head (.safetensors).")]
-Weights = Annotated[str, typer.Option(help="A weights file for the model, 'default', or 'random'.")]
-PatchSizes = Annotated[str, typer.Option(help="Sides of the patches in image pixels, instead of --scales.")]
-Stride = Annotated[
-    int | None, typer.Option(help="Pixels of a level between patches: 16 or 8 for more than the network's 32.")
+_PATCHES, _NETWORK = "Patches and scores", "Network"
+
+
+def _none_if_random(weights: str) -> str | None:
+    return None if weights == "random" else weights
+
+
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="A weights file for the network, 'default', or 'random'.",
+        callback=_none_if_random,
+        rich_help_panel=_NETWORK,
+    ),
 ]
-K = Annotated[float | None, typer.Option("--k", help="Exponent of the image score, eq. (1); 5 by default.")]
-DType = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, or int8 with --calibration.")]
-Calibration = Annotated[
-    Path | None, typer.Option(help=f"For int8: a folder of images like those to come; {CALIBRATION_IMAGES} are used.")
+Scales = Annotated[
+    str,
+    typer.Option(
+        "--scales",
+        help="Short side of the image over side of a patch, with commas between: 1,2,4. By default the model's.",
+        rich_help_panel=_PATCHES,
+        show_default=False,
+    ),
 ]
-RuntimeOption = Annotated[str, typer.Option("--runtime", help="On a CPU: auto, torch or openvino.")]
-Context = Annotated[str, typer.Option(help="image: one dense pass. patch: the paper's crops (slow).")]
-NetworkWeights = Annotated[str, typer.Option("--weights", help="A weights file for the network, or 'default'.")]
-Data = Annotated[Path, typer.Option(help="Folder in VOC's, COCO's or YOLO's layout.", show_default=False)]
-Split = Annotated[str, typer.Option("--set", help="Image set of the data.")]
-Cache = Annotated[Path, typer.Option(help="Folder in which features are kept.")]
-CacheSize = Annotated[float, typer.Option(help="Most that it may hold, in GB.", min=0)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …", rich_help_panel=_NETWORK)]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="A name that `densescore models --all` lists, or a trained head (.safetensors).",
+        rich_help_panel=_NETWORK,
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.", show_default=False)]
 
 
-def scorer_options(
-    model: str,
-    weights: str,
-    scales: str,
-    patch_sizes: str,
-    k: float | None,
-    device: str,
-    dtype: str,
-    runtime: str,
-    stride: int | None = None,
-    calibration: Path | None = None,
-) -> dict[str, Any]:
-    """Arguments of `DenseScorer` that the options of a command stand for."""
-    options: dict[str, Any] = {"model": model, "weights": None if weights == "random" else weights}
-    if scales:
-        options["scales"] = numbers(scales, "--scales")
-    if patch_sizes:
-        options["patch_sizes"] = numbers(patch_sizes, "--patch-sizes")
-    if calibration is not None:
-        images = list_images([calibration])
-        options["calibration"] = tuple(images[:: -(-len(images) // CALIBRATION_IMAGES)])
-    return {**options, "k": k, "device": device, "dtype": dtype, "runtime": runtime, "stride": stride}
+def out_option(help_text: str, shown: bool | str = False) -> Any:
+    """The option ``--out``, whose meaning is the command's own; `shown`: its default in the help."""
+    return typer.Option("--out", "-o", help=help_text, show_default=shown)
 
 
-@contextmanager
-def readable_errors() -> Iterator[None]:
-    """Print an expected error in a line and exit with 2, without a traceback."""
-    try:
-        yield
-    except DensescoreError as error:
-        err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
+@dataclass(frozen=True)
+class ScorerOptions:
+    """The scorer that a command's options describe; `build` makes it."""
+
+    model: Model = "lite0"
+    weights: Weights = "default"
+    scales: Scales = ""
+    patch_sizes: Annotated[
+        str,
+        typer.Option(
+            help="Sides of the patches in image pixels, with commas between, instead of --scales.",
+            rich_help_panel=_PATCHES,
+            show_default=False,
+        ),
+    ] = ""
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            help="Pixels of a level between patches: 16 or 8 for more than the network's 32.",
+            rich_help_panel=_PATCHES,
+        ),
+    ] = None
+    k: Annotated[
+        float | None,
+        typer.Option(
+            "--k", help="Exponent of the image score, eq. (1); 5, or the head's, by default.", rich_help_panel=_PATCHES
+        ),
+    ] = None
+    device: Device = "auto"
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="auto, float32, bfloat16, float16, or int8, which needs --calibration.", rich_help_panel=_NETWORK
+        ),
+    ] = "auto"
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"For int8: a folder of images like those to come; {CALIBRATION_IMAGES} are used.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    runtime: Annotated[str, typer.Option(help="On a CPU: auto, torch or openvino.", rich_help_panel=_NETWORK)] = "auto"
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels", help="A text file with one class name a line, instead of the model's.", rich_help_panel=_NETWORK
+        ),
+    ] = None
+    context: Annotated[
+        str,
+        typer.Option(
+            help="image: one dense pass. patch: the paper's crops (slow), for any classifier. By default the model's.",
+            rich_help_panel=_PATCHES,
+            show_default=False,
+        ),
+    ] = ""
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `DenseScorer`.
+
+        Raises:
+            DensescoreError: names the option that cannot be read.
+        """
+        given: dict[str, Any] = {
+            name: getattr(self, name) for name in ("model", "weights", "stride", "k", "device", "dtype", "runtime")
+        }
+        given |= {"labels": self.labels, "context": self.context or None}
+        if self.scales:
+            given["scales"] = numbers(self.scales, "--scales")
+        if self.patch_sizes:
+            given["patch_sizes"] = numbers(self.patch_sizes, "--patch-sizes")
+        if self.calibration is not None:
+            from densescore.io.find_images import list_images
+
+            images = list_images([self.calibration])
+            given["calibration"] = tuple(images[:: -(-len(images) // CALIBRATION_IMAGES)])
+        return given
+
+    @property
+    def files(self) -> list[str | Path]:
+        """The paths that the options name: what a run reads, which it must not replace."""
+        given = (self.model, self.weights, self.calibration, self.labels)
+        return [item for item in given if item is not None]
+
+    def build(self, **changes: Any) -> "DenseScorer":
+        """The scorer.
+
+        Args:
+            **changes: arguments of `DenseScorer` that a command sets itself.
+        """
+        arguments = {**self.arguments(), **changes}  # what is wrong with the options is said before torch is loaded
+        from densescore.scoring.scorer import DenseScorer
+
+        scorer = DenseScorer(**arguments)
+        sizes = "patches of " + ", ".join(f"{size:g}" for size in scorer.patch_sizes) if scorer.patch_sizes else ""
+        scales = "scales " + ", ".join(f"{scale:g}" for scale in scorer.scales)
+        detail(
+            f"{scorer.name}: {len(scorer.labels):,} classes; {sizes or scales}; a patch every {scorer.network.stride} "
+            f"pixels of a level; k = {scorer.k:g}; {scorer.dtype} on {scorer.device} by {scorer.runtime}"
+        )
+        return scorer
+
+    def check_classes(self, names: Sequence[str]) -> None:
+        """Refuse a class that the model does not have, if that is known before its weights are read.
+
+        Raises:
+            DensescoreError: no such class; the message lists the nearest names.
+        """
+        labels = known_labels(self.model, self.weights) if names and self.labels is None else None
+        if labels is not None:
+            for name in names:
+                find_label(name, labels)
+
+
+@dataclass(frozen=True)
+class ClassOptions:
+    """A choice of classes: ``--classes a,b``, or ``--class a --class b``, where a name may hold commas."""
+
+    classes: Annotated[str, typer.Option(help="Names of classes, with commas between.", show_default=False)] = ""
+    class_: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Name of a class, commas and all; may be repeated.", show_default=False),
+    ] = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The chosen classes, each once; none by default."""
+        listed = [name.strip() for name in self.classes.split(",")] if self.classes else []
+        return tuple(dict.fromkeys([*listed, *(self.class_ or ())]))
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:
@@ -89,19 +203,31 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
         raise DensescoreError(f"{option}: expected numbers with commas between, got {text!r}") from error
 
 
+def one_of(text: str, choices: Sequence[str], option: str) -> None:
+    """Refuse what is not among the choices.
+
+    Raises:
+        DensescoreError: names the option and what it got.
+    """
+    if text not in choices:
+        raise DensescoreError(f"{option}: expected {' or '.join(choices)}, got {text!r}")
+
+
 def check_new(path: Path | None, overwrite: bool, inputs: Iterable[str | Path | None] = (), folder: str = "") -> None:
-    """Before the work, not after: refuse to write over what is there; see `check_replaceable`.
+    """Refuse to write over what is there, before the work is done; see `check_replaceable`.
 
     Raises:
         DensescoreError: `path` exists and may not be replaced.
     """
+    from densescore.io.files import check_replaceable
+
     if path is not None:
         given = [item for item in inputs if item is not None]
         check_replaceable(path, overwrite=overwrite, folder=folder, inputs=given)
 
 
 def check_new_weights(path: Path, overwrite: bool, inputs: Iterable[str | Path | None] = ()) -> None:
-    """Before the work: `check_new`, and refuse a name by which the file would not be read again.
+    """`check_new`, and refuse a name by which the file would not be read again.
 
     Raises:
         DensescoreError: `path` does not end in .safetensors, or exists and may not be replaced.
@@ -109,18 +235,3 @@ def check_new_weights(path: Path, overwrite: bool, inputs: Iterable[str | Path |
     if path.suffix != ".safetensors":
         raise DensescoreError(f"--out: expected a name that ends in .safetensors, got {path}")
     check_new(path, overwrite, inputs)
-
-
-def feature_cache(scorer: DenseScorer, folder: Path, gigabytes: float, context: str) -> FeatureCache:
-    """The cache that the options ask for."""
-    return FeatureCache(scorer, folder, max_bytes=int(gigabytes * 1e9), context=context)  # type: ignore[arg-type]
-
-
-def progress_bar() -> Progress:
-    """A bar on stderr that is gone when the work is done."""
-    return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=err, transient=True)
-
-
-def tracked(progress: Progress, description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
-    """Wraps an iteration, for the bar."""
-    return lambda items: progress.track(items, description=description)

@@ -1,1 +1,1 @@
-"""Images with boxes, and what the paper makes of them: labelled patches."""
+"""Readers of data sets: images with boxes, or with labels alone."""

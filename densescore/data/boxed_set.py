@@ -1,106 +1,147 @@
-"""What every reader gives: images with boxes, and which classes each image shows."""
+"""Images with boxes, and how a reader's annotations become images of a set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from densescore.errors import DensescoreError
+from densescore.data.labeled_set import DIFFICULT, NEGATIVE, POSITIVE, LabeledImage, LabeledSet
+from densescore.data.pictures import find_picture, placing, turned_silently
+from densescore.data.problems import Corners, Problems
 
-POSITIVE, DIFFICULT, NEGATIVE = 1, 0, -1
-"""Truth of an image for a class, as PASCAL VOC's set files write it; `DIFFICULT` is left out of every evaluation."""
-
-_SHOWN = 20  # problems that an error lists before it only counts
-_BORDER = 1.0  # pixels past its image that a box may reach: annotators' tools round; real sets hold such boxes
+Labels = Literal["auto", "image", "box", "both"]
+"""What is read: whatever is there; image labels, boxes ignored; boxes of every image; boxes where an image has them."""
 
 
-@dataclass(frozen=True, eq=False)
-class BoxedImage:
-    """One image of a set.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BoxedImage(LabeledImage):
+    """One image whose objects are boxed: all objects of the set's classes that it shows.
 
     Attributes:
-        name: unique in the set; VOC's image id.
-        path: of the picture.
-        height: in pixels.
-        width: in pixels.
-        boxes: float32 ``[B, 4]``, ``x0 y0 x1 y1`` in pixels, ``x1`` and ``y1`` exclusive, inside the image.
+        boxes: float32 ``[B, 4]``, ``x0 y0 x1 y1`` in pixels of the upright picture, ``x1`` and ``y1`` exclusive, inside
+            the image.
         classes: int64 ``[B]``, index of each box's class in the set's `classes`.
-        difficult: bool ``[B]``.
-        truth: int8 ``[C]``, `POSITIVE`, `DIFFICULT` or `NEGATIVE` per class.
+        difficult: bool ``[B]``: boxes that are examples of nothing.
     """
 
-    name: str
-    path: Path
-    height: int
-    width: int
     boxes: NDArray[np.float32]
     classes: NDArray[np.int64]
     difficult: NDArray[np.bool_]
-    truth: NDArray[np.int8]
 
 
 @dataclass(frozen=True, eq=False)
-class BoxedSet:
-    """The images of one split.
+class BoxedSet(LabeledSet):
+    """A `LabeledSet` whose every image is a `BoxedImage`."""
+
+    images: Sequence[BoxedImage]
+
+    def find(self, name: str) -> BoxedImage:
+        """See `LabeledSet.find`."""
+        image = super().find(name)
+        assert isinstance(image, BoxedImage)
+        return image
+
+
+def boxed_part(labeled: LabeledSet) -> BoxedSet:
+    """The images of a set that have boxes, in their order; none, if the set has only labels."""
+    return BoxedSet(labeled.name, labeled.classes, tuple(i for i in labeled.images if isinstance(i, BoxedImage)))
+
+
+def make_set(name: str, classes: tuple[str, ...], images: Sequence[LabeledImage]) -> LabeledSet:
+    """A `BoxedSet` if every image has boxes, else a `LabeledSet`."""
+    boxed = [image for image in images if isinstance(image, BoxedImage)]
+    if images and len(boxed) == len(images):
+        return BoxedSet(name, classes, tuple(boxed))
+    return LabeledSet(name, classes, tuple(images))
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """One object of an annotation.
 
     Attributes:
-        name: of the split, such as ``"train"``.
-        classes: C names.
-        images: in the order of the split's file.
+        where: the file and object, for messages.
+        label: index of its class.
+        corners: ``x0 y0 x1 y1``, ends excluded, in pixels of the annotation's size; None if it has no box.
+        difficult: its box is an example of nothing.
     """
 
-    name: str
-    classes: tuple[str, ...]
-    images: tuple[BoxedImage, ...]
-
-    def truth(self) -> NDArray[np.int8]:
-        """Truth of each image for each class: int8 ``[N, C]``."""
-        return np.stack([image.truth for image in self.images])
+    where: object
+    label: int
+    corners: Corners | None
+    difficult: bool = False
 
 
-class Problems:
-    """Collects what is wrong with a data set, so that a user mends all of it at once."""
-
-    def __init__(self) -> None:
-        self._found: list[str] = []
-
-    def add(self, where: object, what: str) -> None:
-        """Note a problem: the file (and line), then the field and what is wrong with it."""
-        self._found.append(f"{where}: {what}")
-
-    def raise_if_any(self, folder: Path) -> None:
-        """Raise one error that lists every problem.
-
-        Raises:
-            DensescoreError: there is one.
-        """
-        if self._found:
-            count = f"{len(self._found)} problem{'s' if len(self._found) > 1 else ''}"
-            more = [f"… and {len(self._found) - _SHOWN} more"] if len(self._found) > _SHOWN else []
-            raise DensescoreError("\n  ".join([f"{folder}: {count}", *self._found[:_SHOWN], *more]))
-
-
-def check_box(
-    corners: tuple[float, float, float, float], width: int, height: int, where: object, problems: Problems
-) -> tuple[float, float, float, float] | None:
-    """Clip a box to its image; None, and a problem noted, if it is empty or reaches more than a pixel outside.
+def make_image(
+    name: str,
+    path: Path,
+    size: tuple[int, int] | None,
+    objects: Sequence[Annotated],
+    count: int,
+    problems: Problems,
+    *,
+    where: object,
+    labels: Labels = "box",
+    truth: NDArray[np.int8] | None = None,
+) -> LabeledImage | None:
+    """Put an image of a set together, its boxes turned to the upright picture and clipped to it.
 
     Args:
-        corners: ``x0 y0 x1 y1`` in pixels, exclusive ends.
-        width: of the image.
-        height: of the image.
-        where: the file and object, for the message.
-        problems: where a problem is noted.
+        name: unique in the set.
+        path: of the picture.
+        size: width and height that the annotation gives; None if corners are shares of the picture, in [0, 1].
+        objects: of the annotation.
+        count: C, classes of the set.
+        problems: notes a picture that cannot be read, a size that is not the picture's, and bad boxes.
+        where: the annotation, for messages.
+        labels: ``"image"`` leaves boxes out; ``"both"`` leaves them out if an object has none.
+        truth: int8 ``[C]``, where a file says it; from the objects by default.
+
+    Returns:
+        A `BoxedImage`, or a `LabeledImage` without boxes; None if a problem was noted of its picture or size.
     """
-    x0, y0, x1, y1 = corners
-    outside = x0 < -_BORDER or y0 < -_BORDER or x1 > width + _BORDER or y1 > height + _BORDER
-    x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
-    if not outside and x0 < x1 and y0 < y1:
-        return x0, y0, x1, y1
-    reason = "lies outside the image of" if outside else "is empty within the image of"
-    problems.add(where, f"box {tuple(round(c, 2) for c in corners)} {reason} {width}×{height} pixels (width × height)")
-    return None
+    picture = find_picture(path, problems, where)
+    if picture is None:
+        return None
+    all_classes = np.array([item.label for item in objects], np.int64)
+    all_difficult = np.array([item.difficult for item in objects], bool)
+    truth = truth_from_boxes(all_classes, all_difficult, count) if truth is None else truth
+    common = {"name": name, "path": path, "height": picture.height, "width": picture.width, "truth": truth}
+    unboxed = [item for item in objects if item.corners is None]
+    if labels == "image" or (labels == "both" and unboxed):
+        return LabeledImage(**common)  # type: ignore[arg-type]
+    for item in unboxed:
+        problems.add(item.where, "has no box")
+    boxes, kept = list[Corners](), list[Annotated]()
+    if objects:
+        if size is None:
+            if picture.orientation != 1:
+                turned_silently(picture, where, problems)
+                return None
+            size, scale = picture.stored, picture.stored
+        else:
+            scale = (1, 1)
+        place = placing(picture, size, where, problems)
+        if place is None:
+            return None
+        for item in objects:
+            if item.corners is None:
+                continue
+            x0, y0, x1, y1 = item.corners
+            scaled = place((x0 * scale[0], y0 * scale[1], x1 * scale[0], y1 * scale[1]))
+            inside = problems.clip(scaled, picture.width, picture.height, item.where)
+            if inside is not None:
+                boxes.append(inside)
+                kept.append(item)
+    return BoxedImage(
+        **common,  # type: ignore[arg-type]
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        classes=np.array([item.label for item in kept], np.int64),
+        difficult=np.array([item.difficult for item in kept], bool),
+    )
 
 
 def truth_from_boxes(classes: NDArray[np.int64], difficult: NDArray[np.bool_], count: int) -> NDArray[np.int8]:
@@ -118,11 +159,3 @@ def truth_from_boxes(classes: NDArray[np.int64], difficult: NDArray[np.bool_], c
     truth[classes[difficult]] = DIFFICULT
     truth[classes[~difficult]] = POSITIVE
     return truth
-
-
-def check_positives(boxed: BoxedSet, folder: Path, problems: Problems) -> None:
-    """Note the classes that no image of the set shows; nothing could be learned of them."""
-    shown = (boxed.truth() == POSITIVE).any(0) if boxed.images else np.zeros(len(boxed.classes), bool)
-    for label, any_positive in zip(boxed.classes, shown, strict=True):
-        if not any_positive:
-            problems.add(folder, f"class {label}: no positive image in set {boxed.name!r}")

@@ -30,7 +30,7 @@ class Curve:
 
 
 def rank(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Order of items, best first. Of equal scores, false ones come first: a tie never flatters, whatever the order.
+    """Order of items, best first. Among equal scores, negatives come first, so that ties never raise the precision.
 
     Args:
         scores: ``[N]``.

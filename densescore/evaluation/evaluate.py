@@ -6,21 +6,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from densescore.data.boxed_set import DIFFICULT, POSITIVE, BoxedImage, BoxedSet
+from densescore.data.boxed_set import BoxedImage
+from densescore.data.labeled_set import DIFFICULT, POSITIVE, LabeledImage, LabeledSet
 from densescore.errors import DensescoreError
 from densescore.evaluation.average_precision import Curve, Rule, average_precision, precision_recall
 from densescore.results.scores import DenseScores, Locate
+from densescore_kernels.power_mean.exponents import check_exponent
 
 TOLERANCE = 18.0
 """Pixels past a box at which a place still counts as inside: Oquab et al., "Is object localization for free?",
 CVPR 2015, Section 6."""
 
-Scorer = Callable[[BoxedImage], DenseScores]
+Scorer = Callable[[LabeledImage], DenseScores]
 
 
 @dataclass(frozen=True, eq=False)
 class SetScores:
-    """What an evaluation needs of every image; small, whatever the images' size.
+    """Scores and locations of every image; small, whatever the images' size.
 
     Attributes:
         boxed: the set that was scored.
@@ -30,19 +32,19 @@ class SetScores:
             not asked for.
     """
 
-    boxed: BoxedSet
+    boxed: LabeledSet
     ks: tuple[float, ...]
     scores: NDArray[np.float64]
     places: NDArray[np.float64] | None
 
 
 def score_set(
-    boxed: BoxedSet,
+    boxed: LabeledSet,
     score: Scorer,
     ks: Sequence[float],
     *,
     locate: Locate | None = "shrunk",
-    track: Callable[[Iterable[BoxedImage]], Iterable[BoxedImage]] = iter,
+    track: Callable[[Iterable[LabeledImage]], Iterable[LabeledImage]] = iter,
 ) -> SetScores:
     """Score every image of a set.
 
@@ -54,8 +56,10 @@ def score_set(
         track: wraps the iteration, for a progress bar.
 
     Raises:
-        DensescoreError: the model lacks a class of the set, or an image cannot be scored.
+        DensescoreError: an exponent below 1, the model lacks a class of the set, or an image cannot be scored.
     """
+    for k in ks:
+        check_exponent(k)
     count, classes = len(boxed.images), len(boxed.classes)
     scores = np.zeros((len(ks), count, classes))
     places = None if locate is None else np.zeros((count, classes, 2))
@@ -98,6 +102,8 @@ def located(result: SetScores, tolerance: float = TOLERANCE) -> NDArray[np.bool_
     """
     inside = np.zeros(result.scores.shape[1:], bool)
     for index, image in enumerate(result.boxed.images if result.places is not None else ()):
+        if not isinstance(image, BoxedImage):
+            continue
         for box, column in zip(image.boxes, image.classes, strict=True):
             x, y = result.places[index, column]  # type: ignore[index]
             x0, y0, x1, y1 = box
@@ -109,7 +115,9 @@ def located(result: SetScores, tolerance: float = TOLERANCE) -> NDArray[np.bool_
 
 @dataclass(frozen=True)
 class ClassResult:
-    """One class's numbers; shares in [0, 1], None where no image of the set is positive or no places were found.
+    """One class's numbers: shares in [0, 1], None where no image of the set is positive.
+
+    Those of locations are also None without locations, or if a positive image has no boxes.
 
     Attributes:
         label: the class.
@@ -129,7 +137,7 @@ class ClassResult:
 
 
 def evaluate_classes(result: SetScores, k: float) -> list[ClassResult]:
-    """AP of every class, and localization where maps were made.
+    """AP of every class, and localization if `score_set` located the classes.
 
     Args:
         result: of `score_set`, with `k` among its exponents.
@@ -145,7 +153,9 @@ def evaluate_classes(result: SetScores, k: float) -> list[ClassResult]:
             rows.append(ClassResult(label, 0, None, None, None, None))
             continue
         pointing = located_ap = None
-        if result.places is not None:
+        if result.places is not None and all(
+            isinstance(result.boxed.images[index], BoxedImage) for index in kept[truth]
+        ):
             pointing = float(inside[kept, column][truth].mean())
             true_places = precision_recall(
                 result.scores[row, kept, column], truth & inside[kept, column], int(truth.sum())

@@ -1,19 +1,20 @@
-"""Pictures of data and results: labelled patches, precision–recall curves, best-ranked images with their maps."""
+"""Pictures of an evaluation: precision–recall curves, and best-ranked images with their maps."""
 
 import os
 from collections.abc import Callable
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from densescore.data.boxed_set import BoxedImage
+from densescore.data.labeled_set import LabeledImage
 from densescore.evaluation.average_precision import average_precision
 from densescore.evaluation.evaluate import SetScores, class_curve, judged, located
 from densescore.io.images import read_image
+from densescore.results.overlay import draw_map
 from densescore.results.scores import DenseScores
 
 
@@ -43,15 +44,15 @@ def draw_top(
     result: SetScores,
     column: int,
     k: float,
-    score: Callable[[BoxedImage], DenseScores],
+    score: Callable[[LabeledImage], DenseScores],
     path: str | os.PathLike[str],
     *,
     shown: int = 5,
 ) -> None:
     """Draw the best-ranked true images of a class and the best-ranked false ones with their maps (Figures 5 and 6).
 
-    A map is colored from 0 to the highest peak in the picture, so that images compare; a cross marks the class's place
-    (`DenseScores.locate`).
+    All maps share one scale, up to the highest peak in the picture, so that they are comparable. A colored cross marks
+    the class's location (`DenseScores.locate`): green inside a box of the class, red outside.
 
     Args:
         result: of `score_set`.
@@ -63,16 +64,15 @@ def draw_top(
     """
     label = result.boxed.classes[column]
     kept, truth = judged(result, column)
-    scores = result.scores[result.ks.index(k), kept, column]
-    order = np.argsort(-scores, kind="stable")
+    values = result.scores[result.ks.index(k), kept, column]
+    order = np.argsort(-values, kind="stable")
     rows = [kept[order[truth[order]]][:shown], kept[order[~truth[order]]][:shown]]
     inside = located(result)
     chosen = [result.boxed.images[index] for row in rows for index in row]
-    maps = {image.name: score(image).response_map(label)[0].cpu().numpy() for image in chosen}  # [H, W] each
-    top = max(float(values.max()) for values in maps.values())
+    scored = {image.name: score(image) for image in chosen}
+    peak = max((float(scores.shrunk_map(label).max()) for scores in scored.values()), default=0.0)
     figure = Figure(figsize=(3 * shown, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
-    norm = PowerNorm(0.5, 0, max(top, 1e-12), clip=True)
     for line, (title, row) in enumerate(zip(("true", "false"), rows, strict=True)):
         for place in range(shown):
             axes = figure.add_subplot(2, shown, line * shown + place + 1)
@@ -80,11 +80,8 @@ def draw_top(
             if place >= len(row):
                 continue
             image = result.boxed.images[row[place]]
-            values = maps[image.name]
-            extent = (0, image.width, image.height, 0)
-            axes.imshow(read_image(image.path), extent=extent)
-            axes.imshow(values, cmap="turbo", norm=norm, alpha=0.1 + 0.6 * np.asarray(norm(values)), extent=extent)
-            for box, owner in zip(image.boxes, image.classes, strict=True):
+            draw_map(axes, read_image(image.path), scored[image.name], label, peak=peak)
+            for box, owner in zip(image.boxes, image.classes, strict=True) if isinstance(image, BoxedImage) else ():
                 if owner == column:
                     axes.add_patch(_rectangle(box, "white", "-", 1.5))
             hit = line == 0 and inside[row[place], column]

@@ -1,4 +1,4 @@
-"""Results as VOC's development kit reads them, and as people do."""
+"""Results in the files of VOC's development kit, as JSON, and as pictures."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from densescore.data.boxed_set import BoxedImage
+from densescore.data.labeled_set import LabeledImage
 from densescore.evaluation.evaluate import ClassResult, SetScores, class_curve
 from densescore.evaluation.figures import draw_curve, draw_top
 from densescore.io.files import atomic_write
@@ -25,15 +25,15 @@ def write_results(
     folder: Path,
     *,
     about: dict[str, Any],
-    score: Callable[[BoxedImage], DenseScores] | None = None,
+    score: Callable[[LabeledImage], DenseScores] | None = None,
     overwrite: bool = False,
     inputs: Iterable[str | os.PathLike[str]] = (),
 ) -> None:
     """Write a folder of results, whole or not at all.
 
-    Per class: ``comp1_cls_<set>_<class>.txt`` (a line per image: name and score; to VOC's server a network that learned
-    from other data, too, goes as ``comp2``), and where an image is positive, a curve ``pr_<class>.png`` and, with
-    `score`, ``top_<class>.png``. For all: ``results.json``.
+    Per class, its label in plain characters (`file_names`): ``comp1_cls_<set>_<class>.txt`` (a line per image: name and
+    score; VOC's server takes a network that was also trained on other data as ``comp2``). If an image is positive: a
+    curve ``pr_<class>.png`` and, with `score`, ``top_<class>.png``. For all: ``results.json``.
 
     Args:
         result: of `score_set`.
@@ -52,7 +52,7 @@ def write_results(
     with atomic_write(folder, overwrite=overwrite, folder=RESULTS, inputs=inputs) as temporary:
         for column, name in enumerate(label_file_names(result.boxed.classes)):
             values = result.scores[row, :, column]
-            # 17 digits bring each double back as it was: rounding would make ties that the ranking did not have.
+            # 17 digits keep every double: rounding would make ties that the ranking did not have.
             lines = [f"{image.name} {value:.17g}\n" for image, value in zip(result.boxed.images, values, strict=True)]
             (temporary / f"comp1_cls_{result.boxed.name}_{name}.txt").write_text(
                 "".join(lines),

@@ -1,25 +1,23 @@
 """Decode anything that is a picture, and cut it into the levels of a pyramid."""
 
-import io
 import os
-import warnings
-from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from densescore.errors import DensescoreError
 from densescore.geometry import Level, Pyramid
+from densescore.io.decoding import from_file, from_pil
+from densescore.io.samples import Pixels, Samples
+
+__all__ = ["ImageLike", "Pixels", "level_pixels", "read_image"]
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[np.generic] | torch.Tensor
 """What every public function takes as an image; `read_image` says how each is understood."""
-
-Pixels: TypeAlias = NDArray[Any]
-"""RGB ``[H, W, 3]``: uint8, or float32 in [0, 1]."""
 
 
 def read_image(source: ImageLike) -> Pixels:
@@ -28,14 +26,16 @@ def read_image(source: ImageLike) -> Pixels:
     Args:
         source: a path; encoded bytes or a binary file object; a PIL image; an array ``[H, W]`` or ``[H, W, 1|3|4]``;
             or a tensor ``[H, W]`` or ``[1|3|4, H, W]``. Arrays and tensors are uint8, or floats in [0, 1].
-            Files are turned upright by their EXIF orientation; of an animation the first frame is read; gray, palette
-            and CMYK become RGB; transparent pixels are laid over white; 16-bit gray keeps its precision as float32.
+            Files are turned upright by their EXIF orientation and converted to sRGB by their color profile. The first
+            frame of an animation is read. Transparent pixels are laid over white. 16-bit gray becomes float32. TIFFs
+            that Pillow does not read right need the extra ``huge``, HEIC needs ``heic``; docs/formats.md has a table.
 
     Returns:
         RGB ``[H, W, 3]``, uint8 or float32 in [0, 1], C-contiguous.
 
     Raises:
-        DensescoreError: not a picture, truncated, empty, larger than Pillow's decompression-bomb limit (twice
+        DensescoreError: not a picture, several, truncated, empty, nearly black in 16 bits of which the file does not
+            say how many are used, of a kind that needs an extra, larger than Pillow's decompression-bomb limit (twice
             ``PIL.Image.MAX_IMAGE_PIXELS``, which may be raised), or an array of another shape, dtype or range. The
             message names the input.
 
@@ -54,51 +54,8 @@ def read_image(source: ImageLike) -> Pixels:
         name = f"array of shape {source.shape} and dtype {source.dtype}"
         return _from_array(source, name, expected="[H, W] or [H, W, C] with C = 1, 3 or 4")
     if isinstance(source, Image.Image):
-        return _from_pil(source, f"PIL image of mode {source.mode} and size {source.size}")
-    return _from_file(source)
-
-
-def _from_file(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Pixels:
-    file: IO[bytes] | None
-    if isinstance(source, str | os.PathLike):
-        name, file = os.fspath(source), None
-    elif isinstance(source, bytes | bytearray | memoryview):
-        name, file = f"image of {len(source)} bytes", io.BytesIO(source)
-    elif hasattr(source, "read"):
-        name, file = str(getattr(source, "name", "file object")), source
-    else:
-        raise DensescoreError(
-            "an image must be a path, bytes, a binary file, a PIL image, an array or a tensor, "
-            f"got {type(source).__name__}"
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large or odd files that it still decodes
-            with Image.open(Path(name) if file is None else file) as image:
-                return _from_pil(image, name)
-    except Image.DecompressionBombError as error:
-        raise DensescoreError(f"{name}: {error}; raise PIL.Image.MAX_IMAGE_PIXELS if the file is trusted") from error
-    except UnidentifiedImageError as error:
-        raise DensescoreError(f"{name}: not an image that Pillow can read, or an empty file") from error
-    except DensescoreError:
-        raise
-    except Exception as error:  # a decoder meets a broken file in many ways: OSError, SyntaxError, struct.error, …
-        raise DensescoreError(f"{name}: cannot be read as an image: {error}") from error
-
-
-def _from_pil(image: Image.Image, name: str) -> Pixels:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":  # 16- and 32-bit gray
-        values = np.asarray(image)
-        if image.mode == "F":
-            return _from_array(values, name, expected="floats in [0, 1]")
-        if values.size and (values.min() < 0 or values.max() > 65535):
-            raise DensescoreError(f"{name}: 32-bit gray must hold 16-bit values, got {values.min()}..{values.max()}")
-        return _from_array((values / np.float32(65535)).astype(np.float32), name, expected="")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.array(image.convert("RGB"))
+        return from_pil(source)
+    return from_file(source)
 
 
 def _from_array(array: NDArray[Any], name: str, expected: str) -> Pixels:
@@ -106,28 +63,10 @@ def _from_array(array: NDArray[Any], name: str, expected: str) -> Pixels:
     if array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
         hint = "; a batch is scored image by image" if array.ndim == 4 else ""
         raise DensescoreError(f"{name}: expected {expected}, not empty{hint}")
-    pixels: Pixels
-    if array.dtype == np.uint8:
-        pixels = array
-    elif np.issubdtype(array.dtype, np.floating):
-        pixels = array.astype(np.float32)
-        if not np.isfinite(pixels).all():
-            raise DensescoreError(f"{name}: holds NaN or infinity")
-        if pixels.min() < 0 or pixels.max() > 1:
-            raise DensescoreError(
-                f"{name}: floats must lie in [0, 1], got {pixels.min():g}..{pixels.max():g}; "
-                "divide by 255, or pass uint8 (normalization is the scorer's)"
-            )
-    else:
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise DensescoreError(f"{name}: dtype must be uint8 or floating point in [0, 1]")
-    if pixels.ndim == 2 or channels == 1:
-        return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
-    if channels == 4:
-        white = 255 if pixels.dtype == np.uint8 else 1
-        alpha = pixels[..., 3:].astype(np.float32) / white
-        over = pixels[..., :3] * alpha + white * (1 - alpha)
-        pixels = np.rint(over).astype(np.uint8) if white == 255 else over.astype(np.float32)
-    return np.ascontiguousarray(pixels)
+    samples = Samples("gray" if channels == 1 else "RGB", alpha=3 if channels == 4 else None)
+    return samples.to_rgb(array.reshape(*array.shape[:2], channels), name)
 
 
 def level_pixels(image: Pixels, pyramid: Pyramid, level: Level) -> Pixels:

@@ -51,7 +51,7 @@ def take(path: Path) -> IO[bytes] | None:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Let one run at a time write to `path`. The lock is a file beside it, ``.NAME.densescore-lock``, gone in the end.
+    """Let one run at a time write to `path`. The lock is the file ``.NAME.densescore-lock`` beside it, deleted after.
 
     Raises:
         DensescoreError: another run holds it, or the folder cannot be written.

@@ -1,18 +1,18 @@
-"""The adaptation layer of the paper, FCa and FCb, and the file that carries it to its network."""
+"""The adaptation layer of the paper, FCa and FCb, and its file."""
 
 import json
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, reason_of
 from densescore.io.files import atomic_write
-from densescore.models.weights import load_strict, read_metadata, read_weights
+from densescore.models.weights import check_fits, check_weights_finite, load_strict, read_metadata, read_weights
 
 BACKGROUND = "background"
 """Label of the class of patches that show none of the others."""
@@ -20,6 +20,10 @@ BACKGROUND = "background"
 Activation = Literal["softmax", "sigmoid"]
 """Logits → probabilities: one distribution over classes and background, or independent classes (no background)."""
 
+MAX_PATCH = 4096
+"""Largest side of a network's input in pixels; no classifier comes near it."""
+
+_MAX_SCALES = 1000
 _FORMAT = "densescore-adaptation-1"
 _BACKBONE = "backbone."  # before the names of the backbone's tensors in a file
 
@@ -61,7 +65,7 @@ class HeadFile:
         k: exponent of the image score that is best with this head.
         training: how the head came about: recipe, seed, data, versions. Plain JSON values, for the record.
         backbone_weights: tensors of the network that were trained along with the head, by the network's names; they
-            take the place of its own. Empty where the network stayed as it was.
+            replace its own. Empty where the network stayed as it was.
     """
 
     head: AdaptationHead
@@ -97,38 +101,137 @@ def load_head(path: str | os.PathLike[str]) -> HeadFile:
     """Read what `save_head` wrote.
 
     Raises:
-        DensescoreError: not such a file, or its parts contradict each other.
+        DensescoreError: not such a file; a field that is missing or of the wrong kind; or tensors that do not fit the
+            labels, or are not finite.
     """
     metadata = read_metadata(path) if Path(path).is_file() else {}
     weights = read_weights(path)
     if metadata.get("format") != _FORMAT:
         raise DensescoreError(f"{path}: not an adaptation head (format {metadata.get('format')!r}, not {_FORMAT!r})")
+    described = _Described(os.fspath(path), metadata.get("densescore", ""))
+    labels = described.labels()
+    trained = {name: weights.pop(name) for name in list(weights) if name.startswith(_BACKBONE)}
+    file = HeadFile(
+        head=_head(weights, len(labels), os.fspath(path)),
+        labels=labels,
+        backbone=described.text("backbone"),
+        mean=described.channels("mean"),
+        std=described.channels("std", positive=True),
+        patch_size=described.patch_size(),
+        activation=described.activation(),
+        scales=described.scales(),
+        k=described.number("k", default=5.0, least=1),
+        training=described.training(),
+        backbone_weights={name.removeprefix(_BACKBONE): tensor for name, tensor in trained.items()},
+    )
+    return file
+
+
+def _head(weights: dict[str, Tensor], classes: int, path: str) -> AdaptationHead:
+    """The layer with these tensors; `classes` are the file's labels."""
+    first = weights.get("fca.weight")
+    if first is None or first.ndim != 2 or 0 in first.shape:
+        shape = "none" if first is None else tuple(first.shape)
+        raise DensescoreError(f"{path}: fca.weight must have shape (width, features), both at least 1, got {shape}")
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise DensescoreError(f"{path}: {name} must hold floating-point numbers, got {tensor.dtype}")
+    width, features = first.shape
+    with torch.device("meta"):
+        head = AdaptationHead(features, classes, width)
+    check_fits(head, weights, path)
+    head = head.to_empty(device="cpu")
+    load_strict(head, weights, path)
+    check_weights_finite(head, path)
+    return head.eval()
+
+
+class _Described:
+    """The description in a head's file, field by field; each error names the file, the field and what it holds."""
+
+    def __init__(self, path: str, text: str) -> None:
+        self._path = path
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DensescoreError(f"{path}: the head's description is not JSON: {reason_of(error)}") from error
+        if not isinstance(found, dict):
+            raise DensescoreError(f"{path}: the head's description must be an object, got {_short(found)}")
+        self._fields: dict[str, Any] = found
+
+    def _refuse(self, name: str, expected: str) -> NoReturn:
+        got = _short(self._fields[name]) if name in self._fields else "nothing"
+        raise DensescoreError(f"{self._path}: adaptation head without a valid {name!r}: expected {expected}, got {got}")
+
+    def text(self, name: str) -> str:
+        value = self._fields.get(name)
+        if not isinstance(value, str) or not value:
+            self._refuse(name, "a name")
+        return value
+
+    def labels(self) -> tuple[str, ...]:
+        labels = self._fields.get("labels")
+        if not isinstance(labels, list) or not all(isinstance(label, str) and label for label in labels):
+            self._refuse("labels", "a list of names")
+        if not labels or len(set(labels)) < len(labels):
+            self._refuse("labels", "one or more different names")
+        return tuple(labels)
+
+    def number(self, name: str, *, default: float, least: float) -> float:
+        value = self._fields.get(name, default)
+        if not _is_number(value) or value < least:
+            self._refuse(name, f"a finite number of at least {least:g}")
+        return float(value)
+
+    def channels(self, name: str, *, positive: bool = False) -> tuple[float, float, float]:
+        values = self._fields.get(name)
+        if not isinstance(values, list) or len(values) != 3 or not all(map(_is_number, values)):
+            self._refuse(name, "three finite numbers")
+        if positive and min(values) <= 0:
+            self._refuse(name, "three finite numbers above 0")
+        red, green, blue = map(float, values)
+        return red, green, blue
+
+    def patch_size(self) -> int:
+        value = self._fields.get("patch_size")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_PATCH:
+            self._refuse("patch_size", f"a whole number from 1 to {MAX_PATCH}")
+        return value
+
+    def activation(self) -> Activation:
+        value: Any = self._fields.get("activation", "softmax")
+        if value not in get_args(Activation):
+            self._refuse("activation", "softmax or sigmoid")
+        return value
+
+    def scales(self) -> tuple[float, ...] | None:
+        values = self._fields.get("scales")
+        if values is None:
+            return None
+        valid = isinstance(values, list) and values and all(_is_number(value) and value > 0 for value in values)
+        if not valid or len(values) > _MAX_SCALES:
+            self._refuse("scales", f"null, or one to {_MAX_SCALES} positive finite numbers")
+        return tuple(map(float, values))
+
+    def training(self) -> dict[str, Any]:
+        record = self._fields.get("training", {})
+        if not isinstance(record, dict):
+            self._refuse("training", "an object")
+        for name in ("backbone_digest", "frozen_digest"):
+            if not isinstance(record.get(name, ""), str):
+                self._refuse("training", f"an object whose {name} is text")
+        return record
+
+
+def _is_number(value: Any) -> bool:
+    """A finite number of JSON; a whole number may be too large for a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _short(value: Any) -> str:
+    """A value as an error shows it."""
     try:
-        description = json.loads(metadata["densescore"])
-        labels = tuple(map(str, description["labels"]))
-        backbone = {name: weights.pop(name) for name in list(weights) if name.startswith(_BACKBONE)}
-        width, features = weights["fca.weight"].shape
-        with torch.device("meta"):
-            head = AdaptationHead(features, len(labels), width)
-        head = head.to_empty(device="cpu")
-        load_strict(head, weights, str(path))
-        mean, std = (tuple(map(float, description[key])) for key in ("mean", "std"))
-        activation = description.get("activation", "softmax")
-        if activation not in get_args(Activation):
-            raise DensescoreError(f"{path}: activation must be softmax or sigmoid, got {activation!r}")
-        scales = description.get("scales")
-        return HeadFile(
-            head.eval(),
-            labels,
-            str(description["backbone"]),
-            mean,  # type: ignore[arg-type]
-            std,  # type: ignore[arg-type]
-            int(description["patch_size"]),
-            activation,
-            None if scales is None else tuple(map(float, scales)),
-            float(description.get("k", 5.0)),
-            dict(description.get("training", {})),
-            {name.removeprefix(_BACKBONE): tensor for name, tensor in backbone.items()},
-        )
-    except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
-        raise DensescoreError(f"{path}: adaptation head without a valid {error}") from error
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits, or of brackets
+        text = type(value).__name__
+    return text if len(text) <= 80 else f"{text[:77]}…"

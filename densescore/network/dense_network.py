@@ -26,7 +26,10 @@ class DenseNetwork(nn.Module):
         window_width: numbers that one window takes while it is projected.
         feature_width: D, the width of the features: FC7's, or the pooled channels'.
         classes: number of logits.
+        contexts: what a patch may see past its own border: the real image, or nothing (a crop).
     """
+
+    contexts = ("image", "patch")
 
     def __init__(
         self,
@@ -48,6 +51,11 @@ class DenseNetwork(nn.Module):
         self.to_features: nn.Module = nn.Identity()
         self.patch, self.stride, self.phases, self.window = patch, stride, 1, window
         self.window_width, self.feature_width, self.classes = window_width, feature_width, classes
+
+    @property
+    def below_classifier(self) -> tuple[nn.Module, ...]:
+        """The layers that the features follow from."""
+        return self.trunk, self.project, self.embed
 
     def replace_classifier(self, head: nn.Module, features: int, classes: int) -> None:
         """Put an adaptation head (FCa, FCb) in the place of FC8.

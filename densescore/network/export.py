@@ -22,6 +22,7 @@ from densescore.models.registry import Classifier, Weights
 from densescore.network.conv_graph import convolutional_form
 from densescore.network.finer_stride import static_padding
 from densescore.network.surgery import to_dense
+from densescore.network.tracing import TRACING
 
 FORMATS = (".onnx", ".pt2")
 _TOLERANCE = 1e-3  # relative, of probabilities: another runtime sums in another order
@@ -130,7 +131,7 @@ def _trace(dense: DenseModel, patch: int, stride: int) -> torch.export.ExportedP
     sample = torch.rand(1, 3, patch + 2 * stride, patch + 3 * stride)
     try:
         # Without it, a level of one cell a side would be another case, with a graph of its own.
-        with torch.no_grad(), fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        with TRACING, torch.no_grad(), fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             return torch.export.export(dense, (sample,), dynamic_shapes=({2: height, 3: width},))
     except Exception as error:  # torch.export has many ways to say no
         raise DensescoreError(f"torch.export cannot trace {type(dense.form).__name__}: {error}") from error

@@ -23,6 +23,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from densescore.errors import DensescoreError
 from densescore.network.dense_network import DenseNetwork
+from densescore.network.tracing import Tracer
 from densescore.network.windows import AveragedWindows, FlattenedWindows, LinearWindows
 
 # What mixes positions other than by convolution or pooling; a network with one of these does not slide.
@@ -92,7 +93,7 @@ def to_dense(module: nn.Module, patch: int) -> DenseNetwork:
     ).eval()
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(Tracer):
     """Stops at layers, also where timm subclasses them, and at what timm marks as not traceable."""
 
     def __init__(self) -> None:
@@ -105,7 +106,8 @@ class _Tracer(fx.Tracer):
         return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        self.current = f"{self.path_of_module(m)} ({type(m).__name__})"
+        if self._is_own():
+            self.current = f"{self.path_of_module(m)} ({type(m).__name__})"
         return super().call_module(m, forward, args, kwargs)
 
 

@@ -1,7 +1,7 @@
 """Caffe's reference networks, AlexNet and CaffeNet, from ONNX files, which hold no code, to this package's weights.
 
-They take BGR pixels in 0..255 less a mean; here that is folded into C1, so that the result takes what every network
-here takes. C1 has no padding in them, which makes the folding exact.
+They take BGR pixels in 0..255 less a mean. That is folded into C1, so that the result takes RGB in [0, 1], as every
+network here. Their C1 has no padding, which makes the folding exact.
 """
 
 import os

@@ -2,11 +2,15 @@
 
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from densescore.geometry import Pyramid
 from densescore.results.scores import DenseScores
 
 
 class BestPatch(NamedTuple):
-    """A patch of much weight: its box in image pixels, its score, and its share of the image's score."""
+    """A patch with a high score: its box in image pixels, its score, and its share of the image's score."""
 
     box: tuple[float, float, float, float]
     score: float
@@ -29,9 +33,19 @@ def best_patches(scores: DenseScores, label: str, count: int = 6) -> list[BestPa
         >>> round(sum(patch.share for patch in best), 3)
         1.0
     """
-    column = scores.patch_scores[:, scores.index(label)].double().cpu()  # [M]
-    powers = (column / column.max().clamp_min(1e-300)) ** scores.k  # of the best one 1: nothing underflows to nothing
-    shares = powers / powers.sum()
-    order = column.argsort(descending=True, stable=True)[:count].tolist()
-    boxes = scores.boxes.tolist()
-    return [BestPatch(tuple(boxes[i]), column[i].item(), shares[i].item()) for i in order]
+    column = scores.patch_scores[:, scores.index(label)].cpu().numpy()  # [M]
+    return rank_patches(column, scores.pyramid, scores.k, count)
+
+
+def rank_patches(column: NDArray[np.float32], pyramid: Pyramid, k: float, count: int) -> list[BestPatch]:
+    """As `best_patches`, for the scores ``[M]`` of one class."""
+    top = max(float(column.max()), 1e-300)
+    total = float(((column / top).astype(np.float64) ** k).sum())  # relative to the best patch: no underflow
+    found = []
+    for index in np.argsort(-column, kind="stable")[:count].tolist():
+        level, row, col = pyramid.locate(index)
+        x0, y0, x1, y1 = pyramid.window(level, row, col)
+        across, down = pyramid.width / level.width, pyramid.height / level.height
+        score = float(column[index])
+        found.append(BestPatch((x0 * across, y0 * down, x1 * across, y1 * down), score, (score / top) ** k / total))
+    return found

@@ -8,10 +8,6 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError
@@ -19,13 +15,13 @@ from densescore.geometry import Pyramid
 from densescore.io.files import atomic_write
 from densescore.io.images import Pixels
 from densescore.io.names import as_text, label_file_names, text_values
+from densescore.results.best_patches import best_patches
+from densescore.results.overlay import Colors, draw_overlay
 from densescore.results.scores import DenseScores
 
 _PACKAGES = ("densescore", "torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
 HEATMAPS = "heatmaps"
 """What the mark of a folder says that `export_heatmaps` wrote."""
-
-_LONGEST_SIDE = 1000  # pixels of an overlay's picture
 
 
 def export_heatmaps(
@@ -35,7 +31,9 @@ def export_heatmaps(
     folder: str | os.PathLike[str],
     *,
     source: str = "",
-    value_range: tuple[float, float] | None = (0.0, 1.0),
+    colors: Colors = "relative",
+    opacity: float = 0.65,
+    colormap: str = "turbo",
     overwrite: bool = False,
     inputs: Sequence[str | os.PathLike[str]] = (),
 ) -> dict[str, Any]:
@@ -47,8 +45,9 @@ def export_heatmaps(
         labels: the classes to write.
         folder: a new folder; it appears complete or not at all.
         source: the image's name, for the manifest.
-        value_range: scores at the two ends of the colors, the same for every image unless None, which takes each
-            map's own minimum and maximum.
+        colors: of the pictures; see `densescore.results.overlay.Colors`. Maps in files are raw, whatever the colors.
+        opacity: of the color at a map's peak, in [0, 1].
+        colormap: of matplotlib.
         overwrite: replace `folder` if it is there and holds heatmaps that densescore wrote.
         inputs: files of the run, such as all its images and the model's; a folder that holds one is not replaced.
 
@@ -73,50 +72,10 @@ def export_heatmaps(
     with atomic_write(folder, overwrite=overwrite, folder=HEATMAPS, inputs=inputs) as temporary:
         for label, values, name in zip(labels, maps, names, strict=True):
             np.savez_compressed(temporary / f"{name}.npz", map=values, label=label)
-            draw_overlay(image, values, as_text(label), temporary / f"{name}.png", value_range=value_range)
+            picture = temporary / f"{name}.png"
+            draw_overlay(image, scores, label, picture, colors=colors, opacity=opacity, colormap=colormap)
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
-
-
-def draw_overlay(
-    image: Pixels,
-    values: NDArray[np.float32],
-    label: str,
-    path: str | os.PathLike[str],
-    *,
-    value_range: tuple[float, float] | None = (0.0, 1.0),
-) -> None:
-    """Draw a response map over its image, with a color bar that says the range, to a PNG file.
-
-    Args:
-        image: RGB ``[H, W, 3]``.
-        values: the map, ``[H, W]``.
-        label: the class, for the title.
-        path: of the PNG.
-        value_range: see `export_heatmaps`.
-    """
-    low, high = value_range or (float(values.min()), float(values.max()))
-    height, width = values.shape
-    inches = _LONGEST_SIDE / 100 / max(height, width)
-    figure = Figure(figsize=(max(width * inches, 3) + 1.2, max(height * inches, 2) + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.imshow(image, extent=(0, width, height, 0))
-    # A mean over all patches of all scales is small even on the object. The square root spreads small values over the
-    # colors and keeps one scale for all images, which stretching each to its own range would not.
-    colors = PowerNorm(0.5, low, high, clip=True)
-    opacity = 0.1 + 0.7 * np.asarray(colors(values))  # low scores let the photograph through
-    axes.imshow(values, cmap="turbo", norm=colors, alpha=opacity, extent=(0, width, height, 0))
-    axes.set_title(f"{label}: peak {values.max():.3g}")
-    axes.set_axis_off()
-    figure.colorbar(
-        ScalarMappable(colors, "turbo"),
-        ax=axes,
-        fraction=0.046,
-        pad=0.02,
-        label="mean score of the patches over a pixel",
-    )
-    figure.savefig(path, dpi=100)
 
 
 def describe_geometry(pyramid: Pyramid) -> dict[str, Any]:
@@ -152,7 +111,6 @@ def describe(scores: DenseScores, source: str) -> dict[str, Any]:
 
 def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32], name: str) -> dict[str, Any]:
     column = scores.index(label)
-    best = scores.patch_scores[:, column].topk(min(5, len(scores.patch_scores)))
     return {
         "label": as_text(label),
         "image_score": scores.image_scores()[column].item(),
@@ -160,9 +118,7 @@ def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32]
         "map": f"{name}.npz",
         "map_minimum": float(values.min()),
         "map_maximum": float(values.max()),
+        "location": scores.locate(label)[0]._asdict(),
         "regions": [{"box": region.box, "peak": region.peak} for region in scores.boxes_from_map(label)],
-        "best_patches": [
-            {"box": [round(side, 2) for side in scores.boxes[index].tolist()], "score": score}
-            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ],
+        "best_patches": [patch._asdict() for patch in best_patches(scores, label, 5)],
     }

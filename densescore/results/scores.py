@@ -1,9 +1,7 @@
 """The result: a probability per patch and class, where the patches are, and what follows from both."""
 
-import difflib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -20,6 +18,7 @@ from densescore.geometry import Level, Pyramid
 from densescore.io.files import atomic_write
 from densescore.io.names import unique_labels
 from densescore.models import BACKGROUND
+from densescore.models.labels import find_label
 from densescore.models.weights import read_metadata, read_weights
 from densescore.results import formats
 from densescore.results.regions import Region, find_regions
@@ -35,38 +34,19 @@ Locate = Literal["shrunk", "mean"]
 
 
 class Ranked(NamedTuple):
-    """A class and its image score."""
+    """A class, its image score, and that score's k-th root; see `DenseScores.confidence`."""
 
     label: str
     score: float
+    confidence: float
 
 
 class Place(NamedTuple):
-    """Where a class is most: the center of a pixel, in image pixels, and the response map there."""
+    """The most likely location of a class: the center of a pixel, in image pixels, and the response map there."""
 
     x: float
     y: float
     response: float
-
-
-def find_label(label: str, labels: Sequence[str]) -> int:
-    """Index of a class among `labels`.
-
-    Raises:
-        DensescoreError: no such class; the message lists the nearest names. Or several classes have this name in the
-            model, ``crane``, and were given their index, ``crane (134)``, by `unique_labels`.
-    """
-    if label not in labels:
-        twins = [name for name in labels if re.fullmatch(rf"{re.escape(label)} \(\d+\)", name)]
-        if len(twins) > 1:
-            raise DensescoreError(f"class {label!r}: several have this name; choose one of {', '.join(twins)}")
-        near = [name for name in labels if label.lower() in name.lower()]
-        near += difflib.get_close_matches(label, labels, n=3, cutoff=0.5)
-        hint = (
-            f"did you mean {', '.join(dict.fromkeys(near[:5]))}?" if near else f"the network has {len(labels)} others"
-        )
-        raise DensescoreError(f"no class {label!r}: {hint}")
-    return labels.index(label)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +63,8 @@ class DenseScores:
         context: ``"image"`` (dense) or ``"patch"`` (crops).
         runtime: what ran the trunk: ``"torch"`` or ``"openvino"``.
         timings: seconds per stage: decode, pyramid, trunk, head.
-        retried: memory ran out, and the image was scored once more, in smaller parts.
+        retried: memory ran out, and the image was scored again in smaller parts.
+        own_scores: `image_scores` at `k`, if they were computed along with those of other images.
 
     Example:
         >>> pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
@@ -103,6 +84,7 @@ class DenseScores:
     runtime: str = "torch"
     timings: dict[str, float] = field(default_factory=dict)
     retried: bool = False
+    own_scores: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         expected = (len(self.pyramid), len(self.labels))
@@ -124,17 +106,40 @@ class DenseScores:
         """The paper's eq. (1), ``score(c) = (1/M) Σ_i y(c | P_i)^k``: float32 ``[C]`` in [0, 1].
 
         Args:
-            k: at least 1; the scorer's own by default. 1 is the mean; large k tends to order classes by their best
-                patch.
+            k: at least 1; the scorer's own by default. 1 is the mean; a large k ranks classes by their best patch.
         """
+        if self.own_scores is not None and k in (None, self.k):
+            return self.own_scores
         return power_mean(self.patch_scores, k=self.k if k is None else k)[0]
 
+    def confidence(self, k: float | None = None) -> Tensor:
+        """The k-th root of `image_scores`, on the scale of the patch scores: float32 ``[C]`` in [0, 1].
+
+        It orders classes as the image scores do, and keeps doing so for large k, where ``y^k`` is 0 in float32: scores
+        are divided by each class's best patch before the power is taken. It lies between the mean and the best patch.
+
+        Args:
+            k: as for `image_scores`.
+
+        Example:
+            >>> scores = DenseScores(torch.tensor([[0.1, 0.2]]), ("a", "b"), Pyramid.of(224, 224, scales=(1,)))
+            >>> scores.image_scores(100), scores.confidence(100)
+            (tensor([0., 0.]), tensor([0.1000, 0.2000]))
+        """
+        k = self.k if k is None else k
+        best = self.patch_scores.amax(0)  # [C]
+        relative = self.patch_scores / best.clamp(min=torch.finfo(best.dtype).smallest_normal)
+        return best * power_mean(relative, k=k)[0] ** (1 / k)
+
     def top(self, n: int = 5) -> list[Ranked]:
-        """The `n` classes of the highest image scores, best first; an adapted network's background is left out."""
-        scores = self.image_scores()
-        order = torch.argsort(scores, descending=True, stable=True).tolist()
-        ranked = [Ranked(self.labels[c], scores[c].item()) for c in order if self.labels[c] != BACKGROUND]
-        return ranked[:n]
+        """The `n` classes of the highest image scores, best first; an adapted network's background is left out.
+
+        Classes are ranked by `confidence`, which tells them apart where image scores are too small for float32.
+        """
+        scores, confidence = self.image_scores(), self.confidence()
+        order = torch.argsort(confidence, descending=True, stable=True).tolist()
+        kept = [c for c in order if self.labels[c] != BACKGROUND][:n]
+        return [Ranked(self.labels[c], scores[c].item(), confidence[c].item()) for c in kept]
 
     def index(self, label: str) -> int:
         """Column of a class in `patch_scores`.
@@ -151,7 +156,7 @@ class DenseScores:
             labels: class names; all classes by default.
 
         Returns:
-            float32 ``[len(labels), H, W]`` in [0, 1]: raw averages, never rescaled, so images compare.
+            float32 ``[len(labels), H, W]`` in [0, 1]: raw averages, never rescaled, so comparable across images.
 
         Raises:
             DensescoreError: no such class.
@@ -172,12 +177,30 @@ class DenseScores:
         counts = [np.outer(down.cells[down.segment], across.cells[across.segment]) for down, across in axes]
         return torch.from_numpy(np.sum(counts, axis=0))
 
+    def shrunk_map(self, labels: str | Sequence[str] | None = None) -> Tensor:
+        """The response map that allows for how few patches hold a pixel near the border: what `locate` looks at.
+
+        ``Σ y / (n + max n)`` over the n patches that hold a pixel, times 2, so that the pixels that most patches hold
+        keep the value of the response map.
+
+        Args:
+            labels: as for `response_map`.
+
+        Returns:
+            float32 ``[len(labels), H, W]`` in [0, 1].
+        """
+        return 2 * self._shrink(self.response_map(labels))
+
+    def _shrink(self, maps: Tensor) -> Tensor:
+        counts = self.coverage.to(maps)
+        return maps * (counts / (counts + counts.max()))
+
     def locate(self, labels: str | Sequence[str] | None = None, *, by: Locate = "shrunk") -> list[Place]:
-        """The pixel that speaks most for each class.
+        """The most likely location of each class: a pixel's center.
 
         Near the image's border few patches hold a pixel, and a mean of few is extreme more often: a response map's
-        maximum is drawn there. ``by="shrunk"`` adds to each pixel's mean as many patches that score 0 as the best-held
-        pixel has patches, ``Σ y / (n + max n)``, which few patches must outweigh.
+        maximum often lies there by chance. ``by="shrunk"`` shrinks each pixel's mean towards 0 by how few patches hold
+        the pixel: ``Σ y / (n + max n)`` over its n patches.
 
         Args:
             labels: as for `response_map`.
@@ -195,8 +218,7 @@ class DenseScores:
             0.5
         """
         maps = self.response_map(labels)  # [C, H, W]
-        counts = self.coverage.to(maps)
-        votes = maps * (counts / (counts + counts.max())) if by == "shrunk" else maps
+        votes = self._shrink(maps) if by == "shrunk" else maps
         best = votes.flatten(1).argmax(1)  # [C]
         responses = maps.flatten(1).gather(1, best[:, None])[:, 0]
         width = self.pyramid.width

@@ -1,4 +1,4 @@
-"""The cells of all levels in batches: as many at a time as memory allows, whatever level they are of."""
+"""Batches of cells: as many at a time as memory allows, of one level or of several."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -12,20 +12,23 @@ from densescore.network.dense_network import DenseNetwork
 def cell_batches(
     maps: Iterable[Tensor], levels: Sequence[Level], network: DenseNetwork, most: int
 ) -> Iterator[list[Tensor]]:
-    """Blocks that hold the cells of all levels, phase by phase, in as few batches of at most `most` bytes as it takes.
+    """Cut the maps of all levels into blocks of cells, phase by phase, and put them together into few batches.
 
     Args:
-        maps: per level, ``[phases², C, rows + h - 1, cols + w - 1]``; each is taken when its turn comes.
+        maps: per level, ``[phases², C, rows + h - 1, cols + w - 1]``. The next one is asked for only when it is needed.
         levels: their grids.
-        network: that projects the blocks.
+        network: projects the blocks.
         most: bytes that the windows and the head's outputs of a batch may take.
+
+    Yields:
+        The blocks of one batch.
     """
     # A window is held twice while it is projected; features, a hidden layer as wide, and logits follow.
     numbers = 2 * (network.window_width + network.feature_width) + network.classes
     cells = sum(level.rows * level.cols for level in levels)
     largest = max(1, most // (numbers * next(network.trunk.parameters()).dtype.itemsize))
     batches = -(-cells // largest)
-    largest = -(-cells // batches)  # of equal size: a small last one would cost nearly what a large one does
+    largest = -(-cells // batches)  # batches of equal size: a small last one would cost nearly as much as a large one
     batch: list[Tensor] = []
     count = 0
     for feature_map, level in zip(maps, levels, strict=True):

@@ -1,18 +1,29 @@
 """One scorer per process and choice of options, and `classify`, which asks for it."""
 
 import os
-from collections.abc import Mapping
-from functools import lru_cache
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from densescore.io.images import ImageLike
 from densescore.results.scores import DenseScores
+from densescore.scoring.processes import check_process
 from densescore.scoring.scorer import DenseScorer
+
+MAX_SCORERS = 4
+"""Scorers that the process keeps; past that, the least recently used one goes."""
 
 
 def classify(image: ImageLike, model: str | os.PathLike[str] = "lite0", **options: Any) -> DenseScores:
     """Score every patch of an image with a named model; the model is loaded once per process and choice of options.
+
+    May be called from any number of threads; those that come while the model is loaded wait for it.
 
     Args:
         image: a path, encoded bytes, a file object, a PIL image, an array or a tensor.
@@ -33,22 +44,65 @@ def classify(image: ImageLike, model: str | os.PathLike[str] = "lite0", **option
     return shared_scorer(model, options).score(image)
 
 
+_lock = threading.Lock()
+_scorers: OrderedDict[Hashable, Future[DenseScorer]] = OrderedDict()
+
+
 def shared_scorer(model: str | os.PathLike[str], options: Mapping[str, Any]) -> DenseScorer:
     """The scorer of a named model, or of a head's file: one per process and choice of options.
 
-    A file that was written anew, as by another training, is read anew.
+    A file that has been written again, as by another training, is read again.
     """
-    frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    model = os.fspath(model)
-    return _shared_scorer(model, _version(model), **frozen)
+    check_process()
+    key = (os.fspath(model), _version(model), _frozen(options))
+    with _lock:
+        mine = key not in _scorers
+        future = _scorers.setdefault(key, Future())
+        _scorers.move_to_end(key)
+        if len(_scorers) > MAX_SCORERS:
+            _scorers.popitem(last=False)
+    if mine:  # this thread makes it, and others that want the same one wait
+        try:
+            future.set_result(DenseScorer(os.fspath(model), **options))
+        except BaseException as error:
+            with _lock:  # the next call tries again
+                if _scorers.get(key) is future:
+                    del _scorers[key]
+            future.set_exception(error)
+    return future.result()
 
 
-@lru_cache(maxsize=4)
-def _shared_scorer(model: str, _version: tuple[int, int] | None, **options: Any) -> DenseScorer:
-    return DenseScorer(model, **options)
-
-
-def _version(model: str) -> tuple[int, int] | None:
-    """What changes when a file is written anew; None for a name."""
+def _version(model: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Changes when a file is written again; None for a name."""
     file = Path(model)
     return (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else None
+
+
+def _frozen(value: Any) -> Hashable:
+    """A key that is equal for equal options, whether they are lists, tuples, arrays or tensors."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((str(name), _frozen(item)) for name, item in value.items()))
+    if isinstance(value, torch.Tensor) and value.ndim > 1:
+        return str(value.dtype), _frozen(value.detach().cpu().double().numpy())
+    if isinstance(value, np.ndarray) and value.ndim > 1:  # an image
+        return value.shape, str(value.dtype), value.tobytes()
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value if isinstance(value, Hashable) else _Itself(value)
+
+
+class _Itself:
+    """A key for what has no value to compare by, such as a PIL image: it is equal to itself only."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other._value is self._value
+
+    def __hash__(self) -> int:
+        return id(self._value)

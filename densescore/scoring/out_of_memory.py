@@ -1,4 +1,4 @@
-"""Running out of memory: what it looks like, and the answer to it."""
+"""Recognize that memory ran out, and try again in smaller parts."""
 
 import gc
 import warnings
@@ -10,20 +10,20 @@ import torch
 from densescore.errors import DensescoreError, reason_of
 
 PARTS = 8
-"""How much smaller the parts are in which an image that ran out of memory is scored once more."""
+"""An image that ran out of memory is scored again in parts so many times smaller."""
 
 Result = TypeVar("Result")
 
 
 def in_memory(work: Callable[[int], Result], size: str) -> tuple[Result, int]:
-    """``work(1)``; or, where that runs out of memory, a warning and ``work(PARTS)``.
+    """Call ``work(1)``. If memory runs out, warn, and call ``work(PARTS)``.
 
     Args:
-        work: takes into how many parts to divide what it does at a time.
-        size: what it works on, for messages.
+        work: is called with the number of parts into which it divides what it does.
+        size: describes what it works on, for messages.
 
     Returns:
-        The result, and into how many parts it was divided.
+        The result and the number of parts.
 
     Raises:
         DensescoreError: memory ran out both times.
@@ -35,14 +35,19 @@ def in_memory(work: Callable[[int], Result], size: str) -> tuple[Result, int]:
             if not is_out_of_memory(error):
                 raise
             reason = reason_of(error)
-        gc.collect()  # only here, past the error, is what the failed work held let go
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
         if parts == 1:
-            warnings.warn(f"out of memory on {size}: scoring it once more in smaller parts ({reason})", stacklevel=5)
+            warnings.warn(f"out of memory on {size}: scoring it again in smaller parts ({reason})", stacklevel=5)
     raise DensescoreError(
         f"out of memory on {size}, in small parts, too ({reason}): use fewer or smaller scales, or score_huge"
     )
+
+
+def free_memory() -> None:
+    """Give back what failed work held; to be called past its ``except`` block, which holds it, too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

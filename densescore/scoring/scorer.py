@@ -2,14 +2,10 @@
 
 import gc
 import hashlib
-import math
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,31 +17,35 @@ from densescore.models.registry import Weights
 from densescore.models.weights import digest_of
 from densescore.network.cpu.accelerate import Runtime, speed_up
 from densescore.network.cpu.quantize import check_int8, quantize_network
+from densescore.network.dense_network import DenseNetwork
 from densescore.network.devices import find_device, find_dtype
-from densescore.network.surgery import to_dense
-from densescore.network.tiling import trunk_over
 from densescore.results.scores import DenseScores
-from densescore.scoring.cell_batches import cell_batches
+from densescore.scoring.arguments import Numbers, as_tuple, check_context, fit_labels
+from densescore.scoring.batch import score_batch
+from densescore.scoring.clock import Clock
+from densescore.scoring.copies import Copies
+from densescore.scoring.crop_batch import CropBatch
+from densescore.scoring.crop_network import CropNetwork, PatchNetwork, dense_only, patch_network
+from densescore.scoring.dense_pass import head_outputs, trunk_maps
+from densescore.scoring.fingerprint import Context, Stage, fingerprint
+from densescore.scoring.finite import check_outputs, check_weights
+from densescore.scoring.freed_memory import freed_memory
+from densescore.scoring.normalize import normalize
 from densescore.scoring.out_of_memory import in_memory
+from densescore.scoring.processes import check_process
 from densescore.scoring.sliding_window import crop_batches
-
-Context = Literal["image", "patch"]
-
-HEAD_BYTES = 96 * 2**20
-"""Memory that the windows and the head's outputs of one product may take; the cells per product follow from it."""
-
-CROP_BATCH = 64
-"""Crops per forward pass in ``context="patch"``."""
+from densescore_kernels.power_mean.exponents import check_exponent
 
 
-class DenseScorer:
+class DenseScorer(Copies):
     """Scores every patch of an image with one network.
 
     Args:
-        model: a name (see ``densescore models``), the file of a trained adaptation head (``.safetensors``), or any
-            classifier module that ends in flatten → linear or global average pooling → linear; a module is copied.
+        model: a name (see ``densescore models``; also ``"timm:NAME"`` and ``"torchvision:NAME"``), the file of a
+            trained adaptation head (``.safetensors``), or a classifier module that ends in flatten → linear or global
+            average pooling → linear; with ``context="patch"``, any classifier module. A module is copied.
         weights: of a named model: ``"default"``, the path of a file, or None for random ones.
-        labels: C class names, instead of the model's own.
+        labels: C class names, or a text file with one a line, instead of the model's own.
         mean: three numbers, subtracted from pixels in [0, 1], instead of the model's own.
         std: three numbers, divided by, instead of the model's own.
         patch_size: P, side of the network's input in pixels, instead of the model's own.
@@ -60,12 +60,18 @@ class DenseScorer:
             ``"int8"``: float32 with the layers' products in eight bits, on a CPU, for scores that differ by a little.
             Probabilities are float32 whatever the dtype.
         calibration: for ``dtype="int8"``, a few images like those to come: what they give sets the layers' ranges.
-        runtime: what runs the trunk on a CPU: ``"torch"``, ``"openvino"`` (an extra), or ``"auto"``: OpenVINO where it
-            is installed and, timed once here, faster by a fifth. ``scorer.runtime`` and every result name what runs.
+        runtime: what runs the trunk on a CPU: ``"torch"``, ``"openvino"`` (an extra), or ``"auto"``: OpenVINO for
+            networks with depthwise or narrow grouped convolutions where it is installed, torch for all others
+            (``benchmarks/results/runtimes.md`` has the times). Networks scored by crops alone may have ``"compile"``
+            on any device: `torch.compile`, a minute at the start that pays on a CUDA device where thousands of crops
+            follow. ``scorer.runtime`` and every result name what runs.
         max_cells: most patches that one image may have. It bounds memory, which grows with the largest level.
+        context: what a patch sees past its own border where a call does not say; see `score`. ``"patch"`` also accepts
+            networks that are not convolutional (ViT, Swin, Mixer, …), whose patches are scored crop by crop only. By
+            default ``"image"``, or ``"patch"`` for a head that was trained on such a network.
 
     Raises:
-        DensescoreError: an argument that does not fit, or a module that cannot slide.
+        DensescoreError: an argument that does not fit, or a module that is not convolutional.
 
     Example:
         >>> scorer = DenseScorer("lite0", scales=(1, 2))
@@ -79,12 +85,12 @@ class DenseScorer:
         model: str | os.PathLike[str] | nn.Module = "lite0",
         *,
         weights: Weights = "default",
-        labels: Sequence[str] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        labels: Sequence[str] | str | os.PathLike[str] | None = None,
+        mean: Numbers | None = None,
+        std: Numbers | None = None,
         patch_size: int | None = None,
-        scales: Sequence[float] | None = None,
-        patch_sizes: Sequence[float] | None = None,
+        scales: Numbers | None = None,
+        patch_sizes: Numbers | None = None,
         stride: int | None = None,
         k: float | None = None,
         device: str | torch.device = "auto",
@@ -92,74 +98,124 @@ class DenseScorer:
         calibration: Sequence[ImageLike] = (),
         runtime: Runtime = "auto",
         max_cells: int = DEFAULT_MAX_CELLS,
+        context: Context | None = None,
     ) -> None:
+        check_process()
         if runtime not in get_args(Runtime):
             raise DensescoreError(f"runtime must be one of {', '.join(get_args(Runtime))}, got {runtime!r}")
+        if not isinstance(labels, str | os.PathLike):
+            labels = as_tuple("labels", labels)
+        mean, std = as_tuple("mean", mean), as_tuple("std", std)
         classifier = load_classifier(model, weights=weights, labels=labels, mean=mean, std=std, patch_size=patch_size)
-        network = to_dense(classifier.module, classifier.patch_size)
+        check_context(context, (None, *get_args(Context)))
+        by_crops = context == "patch" or (context is None and classifier.by_crops)
+        network = patch_network(classifier.module, classifier.patch_size, by_crops=by_crops)
+        self.context: Context = context or ("image" if "image" in network.contexts else "patch")
+        check_context(self.context, network.contexts)
+        # Before the weights are packed, after which they cannot be read.
+        self.weights_digest = self.backbone_digest = digest_of(*network.below_classifier)
+        classifier.check_backbone(self.backbone_digest)
         if classifier.head is not None:
             head = classifier.head
             network.replace_classifier(head, head.fca.in_features, head.fcb.out_features)
         if stride not in (None, network.stride):
             network.make_finer(stride)
         self.name = classifier.name
-        self.labels = _fit_labels(classifier.labels, network.classes, given=labels is not None)
+        self.labels = fit_labels(classifier.labels, network.classes, given=labels is not None)
         k = classifier.k if k is None else k
-        if not (math.isfinite(k) and k >= 1):
-            raise DensescoreError(f"k must be a finite number of at least 1, got {k}")
         self.activation = classifier.activation
-        self.scales = classifier.scales if scales is None else tuple(scales)
-        self.patch_sizes = None if patch_sizes is None else tuple(patch_sizes)
-        self.k, self.max_cells = float(k), max_cells
+        self.scales = classifier.scales if scales is None else as_tuple("scales", scales)
+        self.patch_sizes = as_tuple("patch_sizes", patch_sizes)
+        self.k, self.max_cells = check_exponent(k), max_cells
         self.device = find_device(device)
         if dtype == "int8":
-            check_int8(network, self.device, calibration, runtime)
+            check_int8(dense_only(network, "dtype 'int8'"), self.device, calibration, runtime)
         self.dtype = find_dtype("float32" if dtype == "int8" else dtype, network, self.device)
-        self.network = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        self.network: PatchNetwork = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        check_weights(self.network, self.name)
         self.mean, self.std = classifier.mean, classifier.std
+        # A CPU's layers take one level at a time, and gain nothing from several.
+        self.takes_batches = self.device.type != "cpu" and "image" in network.contexts and network.phases == 1
         self.pyramid(224, 224)  # scales are checked now, not at the first image
-        # Of all that features follow from; before the weights are packed, after which they cannot be read.
-        self.weights_digest = digest_of(network.trunk, network.project, network.embed)
+        self._crop_batch = CropBatch(self.network.patch, self.device)
         self.classifier_digest = digest_of(network.classifier)
-        if dtype == "int8":
-            grids = quantize_network(self.network, (level for image in calibration for level in self._levels_of(image)))
+        if isinstance(network, CropNetwork):
+            self.runtime = network.use_runtime(runtime)
+        elif runtime == "compile":
+            raise DensescoreError("runtime 'compile' is for networks that are scored by crops alone")
+        elif dtype == "int8":
+            grids = quantize_network(network, (level for image in calibration for level in self._levels_of(image)))
             self.weights_digest = hashlib.sha256(f"{self.weights_digest} {grids}".encode()).hexdigest()
             self.runtime = "torch"
         else:
-            self.runtime = speed_up(self.network, runtime) if self.device.type == "cpu" else "torch"
+            self.runtime = speed_up(network, runtime) if self.device.type == "cpu" else "torch"
         if self.device.type == "cpu":
             del classifier, network
             gc.collect()  # the traced module is a cycle, and still holds the weights that were packed
 
+    @property
+    def dense(self) -> DenseNetwork:
+        """The network, where it is convolutional.
+
+        Raises:
+            DensescoreError: it is scored by crops.
+        """
+        return dense_only(self.network, "this")
+
     def pyramid(self, height: int, width: int, max_cells: int | None = None) -> Pyramid:
         """The patches that an image of this size has; rows of `score` and `features` come in its order."""
         return Pyramid.of(
-            height,
-            width,
-            scales=self.scales,
-            patch_sizes=self.patch_sizes,
-            patch=self.network.patch,
-            stride=self.network.stride,
-            phases=self.network.phases,
+            height, width, scales=self.scales, patch_sizes=self.patch_sizes,
+            patch=self.network.patch, stride=self.network.stride, phases=self.network.phases,
             max_cells=self.max_cells if max_cells is None else max_cells,
-        )
+        )  # fmt: skip
 
-    def score(self, image: ImageLike, *, context: Context = "image") -> DenseScores:
+    def fingerprint(self, of: Stage = "image scores", *, context: Context | None = None) -> dict[str, Any]:
+        """What a result follows from besides the image, as JSON values by the options' names.
+
+        Args:
+            of: ``"features"``: of one level; the same for all heads and scales. ``"patch scores"``: with the classifier
+                and the scales. ``"image scores"``: with k, the labels and the bound on patches, too.
+            context: as for `score`.
+        """
+        return fingerprint(self, of, self._context(context))
+
+    def score(self, image: ImageLike, *, context: Context | None = None) -> DenseScores:
         """Score every patch of an image.
 
         Args:
             image: a path, encoded bytes, a file object, a PIL image, an array or a tensor; see `read_image`.
             context: what a patch sees past its own border. ``"image"``: the real image (one dense pass).
                 ``"patch"``: zeros, as in the paper's crops; each patch is cut out and run on its own, in batches.
+                By default the scorer's own.
 
         Raises:
-            DensescoreError: the image cannot be read, has too many patches, or the scores are not finite.
+            DensescoreError: the image cannot be read, has too many patches, or features or scores are not finite.
         """
         timings: dict[str, float] = {}
+        context = self._context(context)
         pyramid, outputs, retried = self._run(image, context, self.network.classifier, timings)
-        return self._scores(outputs, pyramid, context, timings, retried)
+        return self.scores_of(self.probabilities(outputs), pyramid, context, timings=timings, retried=retried)
 
-    def score_features(self, features: Tensor, height: int, width: int, *, context: Context = "image") -> DenseScores:
+    def score_batch(self, images: Sequence[ImageLike], *, context: Context | None = None) -> list[DenseScores]:
+        """Score several images: in one pass on a GPU, one after another on a CPU.
+
+        The scores equal those of `score`; on a GPU, to rounding.
+
+        Args:
+            images: as for `score`, in any sizes.
+            context: as for `score`.
+
+        Raises:
+            DensescoreError: as for `score`, for any of the images; `score_many` goes on with the others.
+        """
+        if self._context(context) == "image" and self.takes_batches and len(images) > 1:
+            return score_batch(self, [read_image(image) for image in images])
+        return [self.score(image, context=context) for image in images]
+
+    def score_features(
+        self, features: Tensor, height: int, width: int, *, context: Context | None = None
+    ) -> DenseScores:
         """Score patches whose features are known: what is left of `score` after `features`.
 
         Args:
@@ -170,28 +226,19 @@ class DenseScorer:
         """
         with torch.inference_mode():
             outputs = self.network.classifier(features.to(self.device, self.dtype))
-        return self._scores(outputs, self.pyramid(height, width), context, {})
+        return self.scores_of(self.probabilities(outputs), self.pyramid(height, width), self._context(context))
 
-    def _scores(
-        self, outputs: Tensor, pyramid: Pyramid, context: Context, timings: dict[str, float], retried: bool = False
-    ) -> DenseScores:
+    def scores_of(self, probabilities: Tensor, pyramid: Pyramid, context: Context, **found: Any) -> DenseScores:
+        """The result for probabilities ``[M, C]``; `found` are further fields of it."""
         return DenseScores(
-            self._probabilities(outputs),
-            self.labels,
-            pyramid,
-            self.k,
-            self.name,
-            context,
-            self.runtime,
-            timings,
-            retried,
-        )
+            probabilities, self.labels, pyramid,
+            k=self.k, model=self.name, context=context, runtime=self.runtime, **found,
+        )  # fmt: skip
 
-    def _probabilities(self, outputs: Tensor) -> Tensor:
-        probabilities = outputs.float().sigmoid() if self.activation == "sigmoid" else outputs.float().softmax(1)
-        if not torch.isfinite(probabilities).all():
-            raise DensescoreError(f"{self.name} in {self.dtype} gave scores that are not finite; try another dtype")
-        return probabilities
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """The classifier's outputs as probabilities, float32 ``[M, C]``; outputs that are not finite are an error."""
+        outputs = check_outputs(outputs, f"{self.name}: the scores").float()
+        return outputs.sigmoid() if self.activation == "sigmoid" else outputs.softmax(1)
 
     def score_maps(self, maps: Sequence[Tensor], levels: Sequence[Level]) -> Tensor:
         """Score cells whose maps are known: the last part of `score`, for levels that come in parts.
@@ -203,10 +250,13 @@ class DenseScorer:
         Returns:
             Probabilities, float32 ``[M, C]``.
         """
+        for feature_map in maps:
+            check_outputs(feature_map, f"{self.name}: the trunk's features")
         with torch.inference_mode():
-            return self._probabilities(self._head(maps, levels, self.network.classifier))
+            network = self.dense
+            return self.probabilities(head_outputs(network, network.classifier, maps, levels))
 
-    def features(self, image: ImageLike, *, context: Context = "image") -> Tensor:
+    def features(self, image: ImageLike, *, context: Context | None = None) -> Tensor:
         """FC7's output, or the pooled map, of every patch: the transferable mid-level representation.
 
         Args:
@@ -216,7 +266,15 @@ class DenseScorer:
         Returns:
             ``[M, D]`` in the scorer's dtype, in the order of `score`'s rows.
         """
-        return self._run(image, context, self.network.to_features, {})[1].flatten(1).clone()  # a user may train on it
+        features = self._run(image, self._context(context), self.network.to_features, {})[1]
+        return check_outputs(features, f"{self.name}: the features").flatten(1).clone()  # a user may train on it
+
+    def _context(self, context: Context | None) -> Context:
+        """The context of a call: the scorer's own where the call does not say."""
+        if context is None:
+            return self.context
+        check_context(context, self.network.contexts)
+        return context
 
     def _run(
         self, image: ImageLike, context: Context, classifier: nn.Module, timings: dict[str, float]
@@ -225,64 +283,45 @@ class DenseScorer:
 
         Where memory runs out, the image is scored once more in smaller parts; the last value says so.
         """
-        if context not in ("image", "patch"):
-            raise DensescoreError(f"context must be 'image' or 'patch', got {context!r}")
-        clock = _Clock(self.device, timings)
+        clock = Clock(self.device, timings)
         pixels = read_image(image)
         pyramid = self.pyramid(*pixels.shape[:2])
         clock.lap("decode")
         size = f"an image of {pyramid.height}×{pyramid.width} pixels with {len(pyramid):,} patches"
-        outputs, parts = in_memory(
-            lambda parts: self._outputs(pixels, pyramid, context, classifier, clock, parts), size
-        )
-        return pyramid, outputs, parts > 1
+        if context == "patch":
+            outputs, retried = self._crop_batch.run(
+                lambda batch: self._crop_outputs(pixels, pyramid, classifier, clock, batch), size
+            )
+        else:
+            outputs, parts = in_memory(lambda parts: self._outputs(pixels, pyramid, classifier, clock, parts), size)
+            retried = parts > 1
+        if self.device.type == "cpu":
+            freed_memory.after_image()
+        return pyramid, outputs, retried
 
-    def _outputs(
-        self, pixels: Pixels, pyramid: Pyramid, context: Context, classifier: nn.Module, clock: "_Clock", parts: int
+    @torch.inference_mode()
+    def _outputs(self, pixels: Pixels, pyramid: Pyramid, classifier: nn.Module, clock: Clock, parts: int) -> Tensor:
+        """`_run` in one dense pass; with `parts`, in about so many times smaller pieces."""
+        network = self.dense
+        maps = trunk_maps(network, self._levels(pixels, pyramid, clock), clock, parts)
+        return head_outputs(network, classifier, maps, pyramid.levels, clock, parts)
+
+    @torch.inference_mode()
+    def _crop_outputs(
+        self, pixels: Pixels, pyramid: Pyramid, classifier: nn.Module, clock: Clock, batch: int
     ) -> Tensor:
-        """`_run` in one go; with `parts`, in about so many times smaller pieces."""
-        with torch.inference_mode():
-            levels = self._levels(pixels, pyramid, clock)
-            if context == "patch":
-                crops = crop_batches(levels, pyramid, CROP_BATCH // parts)
-                outputs = torch.cat([classifier(self.network.embed_crops(batch)) for batch in crops])
-                clock.lap("crops")
-                return outputs
-            return self._head(self._maps(levels, clock, parts), pyramid.levels, classifier, clock, parts)
+        """`_run` crop by crop, `batch` crops at a time."""
+        crops = crop_batches(self._levels(pixels, pyramid, clock), pyramid, batch)
+        outputs = torch.cat([classifier(self.network.embed_crops(some)) for some in crops])
+        clock.lap("crops")
+        return outputs
 
-    def _head(
-        self,
-        maps: Iterable[Tensor],
-        levels: Sequence[Level],
-        classifier: nn.Module,
-        clock: "_Clock | None" = None,
-        parts: int = 1,
-    ) -> Tensor:
-        """`classifier`'s output for the cells of levels, in order."""
-        batches = []
-        for blocks in cell_batches(maps, levels, self.network, HEAD_BYTES // parts):
-            batches.append(classifier(self.network.embed_blocks(blocks)))
-            if clock:
-                clock.lap("head")
-        outputs = torch.cat(batches)
-        if self.network.phases == 1:
-            return outputs
-        cells = [phase.ravel() for level in levels for phase in level.phases(self.network.phases)]
-        return outputs[torch.from_numpy(np.argsort(np.concatenate(cells))).to(outputs.device)]
-
-    def _levels(self, pixels: Pixels, pyramid: Pyramid, clock: "_Clock") -> Iterator[Tensor]:
+    def _levels(self, pixels: Pixels, pyramid: Pyramid, clock: Clock) -> Iterator[Tensor]:
         """The levels, normalized, one after another: ``[1, 3, h, w]``, channels last."""
         for level in pyramid.levels:
             tensor = self.level(pixels, pyramid, level)
             clock.lap("pyramid")
             yield tensor
-
-    def _maps(self, levels: Iterator[Tensor], clock: "_Clock", parts: int) -> Iterator[Tensor]:
-        """The trunk's map of each level, ``[phases², C, h, w]``; of a large one, or with `parts`, from tiles of it."""
-        for level in levels:
-            feature_map = trunk_over(self.network, level, parts)
-            clock.lap("trunk")
-            yield feature_map
 
     def _levels_of(self, image: ImageLike) -> Iterator[Tensor]:
         pixels = read_image(image)
@@ -295,35 +334,5 @@ class DenseScorer:
 
     def normalize(self, pixels: Pixels) -> Tensor:
         """RGB ``[h, w, 3]`` as the network takes it: ``[1, 3, h, w]``, channels last."""
-        # By numpy and OpenCV: torch's threads would go on spinning for a while, in the way of the trunk's.
-        if pixels.dtype != np.uint8:
-            scaled = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-            return torch.from_numpy(scaled).permute(2, 0, 1)[None].to(self.device, self.dtype)
-        # A byte of a channel becomes one of 256 numbers, of which OpenCV knows only the bits where they are halves.
-        table = ((torch.arange(256)[:, None] / 255 - torch.tensor(self.mean)) / torch.tensor(self.std)).to(self.dtype)
-        bits = table.view(torch.int16) if table.itemsize == 2 else table  # [256, 3]
-        values = torch.from_numpy(cv2.LUT(pixels, bits.numpy()[None])).view(self.dtype)  # [h, w, 3]
-        return values.permute(2, 0, 1)[None].to(self.device)
-
-
-class _Clock:
-    """Seconds per stage, added up; waits for the device, whose work is queued."""
-
-    def __init__(self, device: torch.device, timings: dict[str, float]) -> None:
-        self._synchronize: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-        self._timings = timings
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        self._synchronize()
-        now = time.perf_counter()
-        self._timings[stage] = self._timings.get(stage, 0.0) + now - self._last
-        self._last = now
-
-
-def _fit_labels(labels: tuple[str, ...], classes: int, given: bool) -> tuple[str, ...]:
-    if len(labels) == classes:
-        return labels
-    if given:
-        raise DensescoreError(f"labels: got {len(labels)} names for a network of {classes} classes")
-    return tuple(f"class {index}" for index in range(classes))
+        check_process()  # what is made from pixels elsewhere, tile by tile, comes by here
+        return normalize(pixels, self.mean, self.std, self.device, self.dtype)

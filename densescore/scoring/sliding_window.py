@@ -1,7 +1,7 @@
 """The sliding window that the dense pass replaces: the paper's crops, and plain references to check against.
 
-The references take the *unmodified* parts of a network and loop; they share nothing with the surgery or the engine
-but the geometry, and are meant to be read, not to be fast.
+The references loop over windows with the *unmodified* parts of a network. They share only the geometry with the surgery
+and the engine, and are written to be read, not to be fast.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,13 +17,13 @@ Network = Callable[[Tensor], Tensor]
 def crop_batches(levels: Iterable[Tensor], pyramid: Pyramid, batch: int) -> Iterator[Tensor]:
     """Cut every patch out of the levels, in the order of the cells.
 
-    Resizing the whole image and cutting equals cutting and resizing, but for the pixels that interpolation mixes
-    across a patch's border; it costs nine resizes, not one per patch.
+    The image is resized once per level, not once per patch. The result is the same except for the pixels that
+    interpolation mixes across a patch's border.
 
     Args:
         levels: per level, ``[1, 3, P + nS, P + mS]`` normalized pixels.
         pyramid: their geometry.
-        batch: most crops at a time.
+        batch: largest number of crops at a time.
 
     Yields:
         ``[≤ batch, 3, P, P]``, channels last, levels mixed so that only the last batch is not full.

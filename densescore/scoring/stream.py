@@ -1,8 +1,8 @@
-"""Scores of many images, one after another, while the next ones are decoded."""
+"""Score a stream of images; the next ones are decoded meanwhile."""
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -12,12 +12,16 @@ from densescore.errors import DensescoreError
 from densescore.io.images import ImageLike, Pixels, read_image
 from densescore.results.scores import DenseScores
 from densescore.scoring.classify import shared_scorer
-from densescore.scoring.scorer import Context, DenseScorer
+from densescore.scoring.fingerprint import Context
+from densescore.scoring.scorer import DenseScorer
+
+BATCH = 8
+"""Images in one pass of a scorer that gains by it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """What became of one image: scores, or an error.
+    """One image of a stream: its scores, or an error.
 
     Attributes:
         source: the image as it was given.
@@ -34,22 +38,24 @@ def score_many(
     images: Iterable[ImageLike],
     model: str | os.PathLike[str] | DenseScorer = "lite0",
     *,
-    context: Context = "image",
+    context: Context | None = None,
     decoders: int = 1,
     ahead: int = 4,
+    batch: int | None = None,
     **options: Any,
 ) -> Iterator[Scored]:
-    """Score images one by one, in their order, as they are asked for: nothing piles up, however many there are.
+    """Score images one by one, in order, each when it is asked for. Only a few images are held at a time.
 
-    While one image is scored, the next ones are decoded by threads. An image that cannot be scored gives an error in
-    its place, and the rest go on.
+    While one image is scored, threads decode the next ones. An image that cannot be scored yields an error, and the
+    stream goes on with the next one.
 
     Args:
-        images: paths, or anything that `read_image` takes; may be a generator without end.
+        images: paths, or anything that `read_image` takes; may be an infinite generator.
         model: a scorer, or what `DenseScorer` takes.
         context: as for `DenseScorer.score`.
-        decoders: threads that decode.
-        ahead: most decoded images held at once.
+        decoders: number of threads that decode.
+        ahead: largest number of decoded images held at once, besides those of a batch.
+        batch: largest number of images scored in one pass; by default `BATCH` where the scorer gains by it, else 1.
         **options: of `DenseScorer`, where `model` is not one already.
 
     Raises:
@@ -62,19 +68,22 @@ def score_many(
         Egyptian cat
         gone.jpg: cannot be read as an image: [Errno 2] No such file or directory: 'gone.jpg'
     """
-    if decoders < 1 or ahead < 1:
-        raise DensescoreError(f"decoders and ahead must be at least 1, got {decoders} and {ahead}")
+    for name, value in {"decoders": decoders, "ahead": ahead, "batch": 1 if batch is None else batch}.items():
+        if value < 1:
+            raise DensescoreError(f"{name} must be at least 1, got {value}")
     if isinstance(model, DenseScorer):
         if options:
             raise DensescoreError(f"a scorer has its options already, got {', '.join(options)}, too")
         scorer = model
     else:
         scorer = shared_scorer(model, options)
-    return _stream(images, scorer, context, decoders, ahead)
+    if batch is None:
+        batch = BATCH if (context or scorer.context) == "image" and scorer.takes_batches else 1
+    return _stream(images, scorer, context, decoders, ahead + batch - 1, batch)
 
 
 def _stream(
-    images: Iterable[ImageLike], scorer: DenseScorer, context: Context, decoders: int, ahead: int
+    images: Iterable[ImageLike], scorer: DenseScorer, context: Context | None, decoders: int, ahead: int, batch: int
 ) -> Iterator[Scored]:
     sources = iter(images)
     pool = ThreadPoolExecutor(decoders, thread_name_prefix="densescore-decoder")
@@ -85,14 +94,31 @@ def _stream(
                 waiting.append((source, pool.submit(read_image, source)))
             if not waiting:
                 return
-            yield _score(*waiting.popleft(), scorer, context)
+            yield from _score([waiting.popleft() for _ in range(min(batch, len(waiting)))], scorer, context)
     finally:  # also where the caller stops early
         pool.shutdown(cancel_futures=True)
 
 
-def _score(source: ImageLike, decoded: Future[Pixels], scorer: DenseScorer, context: Context) -> Scored:
+def _score(
+    taken: Sequence[tuple[ImageLike, Future[Pixels]]], scorer: DenseScorer, context: Context | None
+) -> Iterator[Scored]:
+    """Score images together; where that fails, one by one, so that an image costs only itself."""
+    if len(taken) > 1:
+        try:
+            found = iter(scorer.score_batch([d.result() for _, d in taken if d.exception() is None], context=context))
+        except Exception:  # the next lines find out whose it is
+            found = None
+        if found is not None:
+            for source, decoded in taken:
+                yield _score_one(source, decoded, lambda _: next(found))
+            return
+    for source, decoded in taken:
+        yield _score_one(source, decoded, lambda pixels: scorer.score(pixels, context=context))
+
+
+def _score_one(source: ImageLike, decoded: Future[Pixels], score: Callable[[Pixels], DenseScores]) -> Scored:
     try:
-        return Scored(source, scorer.score(decoded.result(), context=context), None)
+        return Scored(source, score(decoded.result()), None)
     except DensescoreError as error:
         return Scored(source, None, str(error))
     except Exception as error:  # one odd image among a million must not end the run; its row says what happened

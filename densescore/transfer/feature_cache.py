@@ -1,10 +1,10 @@
-"""Features of every patch of an image, kept on disk: computed once, whatever is trained on them."""
+"""Features of every patch of an image, computed once and kept on disk."""
 
-import copy
 import hashlib
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from densescore.errors import DensescoreError
 from densescore.io.files import atomic_write, clear_scratch
 from densescore.io.images import Pixels, read_image
-from densescore.scoring.scorer import Context, DenseScorer
+from densescore.scoring.fingerprint import Context
+from densescore.scoring.scorer import DenseScorer
 
 DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "densescore" / "features"
 DEFAULT_BYTES = 20 * 10**9
@@ -28,16 +29,19 @@ _NAME = re.compile(r"[0-9a-f]{64}\.npy")  # of our files; others in the folder a
 class FeatureCache:
     """Per level of an image (and of its mirror image), the float16 features of its patches, as one ``.npy`` file.
 
-    A file's name is a digest of all that its content follows from: the trunk's weights, the preprocessing, the scale,
-    context, dtype, the image's bytes, mirrored or not. So nothing is ever out of date, a cache may be shared by any
-    number of trainings, and another choice of scales computes only those that are new. Files appear whole or not at
-    all. Past `max_bytes` the least recently used go.
+    A file's name is a digest of everything that determines its content: the trunk's weights, the preprocessing, the
+    scale, context, dtype, the image's bytes, mirrored or not. So files are never out of date, any number of trainings
+    may share a cache, and a new choice of scales computes only the new levels. Files appear whole or not at all. Beyond
+    `max_bytes`, the least recently used files are deleted.
 
     Args:
         scorer: computes what is not there.
         folder: of the files.
         max_bytes: most that the files may take together; at least one file is kept.
         context: as in `DenseScorer.score`.
+
+    Raises:
+        DensescoreError: the folder cannot be made, or written to.
     """
 
     def __init__(
@@ -46,22 +50,20 @@ class FeatureCache:
         folder: str | os.PathLike[str] = DEFAULT_CACHE,
         *,
         max_bytes: int = DEFAULT_BYTES,
-        context: Context = "image",
+        context: Context | None = None,
     ) -> None:
-        self.scorer, self.folder, self.max_bytes, self.context = scorer, Path(folder), max_bytes, context
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.scorer, self.folder, self.max_bytes = scorer, Path(folder), max_bytes
+        self.context: Context = context or scorer.context
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            raise DensescoreError(f"{self.folder}: the cache cannot be written: {error.strerror}") from error
         self._maker: dict[str, Any] = {
             "version": _VERSION,
-            "weights": scorer.weights_digest,
-            "mean": scorer.mean,
-            "std": scorer.std,
-            "patch": scorer.network.patch,
             "absolute": scorer.patch_sizes is not None,
-            "context": context,
-            "dtype": str(scorer.dtype),
+            **scorer.fingerprint("features", context=self.context),
         }
-        if scorer.network.phases > 1:  # the network's own stride follows from its weights
-            self._maker["stride"] = scorer.network.stride
         clear_scratch(self.folder)
         self._sizes = {file: file.stat().st_size for file in self._by_age()}
 
@@ -101,11 +103,8 @@ class FeatureCache:
         return self.folder / (hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest() + ".npy")
 
     def _compute(self, pixels: Pixels, scale: float) -> NDArray[np.float16]:
-        one_level = copy.copy(self.scorer)  # shares the network
-        if self.scorer.patch_sizes is None:
-            one_level.scales = (scale,)
-        else:
-            one_level.patch_sizes = (scale,)
+        relative = self.scorer.patch_sizes is None
+        one_level = self.scorer.with_scales((scale,)) if relative else self.scorer.with_scales(patch_sizes=(scale,))
         features = one_level.features(pixels, context=self.context).float().cpu().numpy()
         return np.clip(features, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
 
@@ -132,7 +131,7 @@ class FeatureCache:
 
 
 def _load(path: Path) -> NDArray[np.float16] | None:
-    """What a file holds, marked as just used; None if it is absent, or damaged, which is as good as absent."""
+    """What a file holds, marked as just used; None if it is absent or damaged."""
     try:
         features: NDArray[np.float16] = np.load(path, allow_pickle=False)
         os.utime(path)

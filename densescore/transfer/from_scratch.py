@@ -1,10 +1,10 @@
 """The paper's NO PRETRAIN: the same network, from random weights, trained on labelled patches of the target set alone.
 
-Nothing is frozen, so no features can be kept: each step runs the whole network on crops, forth and back. The paper
-trained for days on a GPU with its own recipe; here AdamW with one cosine schedule makes the most of as many crops as a
-CPU can take.
+Nothing is frozen, so features cannot be cached: each step runs the whole network on crops, forward and backward. The
+paper trained for days on a GPU. Here AdamW with one cosine schedule trains on as many crops as a CPU can take.
 """
 
+import hashlib
 import math
 import os
 from dataclasses import replace
@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from densescore.data.boxed_set import BoxedImage, BoxedSet
-from densescore.errors import DensescoreError
+from densescore.data.pictures import check_size
 from densescore.geometry import Pyramid
 from densescore.io.images import level_pixels, read_image
 from densescore.models import load_classifier
@@ -26,7 +27,7 @@ from densescore.transfer.pipeline import head_file
 from densescore.transfer.recipe import Recipe
 from densescore.transfer.schedule import Schedule, fingerprint
 from densescore.transfer.train_head import Callback, check_finite, patch_loss
-from densescore.transfer.training_patches import TrainingPatches, check_every_class, label_and_draw
+from densescore.transfer.training_patches import TrainingPatches, check_class_labels, check_every_class, label_and_draw
 
 CROPS = 12_288
 """Crops that a network is trained on in all, by default."""
@@ -50,7 +51,7 @@ def train_from_scratch(
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback = lambda *_: None,
 ) -> HeadFile:
-    """Train a named network from random weights, a head in the place of its last layer; the file carries both.
+    """Train a named network from random weights, with a head instead of its last layer; the file carries both.
 
     Args:
         boxed: the training set.
@@ -58,14 +59,15 @@ def train_from_scratch(
         recipe: its objective, rule, scales, background, width and dropout; the rest plays no part. Half of the crops
             are mirrored.
         seed: of all draws.
-        crops: as many are trained on, an image's drawn anew in each round.
+        crops: as many are trained on, an image's drawn again in each round.
         device: to train on.
         checkpoint: a folder; see `train_both`.
-        callback: told of each round.
+        callback: called after each round.
 
     Raises:
         DensescoreError: an unknown model, a class without patches, or the loss is not finite.
     """
+    check_class_labels(boxed)
     recipe = replace(recipe, image_rounds=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -80,7 +82,8 @@ def train_from_scratch(
     check_every_class(source.patches, boxed.classes, recipe)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
     path = None if checkpoint is None else Path(checkpoint) / "network.pt"
-    schedule = Schedule(path, fingerprint(recipe, seed, source.patches.labels, np.array([crops])), network, optimizer)
+    data = source.patches.labels, source.pictures(), np.array([crops])
+    schedule = Schedule(path, fingerprint(recipe, seed, *data), network, optimizer)
     schedule.resume()
     rounds = math.ceil(crops / (min(ROUND_IMAGES, len(source.usable)) * IMAGE_CROPS))
     network.train()
@@ -123,18 +126,19 @@ class _Crops:
         )
         """All patches, without features."""
 
+    def pictures(self) -> NDArray[np.uint8]:
+        """A digest of each image's file: uint8 ``[N, 32]``."""
+        digests = [hashlib.sha256(image.path.read_bytes()).digest() for image in self._images]
+        return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+
     def cut(self, chance: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A round's crops, normalized, in random order: float16 ``[N, 3, P, P]``, and their labels."""
         crops, targets = [], []
         for index in chance.permutation(self.usable)[:ROUND_IMAGES]:
             kept, labels = self._draws[index]
             image = self._images[index]
+            check_size(image)
             pixels, pyramid = read_image(image.path), self._pyramid(image)
-            if pixels.shape[:2] != (image.height, image.width):
-                raise DensescoreError(
-                    f"{image.path}: the picture has {pixels.shape[1]}×{pixels.shape[0]} pixels (width × height), "
-                    f"but its annotation says {image.width}×{image.height}"
-                )
             most = np.float32(255 if pixels.dtype == np.uint8 else 1)
             for choice in chance.permutation(len(kept))[:IMAGE_CROPS]:
                 level, row, col = pyramid.locate(int(kept[choice]))

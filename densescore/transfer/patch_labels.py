@@ -2,7 +2,7 @@
 
 A patch P is positive for class o if some box B of o has ``|P∩B| ≥ 0.2 |P|`` (the object fills enough of the patch) and
 ``|P∩B| ≥ 0.6 |B|`` (the patch holds most of the object), and P overlaps no more than one object. Background overlaps
-no object. What is neither is ambiguous and left out.
+no object. All other patches are ambiguous and left out.
 
 Source: Oquab, Bottou, Laptev, Sivic, CVPR 2014, Section 3.2 ("Generating training data for the target task").
 """

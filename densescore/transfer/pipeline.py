@@ -1,8 +1,8 @@
-"""A set of boxed images in, the file of a trained head out; and scores from cached features."""
+"""A set of labeled or boxed images in, the file of a trained head out; and scores from cached features."""
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from densescore.data.boxed_set import BoxedImage, BoxedSet
-from densescore.errors import DensescoreError
+from densescore.data.labeled_set import LabeledImage, LabeledSet
+from densescore.data.pictures import check_size
 from densescore.models import BACKGROUND
 from densescore.models.adaptation import AdaptationHead, HeadFile
 from densescore.results.scores import DenseScores
@@ -20,38 +20,59 @@ from densescore.scoring.scorer import DenseScorer
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.recipe import Recipe
 from densescore.transfer.train_head import Callback, train_head
-from densescore.transfer.training_patches import Features, TrainingPatches, check_every_class, gather
-from densescore.transfer.tune_on_images import tune_on_images
+from densescore.transfer.training_patches import (
+    Features,
+    TrainingPatches,
+    check_class_labels,
+    check_every_class,
+    gather,
+)
+from densescore.transfer.tune_on_images import train_on_images, tune_on_images
 
 
 def cached_features(scorer: DenseScorer, cache: FeatureCache) -> Features:
     """Boxes and features of an image's patches, as `gather` takes them."""
 
-    def features(image: BoxedImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
-        values = cache.features(image.path, flip=flip)
-        patches = scorer.pyramid(image.height, image.width).boxes()
-        if len(patches) != len(values):
-            raise DensescoreError(
-                f"{image.path}: the picture is not {image.width}×{image.height} pixels (width × height) as its "
-                f"annotation says: {len(values)} patches, expected {len(patches)}"
-            )
-        return patches, values
+    def features(image: LabeledImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        check_size(image)
+        return scorer.pyramid(image.height, image.width).boxes(), cache.features(image.path, flip=flip)
 
     return features
 
 
-def cached_scores(scorer: DenseScorer, cache: FeatureCache) -> Callable[[BoxedImage], DenseScores]:
-    """Scores of an image from cached features: what a head changes costs a matrix product, not a pass."""
+def cached_scores(scorer: DenseScorer, cache: FeatureCache) -> Callable[[LabeledImage], DenseScores]:
+    """Scores of an image from cached features: only the head runs, not the network."""
 
-    def score(image: BoxedImage) -> DenseScores:
+    def score(image: LabeledImage) -> DenseScores:
+        check_size(image)
         features = torch.from_numpy(cache.features(image.path))
         return scorer.score_features(features, image.height, image.width, context=cache.context)
 
     return score
 
 
+def change_recipe(recipe: Recipe, *, scales: tuple[float, ...] | None = None, **changes: Any) -> Recipe:
+    """`recipe` with what is not None instead; other scales of training are also those of testing.
+
+    Args:
+        recipe: see `Recipe`.
+        scales: λ of the levels to train on and to test at.
+        **changes: other attributes of `Recipe`.
+
+    Raises:
+        DensescoreError: see `Recipe`.
+
+    Example:
+        >>> changed = change_recipe(Recipe(test_scales=(1, 2)), scales=(1.0,), flips=None)
+        >>> changed.scales, changed.test_scales, changed.flips
+        ((1.0,), None, True)
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    return replace(recipe, **given) if scales is None else replace(recipe, **given, scales=scales, test_scales=None)
+
+
 def train_model(
-    boxed: BoxedSet,
+    images: LabeledSet,
     scorer: DenseScorer,
     cache: FeatureCache,
     recipe: Recipe,
@@ -64,26 +85,23 @@ def train_model(
     """Draw patches, gather their features and train a head for the set's classes.
 
     Args:
-        boxed: the training set.
+        images: the training set, with boxes or without.
         scorer: a named model, at the scales of training.
         cache: of this scorer's features.
         recipe: see `Recipe`.
         seed: of the draws, the first weights, the order and dropout; recorded in the file.
         checkpoint: see `train_both`.
         track: wraps the iteration over images, for a progress bar.
-        callback: told of each round.
+        callback: called after each round.
 
     Raises:
         DensescoreError: a class is called like the background, or see `check_every_class` and `train_head`.
     """
-    if BACKGROUND in boxed.classes:
-        raise DensescoreError(
-            f"set {boxed.name!r}: no class may be called {BACKGROUND!r}; that label is the head's own"
-        )
-    patches = gather(boxed, cached_features(scorer, cache), recipe, seed, track)
-    check_every_class(patches, boxed.classes, recipe)
-    head = train_both(patches, len(boxed.classes), recipe, seed, checkpoint=checkpoint, callback=callback)
-    return head_file(boxed, patches, head, recipe, seed, **describe(scorer, cache))
+    check_class_labels(images)
+    patches = gather(images, cached_features(scorer, cache), recipe, seed, track)
+    check_every_class(patches, images.classes, recipe)
+    head = train_both(patches, len(images.classes), recipe, seed, checkpoint=checkpoint, callback=callback)
+    return head_file(images, patches, head, recipe, seed, **describe(scorer, cache))
 
 
 def train_both(
@@ -95,8 +113,13 @@ def train_both(
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback = lambda *_: None,
 ) -> AdaptationHead:
-    """`train_head`, then `tune_on_images` where the recipe asks for it; `checkpoint` is a folder for both's files."""
+    """Train on labeled patches, then on image labels: `train_head` and `tune_on_images`.
+
+    Without labeled patches, on image labels alone: `train_on_images`. `checkpoint` is a folder for the files of both.
+    """
     files = [None if checkpoint is None else Path(checkpoint) / name for name in ("patches.pt", "images.pt")]
+    if not len(patches.features):
+        return train_on_images(patches, classes, recipe, seed, checkpoint=files[1], callback=callback)
     head = train_head(patches, classes, recipe, seed, checkpoint=files[0], callback=callback)
     if recipe.image_rounds:
         tune_on_images(head, patches, recipe, seed, checkpoint=files[1], callback=callback)
@@ -104,19 +127,19 @@ def train_both(
 
 
 def describe(scorer: DenseScorer, cache: FeatureCache) -> dict[str, Any]:
-    """What a head's file says of the features that it was trained on: arguments of `head_file`."""
+    """The features that a head was trained on, for its file: arguments of `head_file`."""
     return {
         "backbone": scorer.name,
         "mean": scorer.mean,
         "std": scorer.std,
         "patch_size": scorer.network.patch,
         "context": cache.context,
-        "backbone_digest": scorer.weights_digest,
+        "backbone_digest": scorer.backbone_digest,
     }
 
 
 def head_file(
-    boxed: BoxedSet,
+    images: LabeledSet,
     patches: TrainingPatches,
     head: AdaptationHead,
     recipe: Recipe,
@@ -128,20 +151,21 @@ def head_file(
     patch_size: int,
     **more: Any,
 ) -> HeadFile:
-    """A trained head with all that its file says; `more` is kept in its record of the training."""
+    """A trained head with the metadata of its file; `more` is added to the record of the training."""
     softmax = recipe.objective == "softmax"
     training: dict[str, Any] = {
         "recipe": asdict(recipe),
         "seed": seed,
-        "set": boxed.name,
-        "images": len(boxed.images),
-        "patches": dict(zip((*boxed.classes, BACKGROUND), patches.counts(len(boxed.classes)), strict=True)),
+        "set": images.name,
+        "images": len(images.images),
+        "patches": dict(zip((*images.classes, BACKGROUND), patches.counts(len(images.classes)), strict=True)),
+        "labels": dict(zip(images.classes, (images.truth() == 1).sum(0).tolist(), strict=True)),
         "versions": {name: version(name) for name in ("densescore", "torch", "timm")},
         **more,
     }
     return HeadFile(
         head,
-        (*boxed.classes, BACKGROUND) if softmax else boxed.classes,
+        (*images.classes, BACKGROUND) if softmax else images.classes,
         backbone,
         mean,
         std,

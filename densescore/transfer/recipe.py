@@ -1,4 +1,4 @@
-"""How an adaptation layer is trained: the paper's way, and the way that came out better here."""
+"""How an adaptation layer is trained: the paper's recipe, and a better one."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -14,14 +14,14 @@ sigmoid per class, so a patch that shows several classes teaches all of them."""
 
 @dataclass(frozen=True)
 class Recipe:
-    """All choices of a training but its data and its seed.
+    """Every choice of a training except its data and seed.
 
     Attributes:
         objective: see `Objective`.
         rule: which patches are positive.
         scales: λ of the levels that patches are taken from.
-        test_scales: at which the trained head is used; None for `scales`. Finer ones find small objects, and as a head
-            scores a patch whatever its size, it need not be trained at each.
+        test_scales: at which the trained head is used; None for `scales`. Finer scales find small objects. A head
+            scores patches of any size, so it need not be trained at each.
         background: share of each image's background patches that is drawn, in (0, 1].
         balance: 0: every drawn patch counts the same (as in the paper, whose only balancing is `background`).
             1: each class is drawn equally often; between, in proportion to ``count^-balance``.
@@ -34,11 +34,12 @@ class Recipe:
         momentum: of SGD.
         weight_decay: of SGD.
         batch: patches per step.
-        round: patches between two looks at the loss.
+        round: patches per round.
         tolerance: a stage ends when a round's loss is less than this share below the best before.
-        patience: rounds in a row that must bring so little.
-        max_rounds: of one stage, settled or not.
+        patience: consecutive stale rounds that end a stage.
+        max_rounds: most rounds of one stage.
         image_rounds: passes over the images at the end, on image labels through the image score; 0 leaves it out.
+        label_rounds: passes instead, where not every image has boxes: image labels then carry most of the training.
         image_bag: patches of each image that are kept for that, drawn from all of its patches.
         image_patches: of these, patches per image and step.
         image_batch: images per step.
@@ -64,6 +65,7 @@ class Recipe:
     patience: int = 1
     max_rounds: int = 12
     image_rounds: int = 0
+    label_rounds: int = 16
     image_bag: int = 256
     image_patches: int = 96
     image_batch: int = 8
@@ -93,7 +95,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "paper": Recipe(rule=LabelRule(overlap="touch"), flips=False, standardize=False),
 }
-"""``"default"`` differs from the paper's by: independent sigmoids, so that crowded patches teach; fewer scales, one
+"""``"default"`` differs from the paper by: independent sigmoids, so that crowded patches teach; fewer scales, one
 wider than the image; mirror images; standardized features; shorter stages; and fine-tuning on image labels.
 ``"paper"`` takes "overlaps no more than one object" to the letter. What each is worth: benchmarks/results.
 """

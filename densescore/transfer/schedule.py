@@ -36,7 +36,7 @@ class Schedule:
         self._best, self._stale = float("inf"), 0
 
     def advance(self, loss: float, tolerance: float, patience: int, max_rounds: int) -> None:
-        """Note a round's loss, go on to the next stage if this one is over, and write the checkpoint.
+        """Record a round's loss, move to the next stage if this one is over, and write the checkpoint.
 
         Args:
             loss: mean of the round.
@@ -66,9 +66,9 @@ class Schedule:
 
 
 def fingerprint(recipe: Recipe, seed: int, *data: NDArray[Any]) -> str:
-    """A digest that tells one training from another: settings, seed and data (of features, a sample will do)."""
+    """A digest that tells one training from another: settings, seed and all data, since any row changes the weights."""
     digest = hashlib.sha256(json.dumps([asdict(recipe), seed]).encode())
     for array in data:
         digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -1,7 +1,5 @@
 """Train FC6 and FC7 along with the head, on patches whose features are cached below FC6."""
 
-import copy
-import hashlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -14,15 +12,17 @@ from densescore.errors import DensescoreError
 from densescore.models import load_classifier
 from densescore.models.adaptation import HeadFile
 from densescore.models.registry import Weights
+from densescore.models.weights import digest_of_state
 from densescore.network.dense_network import DenseNetwork
 from densescore.network.surgery import to_dense
 from densescore.network.windows import FlattenedWindows, LinearWindows
+from densescore.scoring.crop_network import dense_only
 from densescore.scoring.scorer import DenseScorer
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.pipeline import cached_features, describe, head_file
 from densescore.transfer.recipe import Recipe
 from densescore.transfer.train_head import Callback, train_head
-from densescore.transfer.training_patches import check_every_class, gather
+from densescore.transfer.training_patches import check_class_labels, check_every_class, gather
 
 
 def below_fc6(scorer: DenseScorer, plain: DenseNetwork) -> DenseScorer:
@@ -41,14 +41,13 @@ def below_fc6(scorer: DenseScorer, plain: DenseNetwork) -> DenseScorer:
             "networks that end in flatten → several linear layers (krizhevsky, alexnet, vgg16) have one"
         )
     width, same = plain.window_width, nn.Identity()
-    cut = copy.copy(scorer)
-    cut.network = DenseNetwork(
-        scorer.network.trunk, FlattenedWindows(plain.window), same, same, patch=plain.patch, stride=plain.stride,
+    whole = dense_only(scorer.network, "unfreezing FC6")
+    network = DenseNetwork(
+        whole.trunk, FlattenedWindows(plain.window), same, same, patch=plain.patch, stride=plain.stride,
         window=plain.window, window_width=width, feature_width=width, classes=width,
     ).eval()  # fmt: skip
-    cut.network.fast_trunk = scorer.network.fast_trunk
-    cut.weights_digest = hashlib.sha256(f"below FC6 of {scorer.weights_digest}".encode()).hexdigest()
-    return cut
+    network.fast_trunk = whole.fast_trunk
+    return scorer.with_network(network, "below FC6")
 
 
 def train_unfrozen(
@@ -65,7 +64,8 @@ def train_unfrozen(
 ) -> HeadFile:
     """As `train_model`, with FC6 and FC7 trained too; the file carries both. C1 to C5 stay as they are.
 
-    Image labels play no part (`Recipe.image_rounds` becomes 0): features below FC6 are too wide to keep whole images.
+    Image labels are not used (`Recipe.image_rounds` becomes 0): features below FC6 are too wide
+    to cache for whole images.
 
     Args:
         boxed: the training set.
@@ -76,11 +76,12 @@ def train_unfrozen(
         weights: with which the scorer was loaded.
         checkpoint: a folder; see `train_both`.
         track: wraps the iteration over images, for a progress bar.
-        callback: told of each round.
+        callback: called after each round.
 
     Raises:
         DensescoreError: the network has no FC6; or see `train_model`.
     """
+    check_class_labels(boxed)
     recipe = replace(recipe, image_rounds=0)
     module = load_classifier(scorer.name, weights=weights).module
     plain = to_dense(module, scorer.network.patch)
@@ -94,5 +95,8 @@ def train_unfrozen(
     head = train_head(patches, len(boxed.classes), recipe, seed, below=below, checkpoint=path, callback=callback)
     trained = {id(parameter) for parameter in below.parameters()}
     own = {name: parameter.detach() for name, parameter in module.named_parameters() if id(parameter) in trained}
-    file = head_file(boxed, patches, head, recipe, seed, **describe(scorer, features), unfrozen=sorted(own))
+    frozen = digest_of_state({name: value for name, value in module.state_dict().items() if name not in own})
+    file = head_file(
+        boxed, patches, head, recipe, seed, **describe(scorer, features), unfrozen=sorted(own), frozen_digest=frozen
+    )
     return replace(file, backbone_weights=own)

@@ -46,7 +46,7 @@ def train_head(
         checkpoint: a file that is written after each round and read at the start if it is there, so that a training
             that was killed goes on from its last round to the very weights that it would have had. The caller removes
             it.
-        callback: told of each round.
+        callback: called after each round.
 
     Returns:
         The layer, in evaluation mode, for raw features: ``[N, D]`` → ``[N, C + 1]`` logits, or ``[N, C]`` for
@@ -62,11 +62,7 @@ def train_head(
             width = below.eval()(features[:1].float()).shape[1]
     labels = torch.from_numpy(patches.labels)
     weights = _weights(patches, classes, recipe)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        outputs = classes + 1 if recipe.objective == "softmax" else classes
-        head = AdaptationHead(width, outputs, recipe.width)
-    head.dropout.p = recipe.dropout
+    head = new_head(width, classes, recipe, seed)
     standardize = recipe.standardize and below is None
     shift, scale = feature_moments(features) if standardize else (torch.zeros(()), torch.ones(()))
     network = head if below is None else nn.Sequential(below, head)
@@ -74,9 +70,7 @@ def train_head(
     if below is not None:
         groups.append({"params": below.parameters(), "rate": recipe.learning_rate * BELOW_RATE})
     optimizer = torch.optim.SGD(groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    schedule = Schedule(
-        checkpoint, fingerprint(recipe, seed, patches.labels, patches.features[::97]), network, optimizer
-    )
+    schedule = Schedule(checkpoint, fingerprint(recipe, seed, patches.labels, patches.features), network, optimizer)
     schedule.resume()
     network.train()
     while schedule.stage < STAGES:
@@ -88,6 +82,15 @@ def train_head(
         schedule.advance(loss, recipe.tolerance, recipe.patience, recipe.max_rounds)
     fold_standardization(head, shift, scale)
     network.eval()
+    return head
+
+
+def new_head(width: int, classes: int, recipe: Recipe, seed: int) -> AdaptationHead:
+    """A head with random weights, for `classes` classes and, with ``"softmax"``, background."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = AdaptationHead(width, classes + (recipe.objective == "softmax"), recipe.width)
+    head.dropout.p = recipe.dropout
     return head
 
 
@@ -111,9 +114,9 @@ def patch_loss(logits: Tensor, labels: Tensor, objective: Objective) -> Tensor:
     """
     if objective == "softmax":
         return F.cross_entropy(logits, labels)
-    told = labels != 0
+    known = labels != 0
     losses = F.binary_cross_entropy_with_logits(logits, (labels == 1).float(), reduction="none")
-    return (losses * told).sum() / len(labels)
+    return (losses * known).sum() / len(labels)
 
 
 def feature_moments(features: Tensor, rows: int = 8192) -> tuple[Tensor, Tensor]:
@@ -126,7 +129,7 @@ def feature_moments(features: Tensor, rows: int = 8192) -> tuple[Tensor, Tensor]
     count = len(features)
     mean = torch.stack([part.double().sum(0) for part in features.split(rows)]).sum(0) / count
     variance = torch.stack([(part.double() - mean).square().sum(0) for part in features.split(rows)]).sum(0) / count
-    # A feature that never varies says nothing; it must not be blown up by a division by nearly zero either.
+    # A feature that never varies carries nothing, and must not be divided by nearly zero.
     return mean.float(), variance.clamp(min=1e-6).rsqrt().float()
 
 
@@ -161,7 +164,7 @@ def _run_round(
     recipe: Recipe,
     seeds: list[int],
 ) -> float:
-    """One round of steps; the mean loss. All chance follows from `seeds`, so that a round can be run again alike."""
+    """One round of steps; the mean loss. All randomness derives from `seeds`, so that a round is reproducible."""
     count = min(recipe.round, len(features))
     generator = torch.Generator().manual_seed(int(np.random.default_rng(seeds).integers(2**62)))
     if weights is None:

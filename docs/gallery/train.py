@@ -101,7 +101,7 @@ def main(
     picture, boxes = draw(random, [2, 0])
     photo = np.asarray(picture)
     scores = DenseScorer(head).score(photo)
-    for label, score in scores.top(3):
+    for label, score, _ in scores.top(3):
         print(f"{score:.4f}  {label}")
     print("drawn:", boxes, "found:", scores.locate(["star", "disc"]))
     show(photo, scores.response_map(CLASSES).numpy(), out)

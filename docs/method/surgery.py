@@ -18,7 +18,7 @@ def main(out: Path = Path(__file__).with_suffix(".jpg")) -> None:
     photo = skimage.data.chelsea()
     scorer = DenseScorer("lite0", scales=(1.6,), runtime="torch")
     scores = scorer.score(photo)
-    pyramid, network = scores.pyramid, scorer.network
+    pyramid, network = scores.pyramid, scorer.dense
     (level,) = pyramid.levels
     with torch.inference_mode():
         trunk = network.fast_trunk(scorer.level(photo, pyramid, level))  # [1, C, rows + 6, cols + 6]

@@ -1,4 +1,4 @@
-"""Compile every kernel form that can be launched, for GPUs that need not be there, and hold it to a budget.
+"""Compile every kernel form that can be launched, without a GPU, and check it against a budget.
 
 ``python -m densescore_kernels.aot`` prints a table of registers, spills, shared memory and load widths, and exits with
 1 when a form spills, exceeds its budget, or lacks the 128-bit loads that its alignment allows. It takes about a minute
@@ -53,7 +53,7 @@ BUDGETS = {
 
 @dataclass(frozen=True)
 class Report:
-    """What the compiler made of one form for one target."""
+    """The compiler's report on one form for one target."""
 
     kernel: str
     form: str
@@ -155,7 +155,7 @@ def read_amd(assembly: str) -> dict[str, Any]:
 
 
 def compile_all(targets: Sequence[str], workers: int) -> list[Report]:
-    """Compile all forms for all targets, in processes of their own, with a cache that nobody has written to."""
+    """Compile all forms for all targets, in processes of their own, with an empty cache."""
     jobs = [(number, target) for target in targets for number in range(len(all_forms()))]
     context = multiprocessing.get_context("spawn")
     with (

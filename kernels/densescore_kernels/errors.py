@@ -2,14 +2,14 @@
 
 
 class DensescoreError(ValueError):
-    """Bad input, named: what was given, what was got, what was expected.
+    """Bad input: the message names the argument or file, what was got, and what was expected.
 
     Every error that densescore raises on purpose is one of these; it is public as ``densescore.DensescoreError``.
     """
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what another library says; some say nothing, and are named.
+    """The first line of another library's error, or the name of its class if it has no text.
 
     Example:
         >>> reason_of(EOFError()), reason_of(OSError("no such file"))

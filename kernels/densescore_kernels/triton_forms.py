@@ -1,4 +1,4 @@
-"""One door to the GPU: a kernel runs only in a form that the ahead-of-time compiler has in its list.
+"""The forms of a kernel: it runs only in one that the ahead-of-time compiler has checked.
 
 A form fixes everything that a compiled kernel depends on: the types of its arguments, its constants and its threads.
 Integers and floats are never specialized on (``do_not_specialize`` in each kernel) and every pointer is 16-byte

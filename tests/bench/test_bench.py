@@ -9,8 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from densescore.bench import contenders
-from densescore.bench.command import app
+from densescore.bench.case import CONTENDERS, Case
 from densescore.bench.measure import Timing, deviation, direct_flop
+from densescore.cli.bench import app
 from densescore.geometry import Pyramid
 from densescore.network.surgery import to_dense
 from tests.conftest import Toy
@@ -105,3 +106,13 @@ def test_flop_are_counted_by_the_definition() -> None:
     with FlopCounterMode(display=False) as counter:
         Toy()(torch.zeros(1, 3, 20, 20))
     assert direct_flop(subject) == counter.get_total_flops() > 0
+
+
+def test_every_contender_that_is_named_can_be_built() -> None:
+    assert tuple(contenders.RUNTIMES) == CONTENDERS
+
+
+def test_a_case_names_the_command_that_runs_it() -> None:
+    words = Case("alexnet", None, 21, contenders=("crops", "dense-timm")).command.split()
+    assert words[:7] == ["densescore-bench", "--model", "alexnet", "--weights", "random", "--classes", "21"]
+    assert words[-1] == "crops,dense-timm"

@@ -88,7 +88,7 @@ def test_pictures_of_one_stem_get_a_folder_each(photos: Path, tmp_path: Path) ->
         (["--model", "krizhevsky"], "no published weights"),
         (["--scales", "1,x"], "--scales: expected numbers with commas between, got '1,x'"),
         (["--patch-sizes", "-3"], "patch_sizes must be one or more positive"),
-        (["--k", "0"], "k must be a finite number"),
+        (["--k", "0"], "k: got 0.0, expected a number from 1"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),
     ],
 )

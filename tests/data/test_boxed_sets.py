@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from densescore import DensescoreError
-from densescore.data.boxed_set import DIFFICULT, NEGATIVE, POSITIVE
+from densescore.data.labeled_set import DIFFICULT, NEGATIVE, POSITIVE
 from densescore.data.load import load_boxed
 from tests.conftest import DATA
 from tests.data.voc_set import CLASSES, annotation, write_voc
@@ -53,7 +53,7 @@ def test_a_malformed_voc_folder_gets_one_error_with_all_problems(tmp_path: Path)
         load_boxed(root, "train", need_positives=True)
     message = str(caught.value)
     for part in (
-        "train_000.xml: no such annotation",
+        "train_000.xml: no such file",
         "train_001.xml: not valid XML",
         "train_002.xml: object 1: box (0.0, 0.0, 95.0, 60.0) lies outside the image of 80×60",
         "train_002.xml: object 2: name: unknown class 'pink', not one of blue, green, red",
@@ -63,7 +63,7 @@ def test_a_malformed_voc_folder_gets_one_error_with_all_problems(tmp_path: Path)
         "class green: no positive image in set 'train'",
     ):
         assert part in message
-    with pytest.raises(DensescoreError, match="no such image set; there are train"):
+    with pytest.raises(DensescoreError, match="no image set 'test'; there are train"):
         load_boxed(root, "test")
     with pytest.raises(DensescoreError, match="neither VOC"):
         load_boxed(root / "JPEGImages", "train")

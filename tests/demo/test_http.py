@@ -15,23 +15,25 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra: pip install 'densescore[demo]'")
 
 from densescore import DenseScorer
-from densescore.demo.http import build_api
-from densescore.demo.service import Limits, Service
+from densescore.demo.decoder import Decoder
+from densescore.demo.limits import Limits
+from densescore.demo.service import Service
 from tests.demo.test_service import png
 
-Serve = Callable[[object], str]
+Serve = Callable[..., str]
 
 
-def call(url: str, data: Any = None) -> tuple[int, bytes, Any]:
+def call(url: str, data: Any = None, **headers: str) -> tuple[int, bytes, Any]:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=60) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, data, named), timeout=60) as answer:
             return answer.status, answer.read(), answer.headers
     except urllib.error.HTTPError as error:
         return error.code, error.read(), error.headers
 
 
 def test_scores_and_maps(serve: Serve, service: Service, toy: DenseScorer) -> None:
-    url = serve(build_api(service))
+    url = serve(service)
     scores = toy.score(png())
     status, body, _ = call(f"{url}/score?top=2&patches=3", png())
     assert status == 200
@@ -57,27 +59,29 @@ def test_scores_and_maps(serve: Serve, service: Service, toy: DenseScorer) -> No
     ],
 )
 def test_errors_are_json(serve: Serve, service: Service, path: str, data: bytes, status: int, message: str) -> None:
-    code, body, _ = call(serve(build_api(service)) + path, data)
+    code, body, _ = call(serve(service) + path, data)
     assert code == status
     assert message in json.loads(body)["error"]
 
 
 def test_a_body_of_unsaid_length_is_cut_off(serve: Serve, service: Service) -> None:
     chunks = iter([bytes(100_000)] * 5)  # an iterator goes chunked, without Content-Length
-    code, body, _ = call(serve(build_api(service)) + "/score", chunks)
+    code, body, _ = call(serve(service) + "/score", chunks)
     assert code == 413
     assert "more than 200,000 bytes" in json.loads(body)["error"]
 
 
-def test_a_crowd_is_turned_away_and_a_late_answer_is_not_waited_for(serve: Serve, toy: DenseScorer) -> None:
+def test_a_crowd_is_turned_away_and_a_late_answer_is_not_waited_for(
+    serve: Serve, toy: DenseScorer, decoder: Decoder
+) -> None:
     go = threading.Event()
 
     def slow() -> DenseScorer:
         assert go.wait(60)
         return toy
 
-    service = Service({"slow": slow}, Limits(seconds=3, waiting=1))
-    url = serve(build_api(service)) + "/score"
+    service = Service({"slow": slow}, Limits(seconds=3, waiting=1, images=5), decoder)
+    url = serve(service) + "/score"
     with ThreadPoolExecutor(5) as crowd:
         answers = list(crowd.map(lambda seed: call(url, png(seed=seed)), range(5)))
     assert sorted(status for status, _, _ in answers) == [503, 503, 503, 504, 504]

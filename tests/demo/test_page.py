@@ -3,6 +3,7 @@
 Pictures of it go to the folder that DENSESCORE_SCREENSHOTS names.
 """
 
+import base64
 import os
 import re
 import shutil
@@ -15,13 +16,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-pytest.importorskip("gradio", reason="needs the extra: pip install 'densescore[demo]'")
+pytest.importorskip("fastapi", reason="needs the extra: pip install 'densescore[demo]'")
 pytest.importorskip("playwright", reason="needs the extra: pip install 'densescore[browser]'")
 from playwright.sync_api import expect, sync_playwright
 
 from densescore import DenseScorer
-from densescore.demo.server import build_app
-from densescore.demo.service import Limits, Service
+from densescore.demo.decoder import Decoder
+from densescore.demo.limits import Limits
+from densescore.demo.service import Service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WAIT = 60_000  # milliseconds: a shared machine may be slow
@@ -46,7 +48,8 @@ def scorer() -> DenseScorer:
 
 @pytest.fixture(scope="module")
 def url(
-    serve: Callable[[object], str],
+    serve: Callable[..., str],
+    decoder: Decoder,
     scorer: DenseScorer,
     cat: NDArray[np.uint8],
     tmp_path_factory: pytest.TempPathFactory,
@@ -55,7 +58,7 @@ def url(
     Image.fromarray(cat).save(example)
     coarse = DenseScorer("lite0", scales=(1,), runtime="torch")
     models = {"lite0": lambda: scorer, "one scale": lambda: coarse}
-    return serve(build_app(Service(models, Limits(upload=1_000_000)), [str(example)]))
+    return serve(Service(models, Limits(upload=1_000_000), decoder), [str(example)])
 
 
 @pytest.fixture
@@ -99,6 +102,9 @@ def test_upload_choose_point_and_download(
 ) -> None:
     page = open_page()
     asked: list[str] = []
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     upload(page, photograph)
     expect(page.locator("#classes label").first).to_contain_text("Egyptian cat", timeout=WAIT)
@@ -141,6 +147,24 @@ def test_upload_choose_point_and_download(
         assert saved["labels"][:2].tolist() == ["Egyptian cat", "tabby"]
         np.testing.assert_allclose(saved["maps"][1], values, rtol=1e-4, atol=1e-7)
     assert [address for address in asked if not address.startswith((url, "data:", "blob:"))] == []
+    assert complaints == []
+
+
+def test_drag_and_drop(open_page: Open, photograph: Path) -> None:
+    page = open_page()
+    data = base64.b64encode(photograph.read_bytes()).decode()
+    dropped = page.evaluate_handle(
+        """data => {
+            const transfer = new DataTransfer();
+            const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+            transfer.items.add(new File([bytes], '<img src=x>.png', {type: 'image/png'}));
+            return transfer;
+        }""",
+        data,
+    )
+    page.dispatch_event("#upload", "drop", {"dataTransfer": dropped})
+    expect(page.locator("#stage .reading")).to_contain_text("Egyptian cat: peak", timeout=WAIT)
+    expect(page.locator("#upload .name")).to_have_text("<img src=x>.png")  # a name is text
 
 
 def test_a_bad_file_gets_a_readable_message_and_the_next_one_works(
@@ -162,12 +186,11 @@ def test_a_bad_file_gets_a_readable_message_and_the_next_one_works(
 
 def test_an_example_and_another_model(open_page: Open) -> None:
     page = open_page()
-    page.locator("button.gallery-item, td:has-text('cat.png')").first.click()
+    page.locator("button.gallery-item[title='cat.png']").click()
     reading = page.locator("#stage .reading")
     expect(reading).to_contain_text("Egyptian cat: peak", timeout=WAIT)
     before = reading.inner_text()
-    page.locator("#model input").click()
-    page.get_by_role("option", name="one scale").click()
+    page.locator("#model select").select_option("one scale")
     expect(reading).not_to_have_text(before, timeout=WAIT)
     expect(reading).to_contain_text("Egyptian cat: peak", timeout=WAIT)
 

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from densescore import DensescoreError, DenseScorer
-from densescore.demo.service import BusyError, Limits, Service, TooLargeError, TooSlowError
+from densescore.demo.decoder import Decoder
+from densescore.demo.limits import BusyError, Limits, TooLargeError, TooSlowError
+from densescore.demo.service import Answer, Service
 from densescore.geometry import Pyramid
 from densescore.results.best_patches import best_patches
 from densescore.results.scores import DenseScores
@@ -20,6 +22,10 @@ def png(height: int = 30, width: int = 40, seed: int = 0) -> bytes:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(noise).save(file, "png")
     return file.getvalue()
+
+
+def get_scores(answer: Answer) -> DenseScores:
+    return answer.scores
 
 
 def test_the_scorers_own_scores(service: Service, toy: DenseScorer) -> None:
@@ -47,7 +53,7 @@ def test_a_path_is_not_read(service: Service) -> None:
         service.score(__file__.encode(), "toy")
 
 
-def test_one_at_a_time_few_waiting_and_none_for_ever(toy: DenseScorer) -> None:
+def test_one_at_a_time_few_waiting_and_none_forever(toy: DenseScorer, decoder: Decoder) -> None:
     begun, go = threading.Event(), threading.Event()
 
     def slow() -> DenseScorer:
@@ -55,17 +61,47 @@ def test_one_at_a_time_few_waiting_and_none_for_ever(toy: DenseScorer) -> None:
         assert go.wait(30)
         return toy
 
-    service = Service({"slow": slow}, Limits(seconds=0.2, waiting=1))
-    first = service.submit(png(), "slow")
+    service = Service({"slow": slow}, Limits(seconds=30, waiting=1), decoder)
+    first = service.submit(png(), "slow", get_scores)
     assert begun.wait(30)
-    with pytest.raises(TooSlowError, match=r"not scored within 0\.2 seconds"):
-        service.score(png(), "slow")  # waits, in vain, and leaves its place
-    second = service.submit(png(), "slow")
+    waits = service.submit(png(), "slow", get_scores)
     with pytest.raises(BusyError, match="1 images are waiting already"):
-        service.submit(png(), "slow")
+        service.submit(png(), "slow", get_scores)
+    assert service.queued == 2
+    assert waits.cancel()  # who no longer waits leaves the place to another
+    second = service.submit(png(), "slow", get_scores)
     go.set()
-    assert len(first.result(30).scores.labels) == len(second.result(30).scores.labels) == 3
-    service.submit(png(), "slow").result(30)  # places are free again
+    assert first.result(30).labels == second.result(30).labels == ("a", "b", "c")
+    assert service.submit(png(), "slow", get_scores).result(30).labels == ("a", "b", "c")  # places are free again
+    service.close()
+
+
+def test_a_late_answer_is_not_waited_for_and_late_work_not_begun(toy: DenseScorer, decoder: Decoder) -> None:
+    go = threading.Event()
+
+    def slow() -> DenseScorer:
+        assert go.wait(30)
+        return toy
+
+    service = Service({"slow": slow}, Limits(seconds=0.2), decoder)
+    first = service.submit(png(), "slow", get_scores)
+    with pytest.raises(TooSlowError, match=r"not scored within 0\.2 seconds"):
+        service.score(png(), "slow")
+    go.set()
+    with pytest.raises(TooSlowError, match=r"not scored within 0\.2 seconds"):
+        first.result(30)
+    service.close()
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 20_000), (1, 900_000), (900_000, 1)])
+def test_too_many_patches_are_refused_before_the_network_runs(
+    toy: DenseScorer, decoder: Decoder, height: int, width: int
+) -> None:
+    service = Service({"toy": lambda: toy}, Limits(pixels=1_000_000, cells=1000), decoder)
+    flat = io.BytesIO()
+    Image.new("L", (width, height)).save(flat, "png")
+    with pytest.raises(TooLargeError, match=f"{width}×{height} pixels has more than 1,000 patches"):
+        service.score(flat.getvalue(), "toy")
     service.close()
 
 

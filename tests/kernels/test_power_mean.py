@@ -94,7 +94,7 @@ def test_the_same_bits_each_time() -> None:
         ({"offsets": torch.tensor([0, 4], dtype=torch.int32)}, "offsets: got torch.int32, expected torch.int64"),
         ({"offsets": torch.tensor([4])}, r"offsets: got shape \[1\]"),
         ({"scores": torch.rand(0, 2)}, "rows 0 to 0 for image 0"),
-        ({"k": 0.5}, "k: got 0.5, expected a finite number of at least 1"),
+        ({"k": 0.5}, "k: got 0.5, expected a number from 1 to 10,000"),
         ({"k": math.inf}, "k: got inf"),
         ({"backend": "cuda"}, "backend: got 'cuda', expected one of auto, torch, triton"),
     ],

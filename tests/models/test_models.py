@@ -16,7 +16,7 @@ from torch import nn
 from densescore import PAPER_SCALES, DensescoreError, DenseScorer
 from densescore.models import MODELS, AdaptationHead, Krizhevsky, load_classifier, load_head, save_head
 from densescore.models.adaptation import HeadFile
-from densescore.models.lite0 import shipped_weights, timm_name
+from densescore.models.efficientnet_lite import shipped_weights, timm_name
 
 
 def test_lite0_weights_map_one_to_one_in_the_order_of_the_layers() -> None:
@@ -98,7 +98,7 @@ def test_weights_that_do_not_fit_or_are_not_weights(tmp_path: Path, capsys: pyte
 
 
 def test_models_that_are_not_to_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(DensescoreError, match="unknown model 'lenet': expected one of lite0, krizhevsky"):
+    with pytest.raises(DensescoreError, match="unknown model 'lenet': expected one of lite0, lite1"):
         load_classifier("lenet")
     with pytest.raises(DensescoreError, match="krizhevsky has no published weights"):
         load_classifier("krizhevsky")
@@ -130,11 +130,11 @@ def test_torchvisions_own_loading_code_is_used(monkeypatch: pytest.MonkeyPatch, 
     assert DenseScorer("alexnet", weights=own).labels == tuple(f"class {index}" for index in range(5))
 
 
-def test_every_entry_names_its_licence_and_origin() -> None:
+def test_every_entry_names_its_license_and_origin() -> None:
     for entry in MODELS.values():
         assert entry.license
         assert entry.origin
-        assert entry.patch_size in (224, 227)
+        assert entry.patch_size in (224, 227, 256)
 
 
 def test_scales_belong_to_the_entry() -> None:
@@ -163,7 +163,7 @@ def test_a_head_round_trips_and_is_used_where_a_model_name_is(tmp_path: Path, ca
         expected = written.head(features).softmax(1)
     torch.testing.assert_close(scores.patch_scores, expected, rtol=1e-4, atol=1e-6)
     assert scores.labels == written.labels
-    assert {label for label, _ in scores.top(5)} == {"cat", "dog"}
+    assert {best.label for best in scores.top(5)} == {"cat", "dog"}
     with pytest.raises(DensescoreError, match="exists already"):
         save_head(path, written)
 

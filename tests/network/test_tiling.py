@@ -15,8 +15,9 @@ def test_a_level_too_large_for_memory_is_cut(monkeypatch: pytest.MonkeyPatch, ca
     scorer = DenseScorer(Toy(), patch_size=20, scales=(3, 9), runtime="torch")
     whole = scorer.score(cat)
     sizes: list[int] = []
-    scorer.network.fast_trunk.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[2:].numel()))
-    monkeypatch.setattr(tiling, "TRUNK_BYTES", 60**2 * tiling.bytes_per_pixel(scorer.network))
+    network = scorer.dense
+    network.fast_trunk.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[2:].numel()))
+    monkeypatch.setattr(tiling, "TRUNK_BYTES", 60**2 * tiling.bytes_per_pixel(network))
     torch.testing.assert_close(scorer.score(cat).patch_scores, whole.patch_scores)
     assert len(sizes) > 20
     assert max(sizes) <= 70**2  # whole strides

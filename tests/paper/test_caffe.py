@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,66 @@ def test_networks_that_are_not_caffes(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("text")
     with pytest.raises(DensescoreError, match="cannot be read as ONNX"):
         convert_caffe(tmp_path / "text.onnx")
+
+
+def _replace(model: Any, name: str, values: NDArray[Any]) -> None:
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
+
+
+@pytest.mark.parametrize(
+    ("layer", "values", "message"),
+    [
+        ("Conv_0_0", np.ones(96, np.float32), r"layer Conv_0 has weights of shape \(96,\).* expected 4 dimensions"),
+        ("Conv_0_0", np.ones((), np.float32), r"weights of shape \(\).* expected 4 dimensions"),
+        ("Conv_0_0", np.ones((96, 3, 11), np.float32), "expected 4 dimensions"),
+        ("Conv_0_0", np.ones((96, 3, 11, 0), np.float32), "none of them empty"),
+        ("Conv_0_0", np.ones((96, 3, 5, 5), np.float32), "features.0.weight has shape"),
+        ("Conv_0_0", np.ones((96, 3, 11, 11), np.int64), "must hold floating-point numbers, got int64"),
+        ("Conv_0_0", np.full((96, 3, 11, 11), np.nan, np.float32), "Conv_0_0 holds values that are not finite"),
+        ("Conv_0_1", np.ones((), np.float32), r"biases of shape \(\)"),
+        ("Conv_0_1", np.ones((96, 1), np.float32), "biases of shape"),
+        ("Conv_0_1", np.ones(95, np.float32), "features.0.bias has shape"),
+        ("Gemm_16_0", np.ones(9216, np.float32), "layer Gemm_16 has weights .* expected 2 dimensions"),
+        ("Gemm_16_1", np.ones(0, np.float32), "none of them empty"),
+        ("Gemm_16_1", np.array([np.inf] * WIDTH, np.float32), "not finite"),
+        ("Gemm_22_0", np.ones((WIDTH, 0), np.float32), "none of them empty"),
+        ("Gemm_22_1", np.ones(CLASSES + 1, np.float32), "classifier.6.weight has shape"),
+    ],
+)
+def test_tensors_of_a_wrong_kind(layer: str, values: NDArray[Any], message: str, tmp_path: Path, caffe: Path) -> None:
+    model = onnx.load(caffe)
+    _replace(model, layer, values)
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(DensescoreError, match=f"odd.onnx.*{message}"):
+        convert_caffe(tmp_path / "odd.onnx")
+
+
+def test_other_parts_of_a_wrong_kind(tmp_path: Path, caffe: Path) -> None:
+    def refused(change: Callable[[Any], None], message: str) -> None:
+        model = onnx.load(caffe)
+        change(model)
+        onnx.save(model, tmp_path / "odd.onnx")
+        with pytest.raises(DensescoreError, match=f"odd.onnx.*{message}"):
+            convert_caffe(tmp_path / "odd.onnx")
+
+    def attribute(model: Any, name: str) -> Any:
+        return next(own for own in model.graph.node[0].attribute if own.name == name)
+
+    def dimension(model: Any) -> Any:
+        return model.graph.input[0].type.tensor_type.shape.dim
+
+    def group_as_text(model: Any) -> None:
+        attribute(model, "group").CopyFrom(onnx.helper.make_attribute("group", "one"))
+
+    refused(group_as_text, "has groups, strides and pads")
+    refused(lambda model: attribute(model, "pads").ints.pop(), "has groups, strides and pads")
+    refused(lambda model: model.graph.node[0].input.pop(), "lacks constant weights and biases")
+    refused(lambda model: setattr(dimension(model)[2], "dim_value", 100_000), "cannot be run")
+    refused(lambda model: dimension(model).pop(), "cannot be run")
+    refused(lambda model: setattr(model.graph.initializer[0], "raw_data", b"12"), "cannot be read")
+
+
+@pytest.fixture(scope="module")
+def caffe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_caffe(tmp_path_factory.mktemp("caffe") / "net.onnx")

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 
 from densescore import DensescoreError, DenseScores, Pyramid
-from densescore.io.names import from_text
-from densescore.results.heatmaps import draw_overlay, export_heatmaps
+from densescore.io.names import as_text, from_text
+from densescore.results.heatmaps import export_heatmaps
+from densescore.results.overlay import Colors, draw_map, draw_overlay
 
 
 @pytest.fixture
@@ -70,40 +72,73 @@ def test_nothing_half_written_and_nothing_overwritten(
         export_heatmaps(scores, image[:50], ["dog"], tmp_path / "other")
 
 
-def pixels_of(path: Path) -> NDArray[np.float64]:
-    return np.asarray(Image.open(path).convert("RGB")).astype(float)
+def one_level(patch_scores: list[float], height: int = 90, width: int = 130) -> DenseScores:
+    """Patches of 20 pixels every 4, of one class, at one level of the image's own size."""
+    pyramid = Pyramid.of(height, width, patch_sizes=(20,), patch=20, stride=4)
+    values = torch.zeros(len(pyramid), 1)
+    values[: len(patch_scores), 0] = torch.tensor(patch_scores)
+    return DenseScores(values, ("x",), pyramid)
 
 
-def test_colors_mean_the_same_in_every_picture_unless_rescaled(tmp_path: Path, image: NDArray[np.uint8]) -> None:
-    ramp = np.tile(np.linspace(0.1, 0.2, 130, dtype=np.float32), (90, 1))
-    for name, values, value_range in (
-        ("fixed", ramp, (0.0, 1.0)),
-        ("doubled", 2 * ramp, (0.0, 1.0)),
-        ("stretched", ramp, None),
-        ("stretched doubled", 2 * ramp, None),
-    ):
-        draw_overlay(image, values, "", tmp_path / f"{name}.png", value_range=value_range)
-    picture = {path.stem: pixels_of(path)[200:400, 200:800] for path in tmp_path.glob("*.png")}
-    assert np.abs(picture["fixed"] - picture["doubled"]).mean() > 10  # twice the score is another color
-    assert np.abs(picture["stretched"] - picture["stretched doubled"]).mean() < 1  # asked for: shape alone
+def blob(high: float, corner: tuple[int, int] = (20, 20), side: int = 44) -> DenseScores:
+    """A square of patches that score `high` within others that score nothing."""
+    empty = one_level([])
+    (level,) = empty.levels
+    cells = torch.zeros(level.rows, level.cols)
+    cells[corner[1] // 4 : (corner[1] + side - 20) // 4, corner[0] // 4 : (corner[0] + side - 20) // 4] = high
+    return DenseScores(cells.reshape(-1, 1), ("x",), empty.pyramid)
 
 
-def test_a_hot_corner_is_drawn_in_its_corner(tmp_path: Path, image: NDArray[np.uint8]) -> None:
-    values = np.zeros((90, 130), np.float32)
-    values[:45, :65] = 1
-    draw_overlay(image, values, "", tmp_path / "x.png")
-    redness = (lambda p: p[..., 0] - p[..., 2])(pixels_of(tmp_path / "x.png"))
-    height, width = redness.shape
-    hot = redness[height // 5 : height * 2 // 5, width // 5 : width * 2 // 5].mean()
-    cold = redness[height * 3 // 5 : height * 4 // 5, width * 3 // 5 : width * 4 // 5].mean()
-    assert hot > 60
-    assert cold < 0
+def drawn(image: NDArray[np.uint8], scores: DenseScores, colors: Colors = "relative") -> NDArray[np.float64]:
+    """The photograph with the map on it, at the photograph's size: [H, W, 3]."""
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(width / 10, height / 10), dpi=40)
+    canvas = FigureCanvasAgg(figure)
+    draw_map(figure.add_axes((0, 0, 1, 1)), image, scores, "x", colors=colors)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(float)  # four times as large
+    return pixels.reshape(height, 4, width, 4, 3).mean((1, 3))
+
+
+@pytest.mark.parametrize("high", [0.06, 0.2, 0.9])
+@pytest.mark.parametrize("corner", [(8, 8), (72, 36)])
+def test_what_does_not_respond_stays_the_photograph(
+    image: NDArray[np.uint8], high: float, corner: tuple[int, int]
+) -> None:
+    changed = np.abs(drawn(image, blob(high, corner)) - image).sum(2)
+    x, y = corner
+    assert changed[y + 17 : y + 27, x + 17 : x + 27].min() > 60  # the object is colored, at any height of its peak
+    outside = np.ones((90, 130), bool)
+    outside[max(y - 8, 0) : y + 52, max(x - 8, 0) : x + 52] = False
+    assert changed[outside].max() < 3
+
+
+def test_a_class_that_is_not_there_does_not_shine(image: NDArray[np.uint8]) -> None:
+    faint, strong = (np.abs(drawn(image, blob(high)) - image).sum(2)[34:50, 30:36].mean() for high in (0.001, 0.9))
+    assert faint < 0.4 * strong
+    nothing = np.abs(drawn(image, blob(0.0)) - image).sum(2)
+    assert (nothing > 3).mean() < 0.02  # the cross alone
+
+
+def test_relative_colors_show_the_shape_and_absolute_ones_the_height(image: NDArray[np.uint8]) -> None:
+    for colors, least, most in (("relative", 0, 2), ("rescaled", 0, 2), ("absolute", 5, 255)):
+        low, high = (drawn(image, blob(peak), colors)[20:64, 20:64] for peak in (0.2, 0.4))  # type: ignore[arg-type]
+        assert least <= np.abs(low - high).mean() <= most, colors
+
+
+def test_pictures_with_unknown_choices_are_refused(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+    for options, message in (({"colors": "loud"}, "colors must be one of"), ({"opacity": 1.5}, "opacity must lie in")):
+        with pytest.raises(DensescoreError, match=message):
+            draw_overlay(image, blob(0.5), "x", tmp_path / "x.png", **options)
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_classes_whose_names_are_alike_have_a_map_each(
     tmp_path: Path, image: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("densescore.results.heatmaps.draw_overlay", lambda *x, **_: Path(x[3]).write_text(x[2]))
+    monkeypatch.setattr(
+        "densescore.results.heatmaps.draw_overlay", lambda *x, **_: Path(x[3]).write_text(as_text(x[2]))
+    )
     labels = ("a_b", "a_b-3", "a/b", "A B", "crane", "crane", "con", "x" * 300, "é\ud800", "$x^2$", "a_b-2")
     pyramid = Pyramid.of(90, 130, scales=(1,), patch=20, stride=8)
     values = torch.rand(len(pyramid), len(labels), generator=torch.Generator().manual_seed(0))

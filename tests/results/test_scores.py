@@ -61,11 +61,38 @@ def test_image_scores_are_the_papers_equation() -> None:
     assert scores.image_scores(k=200).argmax() == patches.max(0).argmax()
 
 
+@pytest.mark.parametrize("k", [1, 2.5, 5, 16, 17, 30, 100, 1000, 10_000])
+def test_confidence_is_the_kth_root_and_ranks_at_any_exponent(k: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    patch_scores = torch.rand(len(make().pyramid), 40, generator=generator) * torch.logspace(-12, 0, 40)  # [M, C]
+    order = torch.randperm(40, generator=generator)
+    labels = tuple(f"{index:02}" for index in range(40))
+    scores = DenseScores(patch_scores[:, order], labels, make().pyramid, k=k)
+    logs = patch_scores[:, order].double().log() * k
+    expected = ((logs.logsumexp(0) - np.log(len(logs))) / k).exp()
+    torch.testing.assert_close(scores.confidence().double(), expected, rtol=2e-5, atol=0)
+    assert [best.label for best in scores.top(40)] == [labels[c] for c in expected.argsort(descending=True)]
+    torch.testing.assert_close(scores.confidence(3) ** 3, scores.image_scores(3), rtol=1e-5, atol=0)
+    best = scores.top(1)[0]
+    assert best.score == scores.image_scores()[labels.index(best.label)]
+    assert 0 < best.confidence == scores.confidence().max()
+
+
+def test_a_class_without_score_has_no_confidence() -> None:
+    pyramid = Pyramid.of(20, 20, scales=(1,), patch=20, stride=4)
+    scores = DenseScores(torch.tensor([[0.0, 1.0]]), ("cat", "dog"), pyramid)
+    assert scores.confidence().tolist() == [0, 1]
+    assert scores.confidence(1000).tolist() == [0, 1]
+    for k in (0.5, float("nan"), float("inf"), 1e308):
+        with pytest.raises(DensescoreError, match="expected a number from 1 to 10,000"):
+            scores.confidence(k)
+
+
 def test_top_leaves_the_background_out() -> None:
     pyramid = Pyramid.of(20, 20, scales=(1,), patch=20, stride=4)
     scores = DenseScores(torch.tensor([[0.7, 0.2, 0.1]]), ("background", "cat", "dog"), pyramid, k=1)
-    assert [(label, round(score, 6)) for label, score in scores.top(5)] == [("cat", 0.2), ("dog", 0.1)]
-    assert [label for label, _ in scores.top(1)] == ["cat"]
+    assert [(best.label, round(best.score, 6)) for best in scores.top(5)] == [("cat", 0.2), ("dog", 0.1)]
+    assert [best.label for best in scores.top(1)] == ["cat"]
 
 
 def test_boxes_from_map_finds_separate_regions() -> None:

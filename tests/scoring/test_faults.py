@@ -58,19 +58,20 @@ def test_out_of_memory_is_answered_with_smaller_parts_once_and_said(
     assert not whole.retried
     if context == "patch":
         first = iter([torch.OutOfMemoryError("out of memory")])
-        embed = scorer.network.embed_crops
+        embed, whole_batch = scorer.network.embed_crops, scorer._crop_batch.size
 
         def short_of_memory(crops: torch.Tensor) -> torch.Tensor:
             for error in first:
                 raise error
-            assert len(crops) <= 8
+            assert len(crops) <= whole_batch // 2
             return embed(crops)
 
         monkeypatch.setattr(scorer.network, "embed_crops", short_of_memory)
     else:
         pyramid = whole.pyramid
         most = max(np.prod(pyramid.padded_size(level)) for level in pyramid.levels) / 1.5
-        scorer.network.fast_trunk = SmallMemory(scorer.network.fast_trunk, float(most))
+        dense = scorer.dense
+        dense.fast_trunk = SmallMemory(dense.fast_trunk, float(most))
     with pytest.warns(UserWarning, match=r"out of memory on an image of 300×451 pixels .* in smaller parts \(.*memory"):
         scores = scorer.score(cat, context=context)
     assert scores.retried
@@ -81,7 +82,8 @@ def test_out_of_memory_is_answered_with_smaller_parts_once_and_said(
 
 def test_out_of_memory_in_small_parts_too_is_an_error(cat: NDArray[np.uint8]) -> None:
     scorer = scorer_of("toy")
-    scorer.network.fast_trunk = SmallMemory(scorer.network.trunk, 0)
+    network = scorer.dense
+    network.fast_trunk = SmallMemory(network.trunk, 0)
     with (
         pytest.warns(UserWarning, match="out of memory"),
         pytest.raises(DensescoreError, match="in small parts, too .* use fewer or smaller"),

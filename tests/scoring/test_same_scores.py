@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from densescore import DenseScorer, DenseScores
 from densescore.io.images import level_pixels
 from densescore.models import MODELS, Krizhevsky
-from densescore.models.lite0 import shipped_weights
+from densescore.models.efficientnet_lite import shipped_weights
 from densescore.scoring.sliding_window import head_reference, receptive_field_reference
 from tests.conftest import Toy
 
@@ -163,7 +163,7 @@ def test_the_margins_hold_the_receptive_fields(case: Case) -> None:
     far[..., side - past :, :] += 10
     far[..., side - past :] += 10
     near[..., side // 2, side // 2] += 10
-    height, width = case.scorer.network.window
+    height, width = case.scorer.dense.window
 
     def cell(image: Tensor) -> Tensor:
         return case.head(case.trunk(image)[:, :, steps : steps + height, steps : steps + width])

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from densescore import DensescoreError, DenseScorer, read_image
 from densescore.cli.main import app
 from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.data.labeled_set import LabeledImage, LabeledSet
 from densescore.data.load import load_boxed
 from densescore.evaluation.evaluate import evaluate_classes, located, mean_of, score_set
 from densescore.geometry import Pyramid
@@ -23,11 +24,11 @@ from densescore.models import MODELS, ModelEntry, load_head
 from densescore.results.scores import DenseScores
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.patch_labels import LabelRule
-from densescore.transfer.pipeline import cached_scores, train_both, train_model
+from densescore.transfer.pipeline import cached_features, cached_scores, train_both, train_model
 from densescore.transfer.recipe import RECIPES, Objective, Recipe
 from densescore.transfer.train_head import feature_moments, fold_standardization, patch_loss, train_head
-from densescore.transfer.training_patches import TrainingPatches, gather, label_and_draw, mirrored
-from densescore.transfer.tune_on_images import image_loss, tune_on_images
+from densescore.transfer.training_patches import TrainingPatches, check_image_labels, gather, label_and_draw, mirrored
+from densescore.transfer.tune_on_images import image_confidence, image_loss, tune_on_images
 from densescore_kernels import power_mean
 from tests.conftest import Toy
 from tests.data.voc_set import CLASSES, write_voc
@@ -154,7 +155,7 @@ def test_bags_are_drawn_from_all_patches_of_the_image_that_their_truth_is_of(voc
     boxed = load_boxed(voc, "train")
     assert len(np.unique(boxed.truth(), axis=0)) > 1
 
-    def features(image: BoxedImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+    def features(image: BoxedImage | LabeledImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
         patches = Pyramid.of(60, 80, scales=SCALES, patch=20, stride=4).boxes()
         index = next(index for index, other in enumerate(boxed.images) if other is image)
         values = np.stack([np.full(len(patches), index), np.full(len(patches), flip), np.arange(len(patches))], axis=1)
@@ -420,7 +421,7 @@ def test_the_commands_from_boxes_to_a_head_that_works(
         (["--out", "h.safetensors", "--recipe", "fast"], "expected default or paper, got 'fast'"),
         (["--out", "h.safetensors", "--objective", "hinge"], "objective must be one of softmax"),
         (["--out", "h.safetensors", "--unfreeze", "fc7"], "expected fc6, got 'fc7'"),
-        (["--out", "h.safetensors", "--from-scratch", "--flips"], "have no meaning beside it"),
+        (["--out", "h.safetensors", "--from-scratch", "--flips"], "leave out --flips"),
         (["--out", "h.safetensors", "--patch-share", "2"], "patch_share must lie in"),
         (["--out", "h.safetensors", "--overlap", "near"], "overlap must be one of"),
     ],
@@ -430,3 +431,68 @@ def test_usage_errors(voc: Path, arguments: list[str], message: str) -> None:
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+def without_boxes(classes: int) -> TrainingPatches:
+    """Bags of 20 points, of which 3 show each class of the image; no patch is labeled."""
+    points = with_bags(classes)
+    return replace(points, features=points.features[:0], labels=points.labels[:0], images=points.images[:0],
+                   only_labels=len(points.bags))  # fmt: skip
+
+
+@pytest.mark.parametrize("k", [1.0, 5.0, 8.0, 30.0])
+@pytest.mark.parametrize("objective", ["softmax", "multilabel"])
+def test_labels_alone_teach_which_patches_show_a_class(objective: Objective, k: float) -> None:
+    patches = without_boxes(3)
+    if objective == "multilabel":
+        patches = replace(patches, labels=np.zeros((0, 3), np.int8))
+    recipe = replace(QUICK, objective=objective, image_rounds=1, label_rounds=40, image_bag=20, image_patches=20,
+                     image_k=k)  # fmt: skip
+    head = train_both(patches, 3, recipe, 0)
+    points = clusters(3, 400)  # each with the label of its own that no training saw
+    with torch.no_grad():
+        logits = head(torch.from_numpy(points.features).float())
+    probabilities = (logits.softmax(1) if objective == "softmax" else logits.sigmoid()).numpy()
+    for column in range(3):
+        inside, outside = probabilities[points.labels == column, column], probabilities[points.labels != column, column]
+        assert np.median(inside) > np.quantile(outside, 0.95)
+
+
+@pytest.mark.parametrize("k", [1.0, 3.0, 5.0, 7.0, 8.0, 20.0, 64.0])
+def test_an_image_s_confidence_is_the_root_of_its_score_with_its_gradient(k: float) -> None:
+    logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) * 6 - 10  # sigmoids from 1e-12 to 1
+    fine = logits.double().requires_grad_()
+    wanted = (torch.logsumexp(k * torch.nn.functional.logsigmoid(fine).view(4, 10, 3), 1) - np.log(10)) / k
+    logits.requires_grad_()
+    found = image_confidence(logits.sigmoid(), 4, k).log()
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(values.sum(), of)[0].double() for values, of in ((found, logits), (wanted, fine))]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_image_labels_without_a_positive_are_refused_and_without_a_negative_said() -> None:
+    truth = np.array([[1, -1, 1], [0, -1, 1]], np.int8)
+    with pytest.raises(DensescoreError, match="no image shows dog:"):
+        check_image_labels(truth, ("cat", "dog", "cow"))
+    truth[0, 1] = 1
+    with pytest.warns(UserWarning, match="every image shows cat, cow"):
+        check_image_labels(truth, ("cat", "dog", "cow"))
+
+
+def test_images_without_boxes_train_beside_boxed_ones(toy: DenseScorer, voc: Path, tmp_path: Path) -> None:
+    boxed = load_boxed(voc, "train")
+    plain = [
+        LabeledImage(name=i.name, path=i.path, height=i.height, width=i.width, truth=i.truth) for i in boxed.images
+    ]
+    recipe = replace(QUICK, scales=SCALES, image_rounds=2, label_rounds=4, objective="multilabel")
+    cache = FeatureCache(toy, tmp_path / "cache")
+    features = cached_features(toy, cache)
+    some = BoxedSet("train", boxed.classes, boxed.images[:9])
+    for images, count in ([*boxed.images[:9], *plain[9:]], len(gather(some, features, recipe, 0).features)), (plain, 0):
+        labeled = LabeledSet("train", boxed.classes, images)
+        patches = gather(labeled, features, recipe, 0)
+        assert (len(patches.features), len(patches.bags)) == (count, 36)
+        assert patches.only_labels == (9 if count else 18)
+        file = train_model(labeled, toy, cache, recipe, 0)
+        assert file.labels == boxed.classes
+        assert file.training["labels"] == dict(zip(boxed.classes, (boxed.truth() == 1).sum(0).tolist(), strict=True))

@@ -20,7 +20,7 @@ _RASTER_TYPE, _PIXEL_IS_POINT = 1025, 2
 
 
 class Held(NamedTuple):
-    """Along one axis of a level: per pixel of the map, the first cell that holds its center, and how many do."""
+    """Per pixel of the map along one axis: the first cell of a level that holds its center, and how many do."""
 
     first: NDArray[np.int64]
     cells: NDArray[np.int64]
@@ -44,7 +44,7 @@ def held(size: int, length: int, cells: int, pyramid: Pyramid, step: int) -> Hel
 
 
 class MapView:
-    """The response map of one class, as pixels each `step` image pixels wide; windows of it are computed as asked.
+    """The response map of one class with pixels `step` image pixels wide; its windows are computed when asked for.
 
     Args:
         columns: per level, the class's scores ``[rows, cols]``.

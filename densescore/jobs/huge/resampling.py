@@ -1,9 +1,9 @@
-"""Windows of a level, pixel for pixel what `densescore.io.images.level_pixels` makes of the whole image.
+"""Windows of a level, equal pixel for pixel to those of `densescore.io.images.level_pixels` on the whole image.
 
-A pixel of a level lies over the image at ``W / w`` times its place, seldom a whole number, so a window of the image
-resized by itself would come out shifted by part of a pixel. Here OpenCV's own arithmetic (``INTER_AREA`` to shrink,
-``INTER_LINEAR`` to enlarge) is done for any part of the level, in the same order and precision: weights from places
-in the whole level; for bytes the same rounding.
+A level's pixel x lies over the image at ``x · W / w``, which is seldom a whole number. A window of the image resized by
+itself would therefore be shifted by part of a pixel. This module computes any part of a level with OpenCV's arithmetic
+(``INTER_AREA`` to shrink, ``INTER_LINEAR`` to enlarge), in the same order and precision, and with the same rounding of
+bytes.
 """
 
 from collections.abc import Callable, Iterator

@@ -4,7 +4,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,12 @@ from densescore.jobs.huge.maps import write_map
 from densescore.jobs.huge.resampling import level_window
 from densescore.jobs.huge.source import HugeImage, open_huge
 from densescore.models import BACKGROUND
+from densescore.models.labels import find_label
+from densescore.network.dense_network import DenseNetwork
 from densescore.network.tiling import Tile, bytes_per_pixel, own_part, reach, tiles
+from densescore.results.best_patches import rank_patches
 from densescore.results.heatmaps import describe_geometry
-from densescore.results.scores import find_label
+from densescore.scoring.crop_network import dense_only
 from densescore.scoring.scorer import DenseScorer
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
@@ -49,24 +51,24 @@ def score_huge(
 ) -> dict[str, Any]:
     """Score every patch of an image that is too large for memory, and write the response maps of some classes.
 
-    The scores are those that ``scorer.score`` would give for the whole image, to float32 rounding: tiles hold all
-    pixels that their cells depend on, and levels are resized exactly as a whole. Killed and called again, it goes on.
+    The scores equal those of ``scorer.score`` on the whole image, to float32 rounding: a tile holds all pixels that its
+    cells depend on, and levels are resized exactly as a whole. Called again after a kill, it goes on.
 
     Args:
         scorer: with `patch_sizes`, in pixels of the image, or with `scales`.
         image: a TIFF or zarr image; see `open_huge`.
         folder: to write to: ``scores.zarr`` (per level ``[rows, cols, C]``), ``maps/CLASS.tif`` and ``result.json``.
         classes: to map.
-        top: without `classes`, map as many of the best.
+        top: number of best classes to map, if `classes` is empty.
         map_step: image pixels per pixel of the maps.
-        memory: in GB, of one tile in the trunk. More is faster where a network's receptive field is wide.
+        memory: GB that one tile may take in the trunk. More is faster for networks with wide receptive fields.
         bands: channels to read; see `open_huge`.
         overwrite: begin again where the folder holds other scores.
         inputs: other files of the run, such as the model's; neither they nor the image are ever deleted.
         track: shows progress.
 
     Returns:
-        What ``result.json`` holds: geometry, ranking, per mapped class its file, peak and best patches.
+        The contents of ``result.json``: geometry, ranking, and per mapped class its file, peak and best patches.
 
     Raises:
         DensescoreError: the image cannot be read by windows, the folder holds other scores or cannot be written, or
@@ -74,20 +76,21 @@ def score_huge(
     """
     if map_step < 1 or not memory > 0:
         raise DensescoreError(f"map_step and memory must be positive, got {map_step} and {memory}")
+    network = dense_only(scorer.network, "scoring a huge image by tiles")
     chosen = [label.strip() for label in classes]
     for label in chosen:
         find_label(label, scorer.labels)
     with exclusive(Path(folder)), open_huge(image, bands) as opened:
         pyramid = scorer.pyramid(opened.height, opened.width, max_cells=_ANY_NUMBER)
-        side = _tile_side(scorer, memory)
-        plan = list(tiles(pyramid.levels, scorer.network, side))
+        side = _tile_side(scorer.name, network, memory)
+        plan = list(tiles(pyramid.levels, network, side))
         chunk = max(len(tile.rows.cells) for tile in plan), max(len(tile.cols.cells) for tile in plan)
         asked = _describe(scorer, opened, pyramid, bands, chunk)
         job = Job(folder, asked, pyramid.levels, len(scorer.labels), chunk, overwrite, (image, *inputs))
         start = time.perf_counter()
         left = [tile for tile in plan if tile.number not in job.done]
         for tile in track(left, "tiles"):
-            job.keep(tile, _score_tile(scorer, opened, pyramid, tile))
+            job.keep(tile, _score_tile(scorer, network, opened, pyramid, tile))
         seconds = time.perf_counter() - start
         result = {**asked, "tiles": len(plan), "tiles_scored_now": len(left), "seconds": round(seconds, 3)}
         result |= _finish(scorer, job, pyramid, chosen, top, map_step, opened, track)
@@ -96,19 +99,19 @@ def score_huge(
     return result
 
 
-def _tile_side(scorer: DenseScorer, memory: float) -> int:
-    """Pixels of a tile's side that `memory` GB are enough for.
+def _tile_side(name: str, network: DenseNetwork, memory: float) -> int:
+    """Side in pixels of the largest tile for which `memory` GB are enough.
 
     Raises:
-        DensescoreError: smaller than what one cell depends on: each cell would take a tile.
+        DensescoreError: it is smaller than what one cell depends on, so that each cell would need a tile of its own.
     """
-    network, per_pixel = scorer.network, bytes_per_pixel(scorer.network)
+    per_pixel = bytes_per_pixel(network)
     side = int((memory * 1e9 / per_pixel) ** 0.5)
     least = sum(reach(network)) * network.stride * network.phases + network.patch
     if side < least:
         enough = per_pixel * least**2 / 1e9
         raise DensescoreError(
-            f"memory: {memory:g} GB hold a tile of {side} pixels a side, but the scores of one patch by {scorer.name} "
+            f"memory: {memory:g} GB hold a tile of {side} pixels a side, but the scores of one patch by {name} "
             f"depend on {least}; give at least {1.1 * enough:.2g}, better {4 * enough:.2g}"
         )
     return side
@@ -117,7 +120,7 @@ def _tile_side(scorer: DenseScorer, memory: float) -> int:
 def _describe(
     scorer: DenseScorer, image: HugeImage, pyramid: Pyramid, bands: Sequence[int] | None, chunk: tuple[int, int]
 ) -> dict[str, Any]:
-    """All that the scores follow from."""
+    """What the scores follow from."""
     status = Path(image.name).stat()
     return {
         "image": {
@@ -127,20 +130,17 @@ def _describe(
             "modified": status.st_mtime,
             "bands": bands,
         },
-        "model": scorer.name,
-        "weights": [scorer.weights_digest, scorer.classifier_digest],
-        "preprocessing": [scorer.mean, scorer.std],
-        "activation": scorer.activation,
-        "dtype": str(scorer.dtype),
+        **scorer.fingerprint("patch scores"),
         "geometry": describe_geometry(pyramid),
         "cells_per_tile": chunk,
-        "densescore": version("densescore"),
     }
 
 
-def _score_tile(scorer: DenseScorer, image: HugeImage, pyramid: Pyramid, tile: Tile) -> NDArray[np.float32]:
+def _score_tile(
+    scorer: DenseScorer, network: DenseNetwork, image: HugeImage, pyramid: Pyramid, tile: Tile
+) -> NDArray[np.float32]:
     """Scores of a tile's cells, ``[rows, cols, C]``."""
-    network, level = scorer.network, pyramid.levels[tile.level]
+    level = pyramid.levels[tile.level]
     rows, cols = tile.rows, tile.cols
     pixels = level_window(image.read, pyramid, level, rows.start, rows.stop, cols.start, cols.stop)
     with torch.inference_mode():
@@ -160,18 +160,25 @@ def _finish(
     image: HugeImage,
     track: Track,
 ) -> dict[str, Any]:
-    """Image scores by eq. (1), and the maps."""
-    total = np.zeros(len(scorer.labels))
+    """Compute the image scores by eq. (1), and write the maps."""
+    best, total = np.full(len(scorer.labels), np.finfo(np.float64).tiny), np.zeros(len(scorer.labels))  # [C]
 
     def add(scores: NDArray[np.float32]) -> None:
-        nonlocal total
-        total += (scores.astype(np.float64) ** scorer.k).sum((0, 1))
+        """Powers of scores over the best one so far, which do not underflow together; see `DenseScores.confidence`."""
+        nonlocal best, total
+        better = np.maximum(best, scores.max((0, 1)))
+        total = total * (best / better) ** scorer.k + ((scores / better) ** scorer.k).sum((0, 1))
+        best = better
 
     for index in range(len(pyramid.levels)):
         job.reduce(index, add)
-    scores = total / len(pyramid)
-    order = [label for label in np.argsort(-scores, kind="stable") if scorer.labels[label] != BACKGROUND]
-    ranked = [{"label": scorer.labels[label], "score": float(scores[label])} for label in order]
+    mean = total / len(pyramid)
+    scores, confidence = mean * best**scorer.k, best * mean ** (1 / scorer.k)
+    order = [label for label in np.argsort(-confidence, kind="stable") if scorer.labels[label] != BACKGROUND]
+    ranked = [
+        {"label": scorer.labels[label], "score": float(scores[label]), "confidence": float(confidence[label])}
+        for label in order
+    ]
     labels = list(dict.fromkeys(chosen)) or [str(entry["label"]) for entry in ranked[:top]]
     names = label_file_names(scorer.labels)
     described = []
@@ -181,6 +188,7 @@ def _finish(
         columns = [job.column(index, column) for index in range(len(pyramid.levels))]
         with job.writing(), atomic_write(job.folder / "maps" / f"{name}.tif", overwrite=True) as temporary:
             peak = write_map(temporary, columns, pyramid, label, step, image.geotags)
+        values = np.concatenate([part.ravel() for part in columns])  # [M]
         described.append(
             {
                 "label": label,
@@ -188,19 +196,7 @@ def _finish(
                 "map": f"maps/{name}.tif",
                 "map_step": step,
                 "map_maximum": peak,
-                "best_patches": _best_patches(columns, pyramid),
+                "best_patches": [patch._asdict() for patch in rank_patches(values, pyramid, scorer.k, 5)],
             }
         )
     return {"k": scorer.k, "top": ranked[: max(top, 5)], "classes": described}
-
-
-def _best_patches(columns: Sequence[NDArray[np.float32]], pyramid: Pyramid, most: int = 5) -> list[dict[str, Any]]:
-    found = []
-    for level, column in zip(pyramid.levels, columns, strict=True):
-        values = column.ravel()
-        for cell in np.argpartition(-values, min(most, len(values)) - 1)[:most]:
-            row, col = divmod(int(cell), level.cols)
-            window = np.array(pyramid.window(level, row, col), float)
-            box = window * ([pyramid.width / level.width, pyramid.height / level.height] * 2)
-            found.append({"box": [round(side, 2) for side in box.tolist()], "score": float(values[cell])})
-    return sorted(found, key=lambda patch: -float(patch["score"]))[:most]  # type: ignore[arg-type]

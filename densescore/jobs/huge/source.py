@@ -1,67 +1,52 @@
 """Huge images on disk, read by windows: TIFF, BigTIFF, GeoTIFF, whole-slide formats that are TIFF, and zarr."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError
-from densescore.io.images import Pixels, read_image
+from densescore.io.samples import Samples
+from densescore.io.tiff import describe, main_level
+from densescore.io.windows import Windows, choose_channels
 
-MOST_CHUNK = 2**28
+MAX_CHUNK = 2**28
 """Bytes of the largest piece that a file may be stored in; a piece is decoded whole."""
 
-_MINISWHITE, _MINISBLACK, _RGB, _YCBCR = 0, 1, 2, 6
 _GEOTIFF = (33550, 33922, 34264, 34735, 34736, 34737)  # ModelPixelScale … GeoAsciiParams
-GeoTag = tuple[int, int, int, Any, bool]
+GeoTag: TypeAlias = tuple[int, int, int, Any, bool]
 """Code, type, count, value, written once: as tifffile takes and gives a tag."""
 
-_PLAIN: tuple[bool, bool, tuple[GeoTag, ...]] = (False, True, ())
+_TRANSPARENCY = 2
+_AXES = {
+    "y": ("y", "row", "rows", "height", "lat", "latitude", "northing"),
+    "x": ("x", "col", "cols", "column", "columns", "width", "lon", "longitude", "easting"),
+    "c": ("c", "ch", "channel", "channels", "b", "band", "bands", "s", "sample", "samples", "rgb", "rgba", "color"),
+}
+"""Axis → what zarr arrays call it."""
 
 
 @dataclass(frozen=True)
-class HugeImage:
-    """An open image.
+class HugeImage(Windows):
+    """An open image; `read` gives a window of it, `height` and `width` its size upright.
 
     Attributes:
-        name: its path.
-        height: in pixels.
-        width: in pixels.
         geotags: the GeoTIFF tags that it carries.
     """
 
-    name: str
-    height: int
-    width: int
-    geotags: tuple[GeoTag, ...]
-    _window: Callable[[slice, slice], NDArray[Any]]
-
-    def read(self, y0: int, y1: int, x0: int, x1: int) -> Pixels:
-        """The window ``[y0, y1) × [x0, x1)`` as `densescore.read_image` would have it: RGB ``[h, w, 3]``.
-
-        Raises:
-            DensescoreError: the file is broken there, or holds what is not a picture.
-        """
-        try:
-            values = self._window(slice(y0, y1), slice(x0, x1))
-        except Exception as error:  # a codec meets broken data in many ways
-            raise DensescoreError(f"{self.name}: cannot be read at {y0}:{y1}, {x0}:{x1}: {error}") from error
-        if values.dtype == np.uint16:
-            values = (values / np.float32(65535)).astype(np.float32)
-        try:
-            return read_image(values)
-        except DensescoreError as error:
-            raise DensescoreError(f"{self.name} at {y0}:{y1}, {x0}:{x1}: {error}") from error
+    geotags: tuple[GeoTag, ...] = ()
 
 
 @contextmanager
 def open_huge(path: str | os.PathLike[str], bands: Sequence[int] | None = None) -> Iterator[HugeImage]:
     """Open a TIFF (of a pyramid, the full size) or a zarr array (of an OME-Zarr group, the full size).
+
+    Windows hold the pixels that `densescore.read_image` gives of the whole; docs/formats.md says what is read.
 
     Args:
         path: of the file, or the zarr folder.
@@ -69,7 +54,8 @@ def open_huge(path: str | os.PathLike[str], bands: Sequence[int] | None = None) 
             gray, RGB or RGB with transparency.
 
     Raises:
-        DensescoreError: not such an image, channels that need `bands`, or pieces too large to be read by windows.
+        DensescoreError: not such an image, several, channels that need `bands`, nearly black (see `read_image`), or
+            pieces too large to be read by windows.
     """
     path = Path(path)
     if not path.exists():
@@ -77,103 +63,105 @@ def open_huge(path: str | os.PathLike[str], bands: Sequence[int] | None = None) 
     try:
         import tifffile
         import zarr
+        from zarr.codecs import ZstdCodec
+
+        ZstdCodec()  # scores are written with it; it looks at the version of numcodecs
     except ImportError as error:
-        raise DensescoreError("huge images need tifffile and zarr: pip install 'densescore[huge]'") from error
+        hint = "pip install --upgrade 'densescore[huge]'"
+        raise DensescoreError(f"huge images need tifffile and zarr: {hint} ({error})") from error
+    except Exception as error:  # zarr finds an older numcodecs or NumPy than it was made for
+        hint = "pip install --upgrade zarr numcodecs tifffile"
+        raise DensescoreError(f"tifffile or zarr cannot be used: {error}; {hint}") from error
     with ExitStack() as stack:
+        geotags: tuple[GeoTag, ...] = ()
         try:
             if path.is_dir():
-                array, axes = _open_zarr(path, zarr)
-                inverted, alpha, tags = _PLAIN
+                image = _open_zarr(path, zarr, bands)
             else:
                 tiff = stack.enter_context(tifffile.TiffFile(path))
-                page = tiff.series[0].levels[0].keyframe
-                inverted, alpha, tags = _check_page(path, page)
-                array, axes = _open_tiff(path, tiff, stack)
+                level = main_level(tiff, str(path))
+                image = describe(tiff, level, str(path), bands)
+                geotags = _geotags(level.keyframe, image)
+                image = replace(image, array=_open_level(path, tiff, level, stack))
         except DensescoreError:
             raise
         except Exception as error:
             raise DensescoreError(f"{path}: cannot be opened as a TIFF or zarr image: {error}") from error
-        yield _image(path, array, axes, bands, inverted, alpha, tags)
+        _check_pieces(image)
+        image.check_brightness()
+        yield HugeImage(**vars(image), geotags=geotags)
 
 
-def _open_zarr(path: Path, zarr: Any) -> tuple[Any, str]:
-    node = zarr.open(path, mode="r")
-    if hasattr(node, "shape"):
-        return node, {2: "yx", 3: "yxc" if node.shape[2] <= 4 else "cyx"}.get(node.ndim, "?" * node.ndim)
-    described = node.attrs.get("ome", node.attrs).get("multiscales")
-    if not described:
-        raise DensescoreError(f"{path}: a zarr group, which must be OME-Zarr (multiscales) or be given as PATH/ARRAY")
-    names = [axis["name"] if isinstance(axis, dict) else axis for axis in described[0].get("axes", "tczyx")]
-    return node[described[0]["datasets"][0]["path"]], "".join(name[0] for name in names)
-
-
-def _open_tiff(path: Path, tiff: Any, stack: ExitStack) -> tuple[Any, str]:
-    """An array that reads windows, and the names of its axes."""
-    import zarr
-
-    level = tiff.series[0].levels[0]
-    axes = level.axes.lower().replace("s", "c")
-    if level.keyframe.is_memmappable and level.dataoffset is not None:
-        return _Mapped(path, level.dtype.newbyteorder(tiff.byteorder), level.dataoffset, level.shape), axes
-    return zarr.open_array(stack.enter_context(tiff.series[0].aszarr(level=0)), mode="r"), axes
-
-
-class _Mapped:
-    """Uncompressed pixels in a file; mapped anew for each window, so that what was read leaves memory again."""
-
-    def __init__(self, path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]) -> None:
-        self.path, self.dtype, self.offset, self.shape, self.ndim = path, dtype, offset, shape, len(shape)
-        self.chunks = (1,) * len(shape)
-
-    def __getitem__(self, index: Any) -> NDArray[Any]:
-        mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
-        return np.array(mapped[index], dtype=self.dtype.newbyteorder("="))
-
-
-def _check_page(path: Path, page: Any) -> tuple[bool, bool, tuple[GeoTag, ...]]:
-    """Whether gray is inverted, whether a fourth channel is transparency, and the GeoTIFF tags."""
-    if int(page.photometric) not in (_MINISWHITE, _MINISBLACK, _RGB, _YCBCR):
-        raise DensescoreError(f"{path}: colors are {page.photometric.name}; expected gray or RGB")
-    alpha = any(int(kind) in (1, 2) for kind in page.extrasamples)
-    tags = [page.tags[code] for code in _GEOTIFF if code in page.tags]
-    geotags = tuple((tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in tags)
-    return int(page.photometric) == _MINISWHITE, alpha, geotags
-
-
-def _image(
-    path: Path,
-    array: Any,
-    axes: str,
-    bands: Sequence[int] | None,
-    inverted: bool,
-    alpha: bool,
-    tags: tuple[GeoTag, ...],
-) -> HugeImage:
-    shape = dict(zip(axes, array.shape, strict=True))
-    if not {"y", "x"} <= set(shape) or any(size > 1 for axis, size in shape.items() if axis not in "yxc"):
-        raise DensescoreError(f"{path}: expected one image, got axes {axes!r} of {array.shape}; extract one plane")
-    channels = shape.get("c", 1)
-    if bands is None and not (channels in (1, 3) or (channels == 4 and alpha)):
-        raise DensescoreError(f"{path}: {channels} channels: say with bands which to take as gray or RGB, e.g. 0,1,2")
-    if bands is not None and (len(bands) not in (1, 3) or not all(0 <= band < channels for band in bands)):
-        raise DensescoreError(f"{path}: bands must be one or three of 0..{channels - 1}, got {tuple(bands)}")
+def _open_zarr(path: Path, zarr: Any, bands: Sequence[int] | None) -> Windows:
+    array, named = zarr.open(path, mode="r"), None
+    if hasattr(array, "shape"):
+        named = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+    else:
+        described = array.attrs.get("ome", array.attrs).get("multiscales")
+        if not described:
+            raise DensescoreError(
+                f"{path}: a zarr group, which must be OME-Zarr (multiscales) or be given as PATH/ARRAY"
+            )
+        named = [axis["name"] if isinstance(axis, dict) else axis for axis in described[0].get("axes", "tczyx")]
+        array = array[described[0]["datasets"][0]["path"]]
+    axes = "".join(map(_axis, named)) if named and all(named) else _usual_axes(array.shape)
     kind = np.dtype(array.dtype).newbyteorder("=")
     if kind not in (np.uint8, np.uint16) and not np.issubdtype(kind, np.floating):
         raise DensescoreError(f"{path}: pixels are {kind}; expected uint8, uint16 or floats in [0, 1]")
-    piece = int(np.prod(array.chunks)) * array.dtype.itemsize
-    if piece > MOST_CHUNK:
+    rgba = named is None and axes == "yxc" and array.shape[2] == 4 and bands is None
+    samples = Samples("RGB" if rgba else "gray", white=65535 if kind == np.uint16 else None)
+    return choose_channels(Windows(str(path), array, axes, samples), (_TRANSPARENCY,) if rgba else (), bands)
+
+
+def _axis(name: str) -> str:
+    """The letter of an axis that a zarr array calls `name`."""
+    found = [letter for letter, names in _AXES.items() if name.lower() in names]
+    return found[0] if found else "?" if name[0] in "yxcs" else name[0]
+
+
+def _usual_axes(shape: tuple[int, ...]) -> str:
+    """Axes of an array that does not name them: channels are last where they are few, else on the shorter end."""
+    if len(shape) != 3:
+        return {2: "yx"}.get(len(shape), "?" * len(shape))
+    return "yxc" if shape[2] <= 4 or shape[2] < shape[0] else "cyx"
+
+
+def _open_level(path: Path, tiff: Any, level: Any, stack: ExitStack) -> Any:
+    """An array that reads windows of a level of a TIFF."""
+    import zarr
+
+    if level.keyframe.is_memmappable and level.dataoffset is not None:
+        return _Mapped(path, level.dtype.newbyteorder(tiff.byteorder), level.dataoffset, level.shape)
+    return zarr.open_array(stack.enter_context(level.aszarr(level=0)), mode="r")
+
+
+class _Mapped:
+    """Uncompressed pixels in a file; mapped again for each window, so that what was read leaves memory."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]) -> None:
+        self.path, self.dtype, self.offset, self.shape = path, dtype, offset, shape
+        self.chunks = (1,) * len(shape)
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        return np.array(np.memmap(self.path, self.dtype, "r", self.offset, self.shape)[index])
+
+
+def _geotags(page: Any, image: Windows) -> tuple[GeoTag, ...]:
+    """The GeoTIFF tags of the page that `image` is.
+
+    Raises:
+        DensescoreError: the image is turned, so that it would lie elsewhere.
+    """
+    tags = [page.tags[code] for code in _GEOTIFF if code in page.tags]
+    if tags and image.orientation != 1:
+        raise DensescoreError(f"{image.name}: georeferenced, but its orientation is {image.orientation}; expected 1")
+    return tuple((tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in tags)
+
+
+def _check_pieces(image: Windows) -> None:
+    piece = int(np.prod(image.array.chunks)) * image.array.dtype.itemsize
+    if piece > MAX_CHUNK:
         raise DensescoreError(
-            f"{path}: stored in pieces of {piece / 1e6:,.0f} MB, which must be decoded whole: store it in tiles, "
+            f"{image.name}: stored in pieces of {piece / 1e6:,.0f} MB, which must be decoded whole: store it in tiles, "
             "e.g. with vips tiffsave --tile, or gdal_translate -co TILED=YES"
         )
-
-    def window(rows: slice, cols: slice) -> NDArray[Any]:
-        index = {"y": rows, "x": cols, "c": slice(None)}
-        values = np.asarray(array[tuple(index.get(axis, 0) for axis in axes)], dtype=kind)
-        kept = [axis for axis in axes if axis in index]
-        values = values.transpose([kept.index(axis) for axis in "yxc" if axis in kept])  # [h, w] or [h, w, C]
-        if inverted:
-            values = (1 if np.issubdtype(values.dtype, np.floating) else np.iinfo(values.dtype).max) - values
-        return values if bands is None or values.ndim == 2 else values[..., list(bands)]
-
-    return HugeImage(str(path), shape["y"], shape["x"], tags, window)

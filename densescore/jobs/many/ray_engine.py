@@ -1,7 +1,7 @@
-"""The same table by many machines: Ray Data hands parts to workers, each with one model.
+"""Make the table on many machines: Ray Data hands parts to workers, each of which has one model.
 
-A part's number and paths go to a worker; the part's rows come back as a small parquet file, which this process keeps.
-So the workers need to read the images (and write the arrays, if any are kept) at the same paths, and nothing else is
+A worker gets a part's number and paths, and returns the part's rows as a small parquet file, which this process writes.
+So workers must be able to read the images (and to write the arrays, if any are kept) at the same paths; nothing else is
 shared. Ray holds parts back while workers are busy or this process is behind, and gives a lost worker's to others.
 """
 
@@ -20,28 +20,29 @@ from densescore.io.names import as_text, from_text
 from densescore.jobs.many.rows import Kept, Row, encode, keep, schema
 from densescore.jobs.many.run import Run
 from densescore.jobs.many.table import Engine, describe_scorer
-from densescore.scoring.scorer import Context, DenseScorer
+from densescore.scoring.fingerprint import Context
+from densescore.scoring.scorer import DenseScorer
 from densescore.scoring.stream import Scored, score_many
 
 _DEATHS = 3
-"""Workers that may die over one image before it is given up: Ray itself would try for ever."""
+"""An image is given up after so many workers died while scoring it. Ray itself would try forever."""
 
 
 def ray_engine(
     options: Mapping[str, Any], *, address: str | None = None, workers: int | None = None, cpus: float = 1
 ) -> Engine:
-    """Workers of a Ray cluster.
+    """An engine that scores on the workers of a Ray cluster.
 
     Args:
-        options: arguments of `DenseScorer`, from which each worker makes its own; name the ``runtime`` and ``device``,
-            as ``"auto"`` may not come out alike.
+        options: arguments of `DenseScorer`, with which each worker makes its own. Name ``runtime`` and ``device``:
+            ``"auto"`` may choose differently where other packages are installed.
         address: of a cluster, as ``ray.init`` takes it; by default the one of ``RAY_ADDRESS``, or a new one here.
-        workers: as many models; by default as the cluster's processors allow.
+        workers: number of workers, each with a model; by default as many as the cluster's processors allow.
         cpus: processors (and threads) per worker.
 
     Raises:
-        DensescoreError: Ray is not installed, or an argument does not fit; from the engine: the cluster is not to be
-            had, or a worker's model is another than this process's.
+        DensescoreError: Ray is not installed, or an argument is not valid. The engine raises it if the cluster cannot
+            be reached, or if a worker's model differs from this process's.
     """
     try:
         import ray
@@ -92,7 +93,7 @@ def ray_engine(
 
 
 class _Attempts:
-    """How often each piece of work was begun and not ended, over all workers."""
+    """Counts, over all workers, how often each piece of work was begun and not ended."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -106,7 +107,7 @@ class _Attempts:
 
 
 class _Worker:
-    """One model, and the parts that come to it."""
+    """A worker: one model that scores the parts it is given."""
 
     def __init__(
         self,

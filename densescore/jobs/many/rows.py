@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError
 from densescore.io.names import as_message, as_text, text_values
+from densescore.models.labels import find_label
 from densescore.results.formats import to_row
-from densescore.results.scores import find_label
 from densescore.scoring.stream import Scored
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ class Kept:
 
     Attributes:
         top: classes to rank.
-        all_scores: the image scores of all classes, as well.
-        mapped: as many of the best classes are mapped: their regions go into the row, their maps into `maps`.
-        classes: these are mapped instead.
+        all_scores: keep the image scores of all classes, too.
+        mapped: number of best classes whose regions go into the row, and whose maps are kept if `maps` is set.
+        classes: map these classes instead.
         maps: keep the response maps of the mapped classes, as arrays.
         patch_scores: keep the scores and boxes of all patches, as arrays.
     """
@@ -64,7 +64,7 @@ class Kept:
 
 
 def keep(index: int, name: str, scored: Scored, kept: Kept, arrays: Path) -> Row:
-    """One image's row; its arrays, if any are kept, are written first, so that a row vouches for them.
+    """Make one image's row. Arrays, if any are kept, are written first, so that a row is proof of them.
 
     Args:
         index: of the image in the run.

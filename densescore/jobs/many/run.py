@@ -217,15 +217,6 @@ def read_description(out: str | os.PathLike[str]) -> dict[str, Any] | None:
     return found
 
 
-def recorded(out: str | os.PathLike[str], option: str) -> Any:
-    """An option as a finished or unfinished run to `out` had it; None without one."""
-    for place in (_parts_of(Path(out)), Path(out)):
-        found = read_description(place)
-        if found is not None:
-            return found.get(option)
-    return None
-
-
 def _parts_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.parts")
 

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any, TypeAlias
 
 from densescore.errors import DensescoreError
 from densescore.jobs.many.rows import Kept, Row, encode, keep, open_arrays, schema
 from densescore.jobs.many.run import Run
-from densescore.scoring.scorer import Context, DenseScorer
+from densescore.scoring.fingerprint import Context
+from densescore.scoring.scorer import DenseScorer
 from densescore.scoring.stream import score_many
 
 Engine: TypeAlias = Callable[[Run, Kept, Context, Callable[[Sequence[Row]], None]], Iterator[tuple[range, bytes]]]
@@ -21,26 +21,26 @@ def score_table(
     scorer: DenseScorer,
     kept: Kept | None = None,
     *,
-    context: Context = "image",
+    context: Context | None = None,
     part_size: int = 64,
     overwrite: bool = False,
     inputs: Sequence[str | os.PathLike[str]] = (),
     engine: Engine | None = None,
     callback: Callable[[int, Sequence[Row]], None] = lambda found, rows: None,
 ) -> int:
-    """Score images into one parquet table. Run again after a kill, it goes on; run again when done, it does nothing.
+    """Score images into one parquet table. Called again after a kill, it goes on; when the table is done, it returns.
 
     Args:
         images: paths; see `densescore.jobs.many.inputs.find_inputs`.
-        out: the table, ``….parquet``; one row per image, in order, its schema's metadata says how it was made.
-        scorer: the network.
+        out: the table, ``….parquet``: one row per image, in order. Its schema's metadata says how it was made.
+        scorer: scores the images.
         kept: what to keep of each image.
         context: as for `DenseScorer.score`.
-        part_size: images per part: the most work that a kill can cost.
+        part_size: images per part. A kill costs at most the work on one part.
         overwrite: replace a finished table.
+        engine: does the work; by default `local_engine`, in this process.
+        callback: called with the number of rows that an earlier run left, and with new rows as they come.
         inputs: other files of the run, such as the model's; neither they nor the images are ever replaced.
-        engine: who does the work; this process by default.
-        callback: is told how many rows an earlier run left, and the rows that are new, as they come.
 
     Raises:
         DensescoreError: see `Run`; an argument does not fit; the disk is full. Never because of an image: that is in
@@ -55,9 +55,9 @@ def score_table(
         raise DensescoreError(f"a table of scores needs {error.name}: pip install 'densescore[many]'") from error
     kept = kept or Kept()
     kept.check(scorer.labels)
-    engine = engine or local_engine(scorer)
+    engine, context = engine or local_engine(scorer), context or scorer.context
     columns = schema(kept, len(scorer.labels))
-    description = {**describe_scorer(scorer, context), **_describe_kept(kept)}
+    description = {**describe_scorer(scorer, context), **_by_option(vars(kept))}
     with Run(
         out,
         images,
@@ -79,7 +79,7 @@ def score_table(
 
 
 def local_engine(scorer: DenseScorer, decoders: int = 1) -> Engine:
-    """One scorer in this process, and threads that decode ahead of it."""
+    """An engine that scores in this process, while threads decode the next images."""
 
     def engine(
         run: Run, kept: Kept, context: Context, callback: Callable[[Sequence[Row]], None]
@@ -98,26 +98,9 @@ def local_engine(scorer: DenseScorer, decoders: int = 1) -> Engine:
 
 
 def describe_scorer(scorer: DenseScorer, context: Context) -> dict[str, Any]:
-    """All of a scorer that its scores follow from, by the names of the options."""
-    return {
-        "densescore": version("densescore"),
-        "model": scorer.name,
-        "weights": f"{scorer.weights_digest[:16]} {scorer.classifier_digest[:16]}",
-        "labels": scorer.labels,
-        "mean": scorer.mean,
-        "std": scorer.std,
-        "scales": scorer.scales if scorer.patch_sizes is None else None,
-        "patch-sizes": scorer.patch_sizes,
-        "patch": scorer.network.patch,
-        "stride": scorer.network.stride,
-        "k": scorer.k,
-        "max-cells": scorer.max_cells,
-        "device": scorer.device.type,
-        "dtype": str(scorer.dtype),
-        "runtime": scorer.runtime,
-        "context": context,
-    }
+    """What the scores follow from, by the names of the command's options."""
+    return _by_option(scorer.fingerprint(context=context))
 
 
-def _describe_kept(kept: Kept) -> Mapping[str, Any]:
-    return {name.replace("_", "-"): getattr(kept, name) for name in Kept.__dataclass_fields__}
+def _by_option(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", "-"): value for name, value in values.items()}

@@ -1,6 +1,5 @@
-"""Put faster equals of a dense network's layers in their place, for a CPU."""
+"""Replace a dense network's layers by numerically equivalent, faster ones, for a CPU."""
 
-import time
 import warnings
 from typing import Literal
 
@@ -9,47 +8,59 @@ from torch import nn
 
 from densescore.errors import DensescoreError
 from densescore.network.cpu import onednn, openvino
-from densescore.network.cpu.fusion import fuse, traced
+from densescore.network.cpu.fusion import FEWEST_CHANNELS, fuse, traced
 from densescore.network.cpu.onednn import PackedLinear
 from densescore.network.cpu.openvino import OpenVINOTrunk
 from densescore.network.cpu.winograd import CookToomWindows, tiling_of
 from densescore.network.dense_network import DenseNetwork
 from densescore.network.windows import LinearWindows
 
-Runtime = Literal["auto", "torch", "openvino"]
+Runtime = Literal["auto", "torch", "openvino", "compile"]
 
 
 def speed_up(network: DenseNetwork, runtime: Runtime) -> str:
-    """Fuse and pack the layers, slide FC6 by Cook–Toom, and run the trunk by the faster runtime.
+    """Fuse and pack the layers, slide FC6 by Cook–Toom, and have the trunk run by the runtime that suits it.
 
     The scores stay the same to rounding.
 
     Args:
         network: changed in place.
-        runtime: for the trunk; see `DenseScorer`.
+        runtime: for the trunk; ``"auto"`` takes `preferred_runtime`.
 
     Returns:
         What runs the trunk: ``"torch"`` or ``"openvino"``.
+
+    Raises:
+        DensescoreError: ``runtime="openvino"``, and OpenVINO is not installed or cannot convert the trunk.
     """
     # glibc hands blocks larger than any freed before back to the system at once, and each page of the next one costs
     # a fault: a tenth of the time of scoring. It keeps blocks up to this one's size from now on (32 MiB is its limit).
     torch.empty(31 * 2**20, dtype=torch.uint8)
     if onednn.available() and _dtype(network) in (torch.float32, torch.bfloat16):
         _fuse_all(network)
-    if runtime == "torch" or (runtime == "auto" and not openvino.available(_dtype(network))):
-        return "torch"
-    try:
-        candidate = OpenVINOTrunk(network.level_trunk, network.patch, _dtype(network))
-    except DensescoreError as error:
-        if runtime == "openvino":
-            raise
-        warnings.warn(f"torch runs the trunk: {error}", stacklevel=3)
-        return "torch"
-    # Two runtimes in one process share the cores badly, so a tie goes to the one that runs the rest.
-    if runtime == "auto" and _time_ratio(candidate, network.fast_trunk, network) > 0.8:
-        return "torch"
-    network.fast_trunk = candidate
-    return "openvino"
+    chosen = preferred_runtime(network) if runtime == "auto" else runtime
+    if chosen == "openvino":
+        try:
+            network.fast_trunk = OpenVINOTrunk(network.level_trunk, network.patch, _dtype(network))
+        except DensescoreError as error:
+            if runtime == "openvino":
+                raise
+            warnings.warn(f"torch runs the trunk: {error}", stacklevel=3)
+            return "torch"
+    return chosen
+
+
+def preferred_runtime(network: DenseNetwork) -> str:
+    """``"openvino"`` for a trunk with narrow groups or depthwise convolutions where OpenVINO runs, else ``"torch"``.
+
+    OpenVINO joins such convolutions with their neighbors, which torch cannot. Elsewhere neither always wins, and two
+    runtimes in one process share the cores badly. The times behind this are in ``benchmarks/results/runtimes.md``.
+    """
+    narrow = any(
+        isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.in_channels // layer.groups < FEWEST_CHANNELS
+        for layer in network.trunk.modules()
+    )
+    return "openvino" if narrow and openvino.available(_dtype(network)) else "torch"
 
 
 def _fuse_all(network: DenseNetwork) -> None:
@@ -70,17 +81,3 @@ def _fuse_all(network: DenseNetwork) -> None:
 
 def _dtype(network: DenseNetwork) -> torch.dtype:
     return next(network.trunk.parameters()).dtype
-
-
-@torch.inference_mode()
-def _time_ratio(candidate: nn.Module, trunk: nn.Module, network: DenseNetwork) -> float:
-    """The candidate's time over the trunk's on a level of 3P × 3P pixels, in turn, the best of three each."""
-    side = 3 * network.patch
-    pixels = torch.zeros(1, 3, side, side, dtype=_dtype(network)).to(memory_format=torch.channels_last)
-    best = [float("inf"), float("inf")]
-    for _ in range(4):  # the first one warms up
-        for index, runs in enumerate((candidate, trunk)):
-            start = time.perf_counter()
-            runs(pixels)
-            best[index] = min(best[index], time.perf_counter() - start)
-    return best[0] / best[1]

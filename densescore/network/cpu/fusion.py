@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from densescore.network.cpu.onednn import Clamp, PackedConv2d, PackedLinear
 from densescore.network.cpu.winograd import CookToom, tiling_of
+from densescore.network.tracing import symbolic_trace
 
 _CLAMPS: dict[type[nn.Module], Clamp] = {nn.ReLU: (0, None), nn.ReLU6: (0, 6)}
 _NONE: Clamp = (None, None)
@@ -22,7 +23,7 @@ _NONE: Clamp = (None, None)
 _RELU = nn.ReLU()
 _RELUS = (F.relu, torch.relu, "relu", "relu_")
 
-_FEWEST_CHANNELS = 32
+FEWEST_CHANNELS = 32
 """In a group: with fewer, the transforms cost more than the products that they save."""
 
 _SMALLEST_MAP = 900
@@ -111,7 +112,7 @@ class FusedConv2d(nn.Module):
         square = weight.shape[2] == weight.shape[3] and folded.stride == folded.dilation == (1, 1)
         tiling = tiling_of(weight.shape[2], weight.dtype) if square else None
         self._cook_toom: CookToom | None = None
-        if tiling is not None and weight.shape[1] >= _FEWEST_CHANNELS:
+        if tiling is not None and weight.shape[1] >= FEWEST_CHANNELS:
             self._cook_toom = CookToom(weight, folded.bias, tiling, groups=folded.groups, clamp=folded.clamp)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ def fuse(
 
 def traced(part: nn.Module) -> fx.GraphModule:
     """A part that is not yet a graph is an adaptation head."""
-    return part if isinstance(part, fx.GraphModule) else fx.symbolic_trace(part)
+    return part if isinstance(part, fx.GraphModule) else symbolic_trace(part)
 
 
 def layer_of(layers: Mapping[str, nn.Module], node: fx.Node) -> nn.Module | None:

@@ -1,7 +1,6 @@
 """The trunk run by OpenVINO on a CPU, where it is installed: `pip install 'densescore[openvino]'`.
 
-Depthwise networks live or die by the runtime: OpenVINO joins a depthwise convolution with its neighbors, so that the
-wide maps between them are not written to memory.
+OpenVINO joins a depthwise convolution with its neighbors, so that the wide maps between them are not written to memory.
 """
 
 import copy
@@ -13,6 +12,10 @@ from torch import Tensor, fx, nn
 
 from densescore.errors import DensescoreError, reason_of
 from densescore.network.finer_stride import static_padding
+from densescore.network.tracing import TRACING
+
+SHAPES_KEPT = 1024
+"""Kernels that OpenVINO keeps, one per layer and size of its map; by default it keeps 5,000."""
 
 _HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -29,7 +32,11 @@ class OpenVINOTrunk(nn.Module):
         trunk: the module, on the CPU.
         patch: P; with the next size up, for the trace.
         dtype: float32 or bfloat16: of the arithmetic, and of what is taken and returned.
-        profile: count the time of each layer, too: see ``request.get_profiling_info()``.
+        profile: count the time of each layer, too: see ``idle[0].get_profiling_info()``.
+
+    Attributes:
+        idle: infer requests that no thread is using. A request serves one thread at a time, so there come to be as many
+            as threads have run the trunk at once.
 
     Raises:
         DensescoreError: OpenVINO is not installed, or cannot convert the trunk.
@@ -44,7 +51,7 @@ class OpenVINOTrunk(nn.Module):
         if dtype not in _HINTS:
             raise DensescoreError(f"runtime 'openvino' computes in float32 or bfloat16, not {dtype}")
         try:
-            with warnings.catch_warnings(), torch.no_grad():
+            with TRACING, warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # OpenVINO traces by torch.jit, which is deprecated
                 # OpenVINO rounds to bfloat16 by itself, and better: it misreads weights that are in it already.
                 exact = trunk if dtype == torch.float32 else copy.deepcopy(trunk).float()
@@ -62,13 +69,23 @@ class OpenVINOTrunk(nn.Module):
                     "INFERENCE_PRECISION_HINT": _HINTS[dtype],
                     "INFERENCE_NUM_THREADS": torch.get_num_threads(),
                     "PERF_COUNT": profile,
+                    "CPU_RUNTIME_CACHE_CAPACITY": SHAPES_KEPT,
                 }
-                self.request = openvino.compile_model(model, "CPU", settings).create_infer_request()
+                self._compiled = openvino.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise DensescoreError(f"OpenVINO cannot convert the trunk: {reason_of(error)}") from error
         self._dtype = dtype
+        self.idle = [self._compiled.create_infer_request()]
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Run the trunk."""
-        result = self.request.infer({0: pixels.permute(0, 2, 3, 1).float().contiguous().numpy()}, share_inputs=True)
-        return torch.from_numpy(result[0]).permute(0, 3, 1, 2).to(self._dtype)
+        """Run the trunk; from any number of threads."""
+        given = pixels.permute(0, 2, 3, 1).float().contiguous().numpy()
+        try:
+            request = self.idle.pop()
+        except IndexError:  # all are at work in other threads
+            request = self._compiled.create_infer_request()
+        try:
+            result = request.infer({0: given}, share_inputs=True)[0]  # a copy, so that the request may be used again
+        finally:
+            self.idle.append(request)
+        return torch.from_numpy(result).permute(0, 3, 1, 2).to(self._dtype)

@@ -52,7 +52,7 @@ def evaluate_persons(actions: ActionSet, scores: NDArray[np.float64], labels: tu
 
 
 def mean_ap(rows: list[ActionResult]) -> float:
-    """Over the actions that somebody does."""
+    """Mean over the actions that somebody does."""
     return float(np.mean([row.ap for row in rows if row.ap is not None]))
 
 

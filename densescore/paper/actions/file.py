@@ -1,4 +1,4 @@
-"""The file of a network that was trained on persons: what training changed, and where the rest comes from."""
+"""The file of a network that was trained on persons: the trained tensors, and the network that the rest comes from."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def load_actions(
         recipe = ActionRecipe(**description["recipe"])
         labels = tuple(map(str, description["labels"]))
         backbone, side, frozen_digest = description["backbone"], int(description["patch_size"]), description["frozen"]
-    except (KeyError, TypeError, ValueError) as error:  # json's error is a ValueError
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:  # json's is a ValueError
         raise DensescoreError(f"{path}: trained on actions, but without a valid {error}") from error
     weights = None if recipe.retrain == "all" and weights == "default" else weights
     classifier = load_classifier(backbone, weights=weights, patch_size=side)

@@ -23,7 +23,7 @@ Track = Callable[[Iterable[int]], Iterable[int]]
 
 @dataclass(frozen=True)
 class ActionRecipe:
-    """All choices of a training but its data and its seed.
+    """Every choice of a training except its data and seed.
 
     Attributes:
         retrain: see `Retrain`.
@@ -69,7 +69,9 @@ def read_patches(actions: ActionSet, side: int, margin: float, track: Track = it
 
 
 def labels_of(actions: ActionSet) -> tuple[tuple[str, ...], Tensor, NDArray[np.bool_]]:
-    """What to learn: a label per output; each person's, int64 ``[N]``; and who is left out, doing several things.
+    """The targets: a label per output, each person's label, int64 ``[N]``, and which persons are left out.
+
+    Persons of several actions are left out.
 
     Persons of no action are a class of their own, where there are any.
 
@@ -105,7 +107,7 @@ def train_persons(
         seed: of the first weights, the order, mirroring and dropout.
         device: to train on; a CPU by default.
         track: wraps the iteration over persons, for a progress bar.
-        callback: told of each epoch's number and mean loss.
+        callback: called with each epoch's number and mean loss.
 
     Returns:
         The network, in evaluation mode, and the labels of its outputs.
@@ -174,7 +176,7 @@ def fit(
         recipe: see `ActionRecipe`.
         seed: of the order, mirroring and dropout.
         device: to train on; a CPU by default.
-        callback: told of each epoch's number and mean loss.
+        callback: called with each epoch's number and mean loss.
     """
     device = device or torch.device("cpu")
     rates = ((network.retrained, recipe.retrained_rate), (network.head, recipe.learning_rate))

@@ -1,15 +1,20 @@
 """PASCAL VOC's action sets: ``ImageSets/Action/<set>.txt`` and ``<action>_<set>.txt``, one line per person."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
-from densescore.data.boxed_set import NEGATIVE, POSITIVE, BoxedImage, BoxedSet, Problems, check_box
+from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.data.files import is_file, read_lines
+from densescore.data.labeled_set import NEGATIVE, POSITIVE
+from densescore.data.pictures import Picture, find_picture, placing
+from densescore.data.problems import Corners, Problems
 from densescore.data.voc import find_voc
+from densescore.data.voc_xml import XmlObject, read_annotation
 from densescore.errors import DensescoreError
 
 OTHER = "other"
@@ -79,22 +84,21 @@ def read_actions(folder: str | os.PathLike[str], split: str) -> ActionSet:
     actions = tuple(name for name in names if name != OTHER)
     if not actions:
         problems.add(sets, f"no <action>_{split}.txt")
-    objects: dict[str, list[_Object]] = {}
+    annotated: dict[str, _Annotated | None] = {}
     persons = []
     for image, index in ((fields[0], int(fields[1])) for fields in listed):
-        if image not in objects:
-            objects[image] = _read_objects(root / "Annotations" / f"{image}.xml", problems)
-        found = objects[image]
-        picture = root / "JPEGImages" / f"{image}.jpg"
-        if not picture.is_file():
-            problems.add(picture, "no such picture")
-        elif not 1 <= index <= len(found):
-            problems.add(sets / f"{split}.txt", f"{image}: no object {index}; its annotation has {len(found)}")
-        elif (box := found[index - 1].checked(problems)) is not None:
+        if image not in annotated:
+            annotated[image] = _read_annotated(root, image, problems)
+        found = annotated[image]
+        if found is None:
+            continue  # noted when it was read
+        if index not in found.objects:
+            problems.add(sets / f"{split}.txt", f"{image}: no object {index}; its annotation has {len(found.objects)}")
+        elif (box := found.box(index, problems)) is not None:
             does = np.array([truth[action].get((image, index), False) for action in actions], bool)
-            height, width = found[index - 1].size
-            persons.append(Person(image, index, picture, height, width, box, does))
-    problems.raise_if_any(root)
+            picture = found.picture
+            persons.append(Person(image, index, picture.path, picture.height, picture.width, box, does))
+    problems.finish(root)
     return ActionSet(split, actions, tuple(persons))
 
 
@@ -115,44 +119,46 @@ def as_boxes(actions: ActionSet) -> BoxedSet:
         shown = np.stack([person.actions for person in persons]).any(0)  # [C]
         images.append(
             BoxedImage(
-                name,
-                persons[0].path,
-                persons[0].height,
-                persons[0].width,
-                np.stack([person.box for person, _ in rows]),
-                np.array([action for _, action in rows], np.int64),
-                np.array([person.actions.sum() != 1 for person, _ in rows], bool),
-                np.where(shown, POSITIVE, NEGATIVE).astype(np.int8),
+                name=name,
+                path=persons[0].path,
+                height=persons[0].height,
+                width=persons[0].width,
+                boxes=np.stack([person.box for person, _ in rows]),
+                classes=np.array([action for _, action in rows], np.int64),
+                difficult=np.array([person.actions.sum() != 1 for person, _ in rows], bool),
+                truth=np.where(shown, POSITIVE, NEGATIVE).astype(np.int8),
             )
         )
     return BoxedSet(actions.name, actions.actions, tuple(images))
 
 
 @dataclass(frozen=True)
-class _Object:
-    where: str
-    corners: tuple[float, float, float, float] | None
-    size: tuple[int, int]
+class _Annotated:
+    """A picture, its objects by number, and how their boxes come to lie in the upright picture."""
 
-    def checked(self, problems: Problems) -> NDArray[np.float32] | None:
-        if self.corners is None:
-            return None  # noted when it was read
-        box = check_box(self.corners, self.size[1], self.size[0], self.where, problems)
+    picture: Picture
+    objects: dict[int, XmlObject]
+    place: Callable[[Corners], Corners]
+
+    def box(self, index: int, problems: Problems) -> NDArray[np.float32] | None:
+        """An object's box in the upright picture: float32 ``[4]``; None, with a problem noted, if there is none."""
+        item = self.objects[index]
+        if item.corners is None:
+            problems.add(item.where, "bndbox: missing")
+            return None
+        box = problems.clip(self.place(item.corners), self.picture.width, self.picture.height, item.where)
         return None if box is None else np.array(box, np.float32)
 
 
 def _read_lines(path: Path, counts: tuple[int, ...], problems: Problems) -> list[list[str]]:
-    if not path.is_file():
-        problems.add(path, "no such image set")
-        return []
     lines = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in read_lines(path, problems):
         fields = line.split()
-        if fields and (len(fields) not in counts or not fields[1].isdigit()):
-            problems.add(f"{path}:{number}", f"expected an image and an object's number, got {line.strip()!r}")
-        elif fields:
+        if len(fields) not in counts or not fields[1].isdecimal():
+            problems.add(f"{path}:{number}", f"expected an image and an object's number, got {line!r}")
+        else:
             lines.append(fields)
-    if not lines:
+    if not lines and is_file(path):
         problems.add(path, "the set is empty")
     return lines
 
@@ -169,21 +175,12 @@ def _read_truth(path: Path, listed: list[list[str]], problems: Problems) -> dict
     return truth
 
 
-def _read_objects(path: Path, problems: Problems) -> list[_Object]:
-    try:
-        root = ElementTree.parse(path).getroot()
-        height, width = (int(root.findtext(f"size/{side}") or "") for side in ("height", "width"))
-    except (OSError, ElementTree.ParseError, ValueError) as error:
-        problems.add(path, f"cannot be read as an annotation: {error}")
-        return []
-    objects = []
-    for index, element in enumerate(root.iter("object"), 1):
-        where = f"{path}: object {index}"
-        try:
-            ends = [float(element.findtext(f"bndbox/{end}") or "") for end in ("xmin", "ymin", "xmax", "ymax")]
-        except ValueError as error:
-            problems.add(where, f"bndbox: {error}")
-            objects.append(_Object(where, None, (height, width)))
-            continue
-        objects.append(_Object(where, (ends[0] - 1, ends[1] - 1, ends[2], ends[3]), (height, width)))
-    return objects
+def _read_annotated(root: Path, image: str, problems: Problems) -> _Annotated | None:
+    """None, with a problem noted, if the annotation or the picture cannot be read, or their sizes differ."""
+    path = root / "Annotations" / f"{image}.xml"
+    annotation = read_annotation(path, problems)
+    picture = find_picture(root / "JPEGImages" / f"{image}.jpg", problems)
+    if annotation is None or picture is None:
+        return None
+    place = placing(picture, annotation.size, path, problems)
+    return None if place is None else _Annotated(picture, {item.index: item for item in annotation.objects}, place)

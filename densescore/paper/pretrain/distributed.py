@@ -15,7 +15,7 @@ from densescore.network.devices import find_device
 
 @dataclass(frozen=True)
 class Process:
-    """A process's process among all.
+    """This process's rank among all processes.
 
     Attributes:
         device: that it works on.
@@ -34,14 +34,14 @@ class Process:
         return values
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.world > 1:
             dist.barrier()
 
 
 @contextmanager
 def process_group(device: str = "auto") -> Iterator[Process]:
-    """This process's process, from torchrun's environment; the only one where there is none.
+    """This process, from torchrun's environment, or the only one without torchrun.
 
     Args:
         device: ``"auto"`` (a CUDA device per process if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``. Processes

@@ -60,7 +60,7 @@ def pretrain_krizhevsky(
         seed: of all chance.
         workers: processes that read images, for each process that trains.
         checkpoint_steps: between two checkpoints.
-        callback: told of each 20 steps, and of each epoch's validation.
+        callback: called after each 20 steps, and of each epoch's validation.
         overwrite: replace `out` if it is there.
     """
     entry = MODELS["krizhevsky"]

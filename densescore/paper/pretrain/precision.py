@@ -1,4 +1,4 @@
-"""Which floating-point type a training multiplies in."""
+"""The floating-point type of a training's products."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Precision:
         return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """What keeps float16's small gradients from vanishing; it does nothing for other types."""
+        """Scales losses so that float16's small gradients do not vanish; does nothing for other types."""
         return torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
 

@@ -8,7 +8,7 @@ from densescore.errors import DensescoreError
 
 @dataclass(frozen=True)
 class SourceRecipe:
-    """All choices of a pre-training but its network, its images and its seed.
+    """Every choice of a pre-training except its network, images and seed.
 
     Attributes:
         side: images are scaled so that their short side has as many pixels, and their central square is taken.
@@ -20,7 +20,7 @@ class SourceRecipe:
         patience: stale epochs in a row before a division, and one more brings it (as torch's ReduceLROnPlateau).
         momentum: of SGD.
         weight_decay: of SGD.
-        max_epochs: settled or not. Krizhevsky et al. took about 90.
+        max_epochs: whether the loss still falls or not. Krizhevsky et al. took about 90.
     """
 
     side: int = 256

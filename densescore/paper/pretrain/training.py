@@ -31,7 +31,7 @@ _STATEFUL = ("network", "optimizer", "plateau", "scaler")
 
 @dataclass(frozen=True)
 class Event:
-    """What a training tells of itself.
+    """A training's progress, for the callback.
 
     Attributes:
         epoch: from 0.
@@ -74,7 +74,7 @@ def train_source(
     callback: Callable[[Event], None] = lambda _: None,
     callback_steps: int = 20,
 ) -> Accuracy:
-    """Train a network in process, and measure it.
+    """Train a network in place, and measure it.
 
     All chance (the order, the patches, dropout) follows from `seed`, the epoch, the step and the image. A training
     that was killed and goes on from its checkpoint ends with the very weights that it would have had, as far as the
@@ -92,7 +92,7 @@ def train_source(
         checkpoint: a file that is written every so many steps and after each epoch, and read at the start if it is
             there. The caller removes it.
         checkpoint_steps: between two checkpoints.
-        callback: told of each so many steps, and of each epoch's validation.
+        callback: called after each so many steps, and of each epoch's validation.
         callback_steps: between two reports.
 
     Returns:
@@ -112,7 +112,7 @@ def train_source(
         run.load_state_dict(state)
     while not run.over:
         for step in run.epoch_steps():
-            if step % callback_steps == 0 and step < run.steps:  # the last is told with the validation
+            if step % callback_steps == 0 and step < run.steps:  # the last is reported with the validation
                 run.tell()
             if checkpoint is not None and run.total % checkpoint_steps == 0:
                 run.write(checkpoint, owner)
@@ -244,7 +244,7 @@ class _Run:
         self.loss += loss.detach()
 
     def tell(self, validation: Accuracy | None = None) -> None:
-        """Callback where the training stands."""
+        """Report the training's progress to the callback."""
         rate = self._images / (time.perf_counter() - self._since)
         event = Event(
             self.epoch, self.step, self.steps, self.mean_loss, rate, self.learning_rate, validation, self.unreadable

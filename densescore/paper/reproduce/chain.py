@@ -1,4 +1,4 @@
-"""Run the steps of a table, each of which leaves a file: what is there is not done again."""
+"""Run the steps of a table. Each step writes a file, and is skipped if its file exists."""
 
 import json
 from collections.abc import Callable
@@ -50,8 +50,8 @@ class Chain:
         cache_bytes: most that cached features may take.
         seed: of every step.
         wordnet: folder of WordNet 3.0.
-        say: told of every step.
-        callback: told of pre-training's events.
+        say: called with a line at every step.
+        callback: called with the events of pre-training.
     """
 
     plan: Plan
@@ -66,7 +66,7 @@ class Chain:
     callback: Callable[[Event], None] = lambda _: None
 
     def table(self, number: int) -> dict[str, float]:
-        """Measure a table's rows and write ``table<number>.md`` and ``.json``, anew after each row.
+        """Measure a table's rows and write ``table<number>.md`` and ``.json``, again after each row.
 
         Returns:
             Mean AP in [0, 1] by row.
@@ -105,7 +105,7 @@ class Chain:
         return path
 
     def _claim(self) -> None:
-        """Write down what the files in `work` rest on, or refuse to mix in others."""
+        """Record the settings of the files in `work`, and refuse to mix in others."""
         file = self.work / "reproduce.json"
         settings = json.dumps({"seed": self.seed, "plan": asdict(self.plan)}, indent=1) + "\n"
         if not file.is_file():

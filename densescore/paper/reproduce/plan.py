@@ -1,4 +1,4 @@
-"""How large everything is: the paper's size, and a size at which each step can be tried."""
+"""The sizes of a reproduction: the paper's, and one that tries every step."""
 
 from dataclasses import dataclass, replace
 

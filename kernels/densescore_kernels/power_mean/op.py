@@ -1,6 +1,6 @@
 """The image score: the mean of a power of the patch scores.
 
-Oquab et al., "Learning and Transferring Mid-GridLevel Image Representations using Convolutional Neural Networks"
+Oquab et al., "Learning and Transferring Mid-Level Image Representations using Convolutional Neural Networks"
 (CVPR 2014), eq. (1): ``score(c) = 1/M Σ_i y(c | P_i)^k``. The root is not taken.
 """
 

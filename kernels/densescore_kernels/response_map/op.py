@@ -1,6 +1,6 @@
 """Response maps: at each pixel, the mean score of the patches that hold it.
 
-They are the response maps of Oquab et al., "Learning and Transferring Mid-GridLevel Image Representations using
+They are the response maps of Oquab et al., "Learning and Transferring Mid-Level Image Representations using
 Convolutional Neural Networks" (CVPR 2014).
 """
 

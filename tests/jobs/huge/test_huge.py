@@ -120,14 +120,19 @@ def test_tiles_give_the_scores_and_maps_of_one_piece(
         assert entry["map_maximum"] == pytest.approx(float(expected.max()), rel=1e-4)
         best = int(whole.patch_scores[:, whole.index(name)].argmax())
         assert entry["best_patches"][0]["box"] == pytest.approx(whole.boxes[best].tolist(), abs=0.02)
-    assert [entry["label"] for entry in result["top"]] == [ranked.label for ranked in whole.top()]
+    for entry, ranked in zip(result["top"], whole.top(), strict=True):
+        assert entry == {
+            "label": ranked.label,
+            "score": pytest.approx(ranked.score, rel=1e-4),
+            "confidence": pytest.approx(ranked.confidence, rel=1e-4),
+        }
 
 
 def test_reach_is_what_the_layers_say() -> None:
-    assert reach(scorer_of("plain").network) == (0, 0)
+    assert reach(scorer_of("plain").dense) == (0, 0)
     # 5×5 and 3×3 convolutions padded by 2, 1·2, 1·4 pixels: 8 before, and a stride is 8. After the window, whose pool
     # ends a pixel of its map before the map does, 7 of them.
-    assert reach(scorer_of("padded").network) == (1, 1)
+    assert reach(scorer_of("padded").dense) == (1, 1)
     squeeze = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), Squeeze(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(DensescoreError, match="depend on the whole level"):
         reach(to_dense(squeeze, 16))
@@ -334,7 +339,7 @@ def test_images_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pyt
     refused(tmp_path, "cannot be opened")
     strip = tmp_path / "strip.tif"
     tifffile.imwrite(strip, RGB, compression="zlib", photometric="rgb", rowsperstrip=150)
-    monkeypatch.setattr(source, "MOST_CHUNK", 10_000)
+    monkeypatch.setattr(source, "MAX_CHUNK", 10_000)
     refused(strip, "must be decoded whole: store it in tiles")
     broken = tmp_path / "broken.tif"
     write("tiled", broken)

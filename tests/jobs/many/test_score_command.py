@@ -12,7 +12,6 @@ pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq
 
 from densescore import DenseScorer
-from densescore.cli import score as score_command
 from densescore.cli.main import app
 from densescore.jobs.many import rows, table
 
@@ -24,7 +23,8 @@ def run(*arguments: str | Path) -> Result:
 @pytest.fixture
 def toy(scorer: DenseScorer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The small network in the place of a named one."""
-    monkeypatch.setattr(score_command, "DenseScorer", lambda **options: scorer)
+    monkeypatch.setattr("densescore.scoring.scorer.DenseScorer", lambda **options: scorer)
+    monkeypatch.setattr("densescore.cli.options.known_labels", lambda *_: None)
 
 
 def test_a_folder_with_the_default_model(tmp_path: Path, cat: np.ndarray, coffee: np.ndarray) -> None:

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from densescore import DensescoreError, DenseScorer
 from densescore.jobs.many.rows import Kept, Row, array_key, schema
-from densescore.jobs.many.run import Run, read_description, recorded
-from densescore.jobs.many.table import score_table
+from densescore.jobs.many.run import Run, read_description
+from densescore.jobs.many.table import local_engine, score_table
 
 
 def rows_of(path: Path) -> list[Row]:
@@ -40,14 +40,28 @@ def test_one_row_per_image_with_the_scorers_own_numbers(
             scores.pyramid.height, scores.pyramid.width, len(scores.pyramid),
         )  # fmt: skip
         assert row["image_scores"] == scores.image_scores().tolist()
-        assert list(zip(row["labels"], row["scores"], strict=True)) == scores.top(2)
-        assert (row["label"], row["score"]) == scores.top(1)[0]
+        assert list(zip(row["labels"], row["scores"], strict=True)) == [best[:2] for best in scores.top(2)]
+        assert (row["label"], row["score"]) == scores.top(1)[0][:2]
         regions = [(label, region) for label in row["labels"] for region in scores.boxes_from_map(label)]
         assert [(kept["label"], (kept["x0"], kept["y0"], kept["x1"], kept["y1"])) for kept in row["regions"]] == [
             (label, region.box) for label, region in regions
         ]
         np.testing.assert_array_equal([kept["peak"] for kept in row["regions"]], [r.peak for _, r in regions])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["pictures", "results.parquet"]
+
+
+def test_scores_of_a_picture_do_not_depend_on_its_part_its_neighbors_or_the_threads(
+    scorer: DenseScorer, pictures: list[str], tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    sound = [picture for index, picture in enumerate(pictures) if index not in (3, 7)]
+    expected = {picture: scorer.score(picture).image_scores().tolist() for picture in sound}
+    for part_size, decoders in ((1, 1), (4, 3), (64, 2)):
+        images = [sound[index] for index in draw.integers(0, len(sound), 25)]
+        out = tmp_path / f"{part_size}.parquet"
+        engine = local_engine(scorer, decoders)
+        score_table(images, out, scorer, Kept(all_scores=True), part_size=part_size, engine=engine)
+        assert [(row["image"], row["image_scores"]) for row in rows_of(out)] == [(i, expected[i]) for i in images]
 
 
 def test_the_table_says_how_it_was_made(scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
@@ -57,7 +71,7 @@ def test_the_table_says_how_it_was_made(scorer: DenseScorer, pictures: list[str]
     assert made["labels"] == ["a", "b", "c"]
     assert made["classes"] == ["b"]
     assert made["scales"] == [1, 1.5]
-    assert recorded(out, "runtime") == "torch"
+    assert made["runtime"] == "torch"
     assert {region["label"] for row in rows_of(out) for region in row["regions"]} == {"b"}
 
 
@@ -133,7 +147,7 @@ def test_a_finished_table_is_not_made_again(scorer: DenseScorer, pictures: list[
         ({"context": "patch"}, "with another context: image then, patch now"),
         ({"images": 10}, r"with another images: 11 paths \(\w+\) then, 10 paths \(\w+\) now"),
         ({"k": 3.0}, r"with another k: 5\.0 then, 3\.0 now"),
-        ({"weights": True}, "with another weights: "),
+        ({"weights": True}, "with another classifier: "),
         ({"stride": 8}, "with another stride: 4 then, 8 now"),
     ],
 )

@@ -44,22 +44,46 @@ def test_openvino_gives_the_same_scores(size: tuple[int, int], coffee: NDArray[n
     torch.testing.assert_close(openvino_scores.patch_scores, torch_scores.patch_scores, rtol=1e-4, atol=1e-6)
 
 
+def convolutions(channels: int, groups: int) -> torch.nn.Module:
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, channels, 4, stride=4), torch.nn.Conv2d(channels, channels, 3, groups=groups),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(channels, 3),
+    ).eval()  # fmt: skip
+
+
 @needs_openvino
-def test_auto_takes_one_of_them_and_names_it() -> None:
-    scorer = DenseScorer("lite0", scales=(1,))
-    assert scorer.runtime in ("torch", "openvino")
-    assert scorer.score(torch.rand(3, 224, 224)).runtime == scorer.runtime
+@pytest.mark.parametrize(
+    ("channels", "groups", "dtype", "expected"),
+    [
+        (8, 8, "float32", "openvino"),
+        (8, 8, "bfloat16", "openvino"),
+        (8, 8, "float16", "torch"),
+        (32, 4, "float32", "openvino"),
+        (96, 2, "float32", "torch"),
+        (64, 1, "bfloat16", "torch"),
+    ],
+)
+def test_auto_follows_from_the_layers_and_the_dtype_and_is_named(
+    channels: int, groups: int, dtype: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = convolutions(channels, groups)
+    for _ in range(2):
+        scorer = DenseScorer(module, patch_size=32, scales=(1,), dtype=dtype)
+        assert scorer.runtime == expected
+        assert scorer.score(torch.rand(3, 32, 40)).runtime == expected
+    monkeypatch.setattr("densescore.network.cpu.openvino.find_spec", lambda name: None)
+    assert DenseScorer(module, patch_size=32, dtype=dtype).runtime == "torch"
 
 
 @needs_openvino
 def test_openvino_refuses_what_it_cannot_compute() -> None:
     with pytest.raises(DensescoreError, match="float32 or bfloat16, not torch.float16"):
-        DenseScorer(Toy(), patch_size=20, labels="abc", dtype="float16", runtime="openvino")
+        DenseScorer(Toy(), patch_size=20, labels=("a", "b", "c"), dtype="float16", runtime="openvino")
 
 
 def test_a_runtime_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(DensescoreError, match=r"needs OpenVINO: pip install"):
-        DenseScorer(Toy(), patch_size=20, labels="abc", runtime="openvino")
-    with pytest.raises(DensescoreError, match="runtime must be one of auto, torch, openvino, got 'onnx'"):
-        DenseScorer(Toy(), patch_size=20, labels="abc", runtime="onnx")  # type: ignore[arg-type]
+        DenseScorer(Toy(), patch_size=20, labels=("a", "b", "c"), runtime="openvino")
+    with pytest.raises(DensescoreError, match="runtime must be one of auto, torch, openvino, compile, got 'onnx'"):
+        DenseScorer(Toy(), patch_size=20, labels=("a", "b", "c"), runtime="onnx")  # type: ignore[arg-type]

@@ -105,7 +105,7 @@ def test_every_problem_of_an_action_set_is_named(tmp_path: Path) -> None:
         read_actions(root, "train")
     for message in (
         "a1.jpg: no such picture",
-        "a2.xml: cannot be read as an annotation",
+        "a2.xml: not valid XML",
         "train.txt: a3: no object 2; its annotation has 1",
         "train.txt:13: expected an image and an object's number, got 'b1'",
         "run_train.txt: b0 1: expected 1 or -1, got '5'",

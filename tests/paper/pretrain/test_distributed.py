@@ -98,9 +98,9 @@ def test_after_kill_9_a_training_goes_on_to_the_same_weights(tree: Path, tmp_pat
     assert not any(torch.equal(got[name], started[name]) for name in expected)
     images = find_images(tree, available_classes(tree))
     train = partial(train_source, normalize=NORMALIZE, precision=FLOAT32, checkpoint=checkpoint)
-    with pytest.raises(DensescoreError, match="belongs to a pre-training with other images or settings"):
+    with pytest.raises(DensescoreError, match="belongs to a training with other data or settings"):
         train(small_network(), images, RECIPE, CPU, seed=1)
-    with pytest.raises(DensescoreError, match="belongs to a pre-training with other images or settings"):
+    with pytest.raises(DensescoreError, match="belongs to a training with other data or settings"):
         train(small_network(classes=4), images, RECIPE, CPU)
     checkpoint.write_bytes(b"half")
     with pytest.raises(DensescoreError, match="cannot be read as a checkpoint"):

@@ -1,0 +1,47 @@
+"""The command that ranks classes: ``densescore classify``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from densescore.cli.command import command
+from densescore.cli.console import say_json, show_table
+from densescore.cli.images import Images, JsonLines, each
+from densescore.cli.options import ScorerOptions
+
+
+@command(
+    "densescore classify photo.jpg",
+    "densescore classify photos/ --top 3 --json > scores.jsonl",
+)
+def classify(
+    images: Images,
+    top: Annotated[int, typer.Option(help="Classes to name per image.", min=1)] = 5,
+    as_json: JsonLines = False,
+    options: ScorerOptions = ScorerOptions(),
+) -> None:
+    """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
+    options.arguments()
+    from densescore.io.find_images import list_images
+
+    paths = list_images(images)
+    scorer = options.build()
+
+    def work(path: Path) -> None:
+        scores = scorer.score(path)
+        if as_json:
+            from densescore.results.heatmaps import describe
+
+            say_json({**describe(scores, str(path)), "top": [ranked._asdict() for ranked in scores.top(top)]})
+            return
+        top_patch = {
+            best.label: scores.patch_scores[:, scores.index(best.label)].max().item() for best in scores.top(top)
+        }
+        rows = [
+            (best.label, f"{best.confidence:.2g}", f"{top_patch[best.label]:.2g}", f"{best.score:.2g}")
+            for best in scores.top(top)
+        ]
+        show_table(("class", "confidence", "best patch", "score"), rows, title=str(path))
+
+    each(paths, as_json, work)

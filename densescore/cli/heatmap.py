@@ -1,0 +1,81 @@
+"""The command that draws where a class is: ``densescore heatmap``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from densescore.cli.command import command
+from densescore.cli.console import say, say_json
+from densescore.cli.images import Images, JsonLines, each
+from densescore.cli.options import ClassOptions, Overwrite, ScorerOptions, check_new, one_of, out_option
+
+
+@command(
+    "densescore heatmap photo.jpg --classes 'tabby,Egyptian cat'",
+    "densescore heatmap photos/ --top 3 -o maps",
+)
+def heatmap(
+    images: Images,
+    out: Annotated[Path, out_option("Folder to write to: one folder inside per image.", True)] = Path("heatmaps"),
+    classes: ClassOptions = ClassOptions(),
+    top: Annotated[int, typer.Option(help="Without --classes: map as many of the best.", min=1)] = 1,
+    colors: Annotated[
+        str,
+        typer.Option(
+            "--colors",
+            "--colours",
+            help="relative: the map fades out away from its peak. absolute: 0 to 1 in every picture, to compare them. "
+            "rescaled: from the map's minimum to its maximum.",
+        ),
+    ] = "relative",
+    opacity: Annotated[float, typer.Option(help="Of the color at the peak.", min=0, max=1)] = 0.65,
+    colormap: Annotated[str, typer.Option(help="A colormap of matplotlib.")] = "turbo",
+    overwrite: Overwrite = False,
+    as_json: JsonLines = False,
+    options: ScorerOptions = ScorerOptions(),
+) -> None:
+    """Write response maps: per class an overlay PNG and the raw map (npz), per image a folder and manifest.json."""
+    options.arguments()
+    one_of(colors, ("relative", "absolute", "rescaled"), "--colors")
+    options.check_classes(classes.names)
+    from densescore.io.files import clear_scratch
+    from densescore.io.find_images import list_images
+    from densescore.io.images import read_image
+    from densescore.io.names import folder_names
+    from densescore.models.labels import find_label
+    from densescore.results.heatmaps import HEATMAPS, export_heatmaps
+
+    paths = list_images(images)
+    scorer = options.build()
+    for name in classes.names:
+        find_label(name, scorer.labels)
+    folders = dict(zip(paths, folder_names(path.stem for path in paths), strict=True))
+    inputs = [*paths, *options.files]
+    clear_scratch(out)  # of killed runs
+
+    def work(path: Path) -> None:
+        folder = out / folders[path]
+        check_new(folder, overwrite, inputs, HEATMAPS)
+        pixels = read_image(path)
+        scores = scorer.score(pixels)
+        labels = classes.names or [best.label for best in scores.top(top)]
+        manifest = export_heatmaps(
+            scores,
+            pixels,
+            labels,
+            folder,
+            source=str(path),
+            colors=colors,  # type: ignore[arg-type]
+            opacity=opacity,
+            colormap=colormap,
+            overwrite=overwrite,
+            inputs=inputs,
+        )
+        if as_json:
+            say_json({"folder": str(folder), **manifest})
+            return
+        for entry in manifest["classes"]:
+            say(f"{folder / entry['overlay']}  {entry['label']}: map peak {entry['map_maximum']:.3f}")
+
+    each(paths, as_json, work)

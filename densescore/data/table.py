@@ -1,0 +1,198 @@
+"""A table of pictures and their labels: CSV, TSV or JSON lines."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from densescore.data.boxed_set import Labels
+from densescore.data.files import is_file, is_inside, read_lines, read_text
+from densescore.data.labeled_set import NEGATIVE, POSITIVE, UNKNOWN, LabeledImage, LabeledSet
+from densescore.data.pictures import find_picture, names_in_set
+from densescore.data.problems import Problems, check_class_names
+from densescore.data.splits import is_split
+
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+_COLUMNS = {
+    "image": ("image", "filename", "file_name", "file", "path"),
+    "labels": ("labels", "label", "class", "classes"),
+    "split": ("split", "set"),
+}
+_UNKNOWN = "?"
+
+
+@dataclass
+class _Row:
+    """What the rows of one picture say together."""
+
+    where: str
+    shown: set[str] = field(default_factory=set)
+    unknown: set[str] = field(default_factory=set)
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Tables of pictures and labels, which may have a column of splits, or one table per split.
+
+    Attributes:
+        files: each split's table; one table under ``""`` where there is only one.
+    """
+
+    files: dict[str, Path]
+
+    def splits(self) -> list[str]:
+        """Names of the splits, or none."""
+        if "" not in self.files:
+            return list(self.files)
+        return sorted({row.split for row in self._rows(self.files[""], Problems()).values()} - {""})
+
+    def read(self, split: str, labels: Labels, problems: Problems) -> LabeledSet:
+        """Read one split, or all where there is none.
+
+        A row has an ``image``, a path from the table's folder or from its folder ``images``, and ``labels`` with ``;``
+        between (in JSON lines also a list). Several rows of an image add up. ``?cat`` leaves the class out for the
+        image; ``?`` alone leaves out all that the image is not said to show. What no row mentions is not shown.
+        Classes are the labels of all splits, in alphabetic order. A CSV without ``labels`` has a column per class, with
+        1, 0, or ``?``.
+        """
+        rows = {path: self._rows(path, problems) for path in self.files.values()}
+        everything = [row for table in rows.values() for row in table.values()]
+        classes = tuple(sorted({label for row in everything for label in row.shown | row.unknown} - {_UNKNOWN}))
+        source = self.files.get("", self.files.get(split, next(iter(self.files.values()))))
+        if labels in ("box", "both"):
+            problems.add(source, "a table has labels only, no boxes")
+        check_class_names(classes, source, problems)
+        chosen = rows[source]
+        if "" in self.files and self.splits():
+            chosen = {name: row for name, row in chosen.items() if row.split == split}
+            for name, row in rows[source].items():
+                if not row.split:
+                    problems.add(row.where, f"image {name}: no split, though others have one")
+        if not chosen:
+            problems.add(source, "no images")
+        found = {}
+        for name, row in chosen.items():
+            places = [source.parent / name, source.parent / "images" / name]
+            path = next(filter(is_file, places), places[0])
+            picture = find_picture(path, problems, row.where)
+            if path in found:
+                problems.add(row.where, f"image: {path} is also the picture of another name")
+            elif picture is not None:
+                found[path] = picture, _truth(row, classes)
+        images = [
+            LabeledImage(name=name, path=path, height=picture.height, width=picture.width, truth=truth)
+            for (path, (picture, truth)), name in zip(found.items(), names_in_set(list(found)), strict=True)
+        ]
+        return LabeledSet(split, classes, tuple(images))
+
+    def _rows(self, path: Path, problems: Problems) -> dict[str, _Row]:
+        """Rows by picture; what is wrong with one is noted, and left out."""
+        rows: dict[str, _Row] = {}
+        cells = _json_cells(path, problems) if path.suffix.lower() == ".jsonl" else _csv_cells(path, problems)
+        for where, name, labels, split in cells:
+            if not is_inside(name):
+                problems.add(where, f"image: expected a path within the table's folder, got {name!r}")
+                continue
+            name = PurePosixPath(name).as_posix()  # ./a.jpg is a.jpg
+            row = rows.setdefault(name, _Row(where, split=split))
+            stripped = {label.strip() for label in labels} - {""}
+            row.shown |= {label for label in stripped if not label.startswith(_UNKNOWN)}
+            row.unknown |= {label[1:].strip() or _UNKNOWN for label in stripped if label.startswith(_UNKNOWN)}
+            if split != row.split:
+                problems.add(where, f"split: {split!r}, but {row.split!r} in another row of {name}")
+            for label in sorted(row.shown & row.unknown):
+                problems.add(where, f"labels: {label} is both shown and unknown in {name}")
+        return rows
+
+
+def find_table(path: Path) -> Table | None:
+    """The set of a table, or of a folder that holds one, or one per split (``train.csv``, ``val.csv``)."""
+    if not path.is_dir():
+        return Table({"": path}) if path.suffix.lower() in SUFFIXES and is_file(path) else None
+    tables = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and is_file(file))
+    by_split = {file.stem: file for file in tables if is_split(file.stem)}
+    by_split |= {file.parent.name: file for file in sorted(path.glob("*/_classes.csv")) if is_file(file)}  # Roboflow's
+    if by_split:
+        return Table(by_split)
+    named = [file for file in tables if file.stem == "labels"] or [file for file in tables if _has_columns(file)]
+    return Table({"": named[0]}) if len(named) == 1 else None
+
+
+def _has_columns(path: Path) -> bool:
+    """Whether a file of any name is a table of labels: its first rows can be read."""
+    problems, cells = Problems(), _json_cells if path.suffix.lower() == ".jsonl" else _csv_cells
+    found = next(cells(path, problems), None) is not None
+    return found and not problems.found
+
+
+def _truth(row: _Row, classes: tuple[str, ...]) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
+    rest = UNKNOWN if _UNKNOWN in row.unknown else NEGATIVE
+    values = [POSITIVE if c in row.shown else UNKNOWN if c in row.unknown else rest for c in classes]
+    return np.array(values, np.int8)
+
+
+def _csv_cells(path: Path, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:
+    """Where, image, labels and split of each row."""
+    text = read_text(path, problems)
+    if text is None:
+        return
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        folded = [name.casefold() for name in header]
+        columns = {key: [folded.index(name) for name in names if name in folded] for key, names in _COLUMNS.items()}
+        others = [index for index in range(len(header)) if [index] not in (columns["image"][:1], columns["split"][:1])]
+        if not columns["image"] or not others:
+            problems.add(f"{path}:1", f"expected columns image and labels, got {delimiter.join(header)[:80]!r}")
+            return
+        for fields in reader:
+            where = f"{path}:{reader.line_num}"
+            if fields and len(fields) != len(header):
+                problems.add(where, f"{len(fields)} fields, but the header has {len(header)}")
+            elif fields:
+                split = fields[columns["split"][0]].strip() if columns["split"] else ""
+                labels = fields[columns["labels"][0]].split(";") if columns["labels"] else None
+                if labels is None:
+                    labels = _one_hot({header[index]: fields[index].strip() for index in others}, where, problems)
+                yield where, fields[columns["image"][0]].strip(), labels, split
+    except csv.Error as error:
+        problems.add(f"{path}:{reader.line_num}", f"not valid CSV: {error}")
+
+
+def _one_hot(values: dict[str, str], where: str, problems: Problems) -> list[str]:
+    """Labels of a row that has a column per class: 1 is shown, 0 is not, ``?`` or nothing is unknown."""
+    for label, value in values.items():
+        if value not in ("1", "0", "?", ""):
+            problems.add(where, f"{label}: expected 1, 0 or ?, in a table without a column labels, got {value[:40]!r}")
+    return [label if value == "1" else f"?{label}" for label, value in values.items() if value != "0"]
+
+
+def _json_cells(path: Path, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:
+    """Where, image, labels and split of each line."""
+    for number, line in read_lines(path, problems):
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.add(where, f"not valid JSON: {error}")
+            continue
+        if not isinstance(record, dict):
+            problems.add(where, f"expected an object with image and labels, got {line[:80]!r}")
+            continue
+        image, labels, split = (
+            next((record[name] for name in _COLUMNS[key] if name in record), None) for key in _COLUMNS
+        )
+        labels = labels.split(";") if isinstance(labels, str) else labels
+        if not isinstance(image, str):
+            problems.add(where, f"image: expected a path, got {image!r}")
+        elif not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            problems.add(where, f"labels: expected a text or a list of texts, got {str(labels)[:80]}")
+        elif split is not None and not isinstance(split, str):
+            problems.add(where, f"split: expected a text, got {split!r}")
+        else:
+            yield where, image.strip(), labels, (split or "").strip()

@@ -1,0 +1,113 @@
+"""What the page shows of an image: the photograph, and for each of the best classes its map and its best patches."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib import colormaps
+
+from densescore.demo.limits import TooLargeError
+from densescore.demo.service import Answer
+from densescore.io.images import Pixels
+from densescore.results.best_patches import best_patches
+from densescore.results.scores import DenseScores
+
+TOP, PATCHES = 8, 6
+"""Classes that the page lists, and patches that it shows of each."""
+
+_PHOTO_SIDE, _MAP_SIDE, _PATCH_SIDE = 1000, 400, 240  # longest sides, in pixels, of what goes to the browser
+
+
+def view(answer: Answer) -> dict[str, Any]:
+    """What the page shows, as JSON takes it.
+
+    Returns:
+        ``photo`` (a JPEG), ``width``, ``height``; ``colors`` (256 RGB bytes); ``rows`` and ``columns`` of the maps;
+        ``classes``, best first: ``label``, ``score``, ``peak``, ``values`` (the raw map, float32) and ``patches``
+        (``photo``, ``score``, ``share``). Bytes are in base64.
+    """
+    pixels, scores = answer
+    ranked = scores.top(TOP)
+    labels = [best.label for best in ranked]
+    maps = _smaller(scores, _PHOTO_SIDE).response_map(labels).cpu().numpy()  # [TOP, h, w]
+    shown = _smaller(scores, _MAP_SIDE).response_map(labels).cpu().numpy().astype("<f4")  # [TOP, rows, columns]
+    classes = [
+        {
+            "label": label,
+            "score": score,
+            "confidence": confidence,
+            "peak": float(maps[i].max()),
+            "values": _text(shown[i].tobytes()),
+            "patches": _patches(pixels, scores, label),
+        }
+        for i, (label, score, confidence) in enumerate(ranked)
+    ]
+    return {
+        "photo": jpeg(pixels, _PHOTO_SIDE),
+        "height": pixels.shape[0],
+        "width": pixels.shape[1],
+        "colors": _text(colormaps["turbo"](np.arange(256), bytes=True)[:, :3].tobytes()),
+        "rows": shown.shape[1],
+        "columns": shown.shape[2],
+        "classes": classes,
+    }
+
+
+def maps_file(answer: Answer, most: int) -> bytes:
+    """The raw maps of the best classes as a NumPy archive (.npz): ``maps [n, H, W]`` and ``labels [n]``.
+
+    Args:
+        answer: an image and its scores.
+        most: values that all maps together may have. As many of the page's classes are given as fit.
+
+    Raises:
+        TooLargeError: not even one fits.
+    """
+    height, width = answer.pixels.shape[:2]
+    count = min(TOP, most // (height * width))
+    if count < 1:
+        raise TooLargeError(f"a map of {width}×{height} values is too large; at most {most:,} values are given")
+    labels = [best.label for best in answer.scores.top(count)]
+    file = io.BytesIO()
+    np.savez_compressed(file, maps=answer.scores.response_map(labels).cpu().numpy(), labels=np.array(labels))
+    return file.getvalue()
+
+
+def jpeg(pixels: Pixels, side: int) -> str:
+    """A picture of at most so many pixels a side, as a data URL."""
+    height, width = pixels.shape[:2]
+    size = _fit(width, height, side)
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    if small.dtype != np.uint8:
+        small = np.rint(small * 255).astype(np.uint8)
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    return "data:image/jpeg;base64," + _text(encoded.tobytes())
+
+
+def _smaller(scores: DenseScores, side: int) -> DenseScores:
+    """The same patches of a smaller image, so that its maps cost as little as their own pixels."""
+    width, height = _fit(scores.pyramid.width, scores.pyramid.height, side)
+    return replace(scores, pyramid=replace(scores.pyramid, width=width, height=height))
+
+
+def _fit(width: int, height: int, side: int) -> tuple[int, int]:
+    shrink = min(1.0, side / max(width, height))
+    return max(1, round(width * shrink)), max(1, round(height * shrink))
+
+
+def _patches(pixels: Pixels, scores: DenseScores, label: str) -> Sequence[dict[str, Any]]:
+    height, width = pixels.shape[:2]
+    found = []
+    for patch in best_patches(scores, label, PATCHES):
+        x0, y0, x1, y1 = np.clip(np.rint(patch.box).astype(int), 0, [width, height, width, height])
+        crop = pixels[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
+        found.append({"photo": jpeg(crop, _PATCH_SIDE), "score": patch.score, "share": patch.share})
+    return found
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

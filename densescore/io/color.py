@@ -1,0 +1,103 @@
+"""Colors as sRGB: color profiles, CMYK, CIELab and YCbCr."""
+
+import io
+import warnings
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+_IDENTITY = 2
+"""Largest difference, of 255, from sRGB of a profile that counts as sRGB. Writers of sRGB round it differently."""
+
+_MODES = {"gray": "L", "RGB": "RGB", "CMYK": "CMYK", "YCbCr": "YCbCr", "Lab": "LAB"}
+CHANNELS = {"gray": 1, "RGB": 3, "CMYK": 4, "YCbCr": 3, "Lab": 3}
+"""Color space → its number of channels."""
+
+
+def usable_profile(profile: bytes | None, space: str, name: str) -> bytes | None:
+    """An image's profile, or None, with a warning that names the image, where it cannot be applied.
+
+    That is a profile which is broken, or is for another color space than the image's; viewers ignore it too.
+    """
+    if profile is None or space == "Lab":
+        return None
+    try:
+        _transform(profile, _MODES[space])
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+        warnings.warn(f"{name}: its color profile is ignored, colors are taken for sRGB: {error}", stacklevel=2)
+        return None
+    return profile
+
+
+def to_srgb(values: NDArray[Any], space: str, profile: bytes | None) -> NDArray[Any]:
+    """Convert colors to sRGB.
+
+    An embedded profile is applied by LittleCMS with the relative colorimetric intent and black point compensation.
+    It works on 8 bits: values of more are rounded first, but only where the profile is not sRGB itself. Gray with an
+    RGB profile is converted as R = G = B. CMYK without a profile is converted by Pillow's formula, CIELab from D50.
+
+    Args:
+        values: uint8, or float32 in [0, 1], ``[h, w, C]`` with the C of `CHANNELS`. CIELab is uint8 with signed a, b.
+        space: a key of `CHANNELS`.
+        profile: ICC profile that `usable_profile` let through, or None for sRGB.
+
+    Returns:
+        sRGB ``[h, w, 3]``, or gray ``[h, w, 1]``; uint8 or float32.
+    """
+    if space == "Lab":
+        return _apply(_from_lab(), values, "LAB")
+    if space == "YCbCr":
+        values, space = np.array(_image(values, "YCbCr").convert("RGB")), "RGB"
+    source, transform = (space, None) if profile is None else _transform(profile, _MODES[space])
+    if transform is not None:
+        return _apply(transform, np.repeat(values, CHANNELS[source] // values.shape[2], axis=2), _MODES[source])
+    return np.array(_image(values, "CMYK").convert("RGB")) if space == "CMYK" else values
+
+
+@lru_cache(maxsize=32)
+def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """The color space that a profile is for, and its conversion to sRGB; None where that changes nothing.
+
+    Raises:
+        PyCMSError: not a profile, or not one for images of Pillow's `mode`.
+    """
+    opened = ImageCms.getOpenProfile(io.BytesIO(profile))
+    found = opened.profile.xcolor_space.strip()
+    space = {"GRAY": "gray"}.get(found, found)
+    mode = "RGB" if mode == "YCbCr" else mode
+    if _MODES.get(space) not in (mode, "RGB" if mode == "L" else mode):
+        raise ImageCms.PyCMSError(f"it is for {space}, the image is {'gray' if mode == 'L' else mode}")
+    transform = _to_srgb_transform(opened, _MODES[space])
+    if mode == "CMYK":
+        return space, transform
+    axis = np.linspace(0, 255, 256 if mode == "L" else 16).astype(np.uint8)
+    colors = np.stack(np.meshgrid(*[axis] * (1 if mode == "L" else 3)), axis=-1)
+    colors = colors.reshape(16, -1, colors.shape[-1])  # [16, n, 1 or 3]
+    after = _apply(transform, np.repeat(colors, CHANNELS[space] // colors.shape[2], axis=2), _MODES[space])
+    return space, None if np.abs(after.astype(int) - colors).max() <= _IDENTITY else transform
+
+
+@lru_cache(maxsize=1)
+def _from_lab() -> ImageCms.ImageCmsTransform:
+    return _to_srgb_transform(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), "LAB")
+
+
+def _to_srgb_transform(profile: ImageCms.ImageCmsProfile, mode: str) -> ImageCms.ImageCmsTransform:
+    intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+    return ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB", intent, flags)
+
+
+def _apply(transform: ImageCms.ImageCmsTransform, values: NDArray[Any], mode: str) -> NDArray[np.uint8]:
+    converted = ImageCms.applyTransform(_image(values, mode), transform)
+    assert converted is not None  # only in place it returns nothing
+    return np.array(converted)
+
+
+def _image(values: NDArray[Any], mode: str) -> Image.Image:
+    """A Pillow image of ``[h, w, C]``, rounded to 8 bits."""
+    if values.dtype != np.uint8:
+        values = np.rint(values * 255).astype(np.uint8)
+    return Image.frombytes(mode, (values.shape[1], values.shape[0]), np.ascontiguousarray(values).tobytes())

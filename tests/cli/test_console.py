@@ -1,0 +1,178 @@
+"""What is printed is printed literally, whatever a file or a label is called."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from densescore import DenseScorer
+from densescore.cli import console
+from densescore.cli.console import complain, printable, say, show_table
+from densescore.cli.main import app
+from densescore.cli.progress import Progress
+from densescore.models.adaptation import AdaptationHead, HeadFile, save_head
+
+NAMES = [
+    "[v1]",
+    "[/x]",
+    "[bold red]",
+    "[link=http://x.org]y[/link]",
+    ":smile:",
+    "{task.description}",
+    "two  spaces",
+    "\\[a]",
+    "100 %",
+    "名前",
+]
+"""Nothing of these is obeyed: each stands in the output as it is."""
+
+OBEYED = {
+    "\x1b[31mred": r"\x1b[31mred",
+    "\x1b]0;title\x07": r"\x1b]0;title\x07",
+    "a\nerror: b": r"a\nerror: b",
+    "a\rb": r"a\rb",
+    "\x9b31m": r"\x9b31m",
+    "tab\tkey\x00": r"tab\tkey\x00",
+    "back\x08\x7f": r"back\x08\x7f",
+    "\u202egnp.exe": r"\u202egnp.exe",
+    "line\u2028end": r"line\u2028end",
+    "byte\udcff": r"byte\xff",
+    "half\ud83d": r"half\ud83d",
+}
+"""What a terminal obeys, or cannot encode, and what is printed instead."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_not_markup(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert printable(name) == name
+    say(f"see {name}")
+    complain(f"{name}: broken")
+    show_table((name, "score"), [(name, 1)], title=name, last=(name, ""))
+    captured = capsys.readouterr()
+    assert captured.out.count(name) == 5
+    assert captured.err == f"error: {name}: broken\n"
+
+
+@pytest.mark.parametrize(("name", "shown"), OBEYED.items())
+def test_what_a_terminal_obeys_is_made_visible(name: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    say(name)
+    complain(name)
+    show_table((name, "score"), [(name, 1)], title=name)
+    captured = capsys.readouterr()
+    assert captured.out.count(shown) == 4
+    assert captured.err == f"error: {shown}\n"
+    assert name not in captured.out
+
+
+@given(st.text(st.characters(codec=None)))
+def test_anything_becomes_one_line_of_characters_that_are_shown(text: str) -> None:
+    shown = printable(text)
+    assert "\x1b" not in shown
+    assert len(shown.splitlines()) <= 1
+    shown.encode()
+    if text.isascii() and text.isprintable():
+        assert shown == text
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Path:
+    """A head on lite0 with labels that a terminal must not obey."""
+    path = tmp_path / "[head].safetensors"
+    labels = ("[/dog]", "\x1b[31mcat, wild")
+    save_head(path, HeadFile(AdaptationHead(1280, 2, 4), labels, "lite0", (0.5,) * 3, (0.5,) * 3, 224, scales=(1.0,)))
+    return path
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_paths_and_labels_through_the_commands(head: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "[v1] \x1b[2J.png"
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(picture)
+    plain: list[str | Path] = [picture, "--model", head, "--runtime", "torch"]
+    table = run("classify", *plain).stdout.replace("\n", "")
+    assert r"[v1] \x1b[2J.png" in table
+    assert "[/dog]" in table
+    assert r"\x1b[31mcat, wild" in table
+    found = json.loads(run("classify", *plain, "--json").stdout)
+    assert {ranked["label"] for ranked in found["top"]} == {"[/dog]", "\x1b[31mcat, wild"}
+    mapped = run("heatmap", *plain, "-o", tmp_path / "[/maps]", "--class", "\x1b[31mcat, wild", "--classes", "[/dog]")
+    assert mapped.exit_code == 0, mapped.output
+    assert [line.split("  ")[1].split(": map peak")[0] for line in mapped.stdout.splitlines()] == [
+        "[/dog]", r"\x1b[31mcat, wild",
+    ]  # fmt: skip
+    assert "[/maps]" in mapped.stdout
+    refused = run("heatmap", *plain, "-o", tmp_path / "[/maps]", "--class", "[/dog")
+    assert refused.exit_code == 2
+    assert refused.stderr == "error: no class '[/dog': did you mean [/dog]?\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_are_not_utf8(tmp_path: Path, encoding: str) -> None:
+    name = os.fsencode(tmp_path) + b"/pictur\xe9 \xe5\x90\x8d.png"
+    Path(os.fsdecode(name)).write_bytes(b"no picture")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "densescore", "classify", os.fsdecode(name), "--json", "--runtime", "torch"]
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 1, done.stderr
+    assert b"pictur\\xe9 " in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert os.fsencode(json.loads(done.stdout)["image"]) == name
+
+
+@pytest.fixture
+def talk() -> Iterator[console.Talk]:
+    yield console.talk
+    console.talk.quiet = console.talk.verbose = False
+
+
+def test_without_a_terminal_a_line_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], talk: console.Talk
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with Progress("tiles") as progress:
+        task = progress.add("[/x]", 1200)
+        for done in range(1, 26):
+            now[0] += 1
+            progress.update(task, done, failed=done // 8)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["[/x]: 10 of 1", "[/x]: 20 of 1"]
+    assert lines[0] == "[/x]: 10 of 1,200, 1 tiles/s, 0:19:50 left, 1 failed"
+    assert lines[1].endswith("left, 2 failed")
+
+
+def test_quiet_and_verbose(talk: console.Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for quiet, verbose in ((False, False), (True, False), (False, True)):
+        talk.quiet, talk.verbose = quiet, verbose
+        console.note("a note")
+        console.detail("a detail")
+        console.complain("a failure")
+        said[quiet, verbose] = capsys.readouterr().err.splitlines()
+    assert said == {
+        (False, False): ["a note", "error: a failure"],
+        (True, False): ["error: a failure"],
+        (False, True): ["a note", "a detail", "error: a failure"],
+    }
+
+
+def test_verbose_names_the_scorer(tmp_path: Path, toy_scorer: DenseScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("densescore.scoring.scorer.DenseScorer", lambda **_: toy_scorer)
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(picture)
+    assert run("classify", picture, "-q").stderr == ""
+    told = run("classify", picture, "-v").stderr
+    assert told.startswith(f"{toy_scorer.name}: {len(toy_scorer.labels)} classes; scales ")
+    assert f"float32 on cpu by {toy_scorer.runtime}" in told

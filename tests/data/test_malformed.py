@@ -1,0 +1,354 @@
+"""Sets that are wrong: each gets one error that names the file and the field, whatever stands in it."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from densescore import DensescoreError
+from densescore.data.boxed_set import BoxedSet
+from densescore.data.load import load_boxed, load_set
+from tests.data.exports import check_pixels, cvat_coco, draw, labelimg, xml, yolo
+from tests.data.voc_set import annotation, write_voc
+
+NOT_NUMBERS: list[Any] = [None, "80", True, [], {}, float("nan"), float("inf"), 10**400, "x"]
+
+
+def cvat_with(root: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """CVAT's export with its JSON changed."""
+    path = cvat_coco(root) / "annotations" / "instances_default.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    return root
+
+
+def refused(root: Path, *messages: str) -> None:
+    """The set gets one error with all of the messages."""
+    with pytest.raises(DensescoreError) as caught:
+        load_boxed(root, "train", need_positives=True)
+    for message in messages:
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [*NOT_NUMBERS, 0, -3, 79.5], ids=lambda value: str(value)[:8])
+@pytest.mark.parametrize("side", ["width", "height"])
+def test_coco_sides_are_whole_numbers(side: str, value: object, tmp_path: Path) -> None:
+    root = cvat_with(tmp_path, lambda record: record["images"][1].update({side: value}))
+    refused(root, f"instances_default.json: image 2: {side}: expected a whole number from 1 on, got")
+
+
+@pytest.mark.parametrize("value", NOT_NUMBERS, ids=lambda value: str(value)[:8])
+@pytest.mark.parametrize("index", range(4))
+def test_coco_boxes_are_numbers(index: int, value: object, tmp_path: Path) -> None:
+    root = cvat_with(tmp_path, lambda record: record["annotations"][0]["bbox"].__setitem__(index, value))
+    refused(root, "instances_default.json: annotation 1: bbox: expected x, y, width, height, got")
+
+
+FIELDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "images missing": (lambda r: r.pop("images"), "images: missing"),
+    "images no list": (lambda r: r.update(images={}), "images: expected a list"),
+    "image null": (lambda r: r["images"].append(None), "images: number 4: expected an object, got 'None'"),
+    "image id null": (lambda r: r["images"][1].update(id=None), "image number 1: id: expected a number or a text"),
+    "image id list": (lambda r: r["images"][1].update(id=[2]), "image number 1: id: expected a number or a text"),
+    "image id repeated": (lambda r: r["images"][1].update(id=1), "image 1: id: given more than once"),
+    "image id a text": (lambda r: r["images"][1].update(id="2"), "annotation 2: image_id: no image has the id 2"),
+    "file name null": (lambda r: r["images"][0].update(file_name=None), "image 1: file_name: expected a path inside"),
+    "file name absolute": (lambda r: r["images"][0].update(file_name="/etc/passwd"), "image 1: file_name: expected"),
+    "file name above": (lambda r: r["images"][0].update(file_name="a/../../x.jpg"), "image 1: file_name: expected"),
+    "file name above, Windows": (lambda r: r["images"][0].update(file_name="..\\x"), "image 1: file_name: expected"),
+    "file name NUL": (lambda r: r["images"][0].update(file_name="a\0.jpg"), "image 1: file_name: expected"),
+    "file name surrogate": (lambda r: r["images"][0].update(file_name="\ud800.jpg"), "image 1: file_name: expected"),
+    "file name long": (lambda r: r["images"][0].update(file_name="x" * 400), "no such picture"),
+    "file name repeated": (lambda r: r["images"][0].update(file_name="frame 1.JPG"), "belongs to several images"),
+    "no such picture": (lambda r: r["images"][0].update(file_name="z.jpg"), "z.jpg: no such picture"),
+    "annotations missing": (lambda r: r.pop("annotations"), "annotations: missing"),
+    "unknown image": (lambda r: r["annotations"][0].update(image_id=99), "annotation 1: image_id: no image has the id"),
+    "image id of a list": (lambda r: r["annotations"][0].update(image_id=[1]), "annotation 1: image_id: no image has"),
+    "image id true": (lambda r: r["annotations"][0].update(image_id=True), "annotation 1: image_id: no image has"),
+    "unknown category": (lambda r: r["annotations"][0].update(category_id=9), "category_id: unknown class 9"),
+    "category of a text": (lambda r: r["annotations"][0].update(category_id="1"), "category_id: unknown class '1'"),
+    "crowd": (lambda r: r["annotations"][0].update(iscrowd="no"), "annotation 1: iscrowd: expected 0 or 1, got 'no'"),
+    "no box": (lambda r: r["annotations"][0].pop("bbox"), "annotation 1: has no box"),
+    "box of three": (lambda r: r["annotations"][0]["bbox"].pop(), "annotation 1: bbox: expected x, y, width, height"),
+    "empty box": (lambda r: r["annotations"][0].update(bbox=[5, 5, 0, 5]), "is empty within the image of"),
+    "negative box": (lambda r: r["annotations"][0].update(bbox=[5, 5, -2, 5]), "is empty within the image of"),
+    "box outside": (lambda r: r["annotations"][0].update(bbox=[5, 5, 78, 5]), "lies outside the image of"),
+    "category id repeated": (lambda r: r["categories"][1].update(id=1), "category 1: id: given more than once"),
+    "category name null": (lambda r: r["categories"][1].update(name=None), "category 2: name: expected a text, got"),
+    "category name empty": (lambda r: r["categories"][1].update(name=" "), "categories: a class has no name"),
+    "category name repeated": (lambda r: r["categories"][1].update(name="cat"), "class 'cat' is given more than once"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), FIELDS.values(), ids=FIELDS)
+def test_coco_fields(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:
+    refused(cvat_with(tmp_path, change), message)
+
+
+def test_all_faults_of_a_coco_file_are_said_at_once(tmp_path: Path) -> None:
+    changes = {name: FIELDS[name] for name in ("no such picture", "unknown image", "crowd", "category name null")}
+
+    def change(record: dict[str, Any]) -> None:
+        record["annotations"].append({**record["annotations"][0], "id": 7, "iscrowd": 5})
+        for one, _ in changes.values():
+            one(record)
+
+    with pytest.raises(DensescoreError) as caught:
+        load_boxed(cvat_with(tmp_path, change), "train")
+    assert "z.jpg" in str(caught.value)
+    assert "annotation 1: image_id" in str(caught.value)
+    assert "category 2: name" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b"\xff\xfe{", b'{"images": [' * 9, b"[" * 200_000])
+def test_files_that_are_no_coco(content: bytes, tmp_path: Path) -> None:
+    path = cvat_coco(tmp_path) / "annotations" / "instances_default.json"
+    path.write_bytes(content)
+    with pytest.raises(DensescoreError, match=r"instances_default\.json: cannot be read as COCO annotations"):
+        load_set(tmp_path, "train")
+
+
+XML: dict[str, tuple[str, str, str]] = {
+    **{
+        f"{field} {value}": (f"<{field}>{old}<", f"<{field}>{value}<", f"size/{field}: expected a whole number")
+        for field, old in (("width", 80), ("height", 60))
+        for value in ("0", "-80", "nan", "inf", "1e999", "", "80px", "79.5")
+    },
+    "no width": ("<width>80</width>", "", "size/width: expected a whole number from 1 on, got None"),
+    **{
+        f"{end} {value}": (f"<{end}>", f"<{end}>{value}<!--", f"object 1: bndbox/{end}: expected a number")
+        for end in ("xmin", "ymin", "xmax", "ymax")
+        for value in ("nan", "inf", "x", "")
+    },
+    "no end": ("<xmin>", "<x>", "not valid XML"),
+    "no box": ("bndbox>", "polygon>", "object 1: has no box"),
+    "no name": ("<name>cat</name>", "", "object 1: name: missing"),
+    "difficult": ("<difficult>0", "<difficult>maybe", "object 1: difficult: expected 0 or 1, got 'maybe'"),
+    "another root": ("annotation>", "html>", "expected <annotation>, got <html>"),
+}
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize(("old", "new", "message"), XML.values(), ids=XML)
+def test_xml_fields(old: str, new: str, message: str, beside: bool, tmp_path: Path) -> None:
+    draw(tmp_path / "JPEGImages/b.jpg", "dog")
+    drawn = draw(tmp_path / "JPEGImages/a.jpg", "cat")
+    folder = tmp_path / ("JPEGImages" if beside else "Annotations")
+    folder.mkdir(exist_ok=True)
+    text = xml(drawn).replace(old, new)
+    for end in ("xmin", "ymin", "xmax", "ymax"):
+        text = text.replace(f"</{end}>", f"--></{end}>") if f"<{end}>" in new and "<!--" in new else text
+    (folder / "a.xml").write_text(text)
+    (folder / "b.xml").write_text(annotation(80, 60, [("dog", 5, 5, 9, 9, 0)]))
+    if not beside:
+        (tmp_path / "ImageSets/Main").mkdir(parents=True)
+        (tmp_path / "ImageSets/Main/train.txt").write_text("a\nb\n")
+    refused(tmp_path, "a.xml: " + message if "object" not in message else message)
+
+
+YOLO_LINES = {
+    "few": ("0 0.5 0.5 0.5", "expected a class and x y width height, or a polygon"),
+    "confidence": ("0 0.5 0.5 0.5 0.5 0.9", "expected a class and x y width height, or a polygon"),
+    "nan": ("0 nan 0.5 0.5 0.5", "expected a class and x y width height"),
+    "inf": ("0 0.5 0.5 inf 0.5", "expected a class and x y width height"),
+    "text": ("0 a b c d", "expected a class and x y width height"),
+    "pixels": ("0 30 40 10 10", "expected numbers in [0, 1], shares of the picture"),
+    "outside": ("0 0.9 0.5 0.4 0.5", "box (56.0, 15.0, 88.0, 45.0) lies outside the image of 80×60"),
+    "empty": ("0 0.5 0.5 0 0.5", "box (40.0, 15.0, 40.0, 45.0) is empty within the image of 80×60"),
+    "unknown": ("2 0.5 0.5 0.5 0.5", "unknown class 2"),
+    "negative": ("-1 0.5 0.5 0.5 0.5", "unknown class -1"),
+    "superscript": ("² 0.5 0.5 0.5 0.5", "unknown class ²"),
+    "huge": ("9" * 5000 + " 0.5 0.5 0.5 0.5", "unknown class 9"),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), YOLO_LINES.values(), ids=YOLO_LINES)
+def test_yolo_lines(line: str, message: str, tmp_path: Path) -> None:
+    root = yolo(tmp_path)
+    path = root / "labels/train/0.txt"
+    path.write_text("\n" + path.read_text() + line + "\n")
+    refused(root, "labels/train/0.txt:3: " + message)
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(9)
+)
+YAMLS = {
+    "repeated": ("names: [cat, dog, cat]", "names: class 'cat' is given more than once"),
+    "repeated by spaces": ("names: ['cat', ' cat ', dog]", "class 'cat' is given more than once"),
+    "repeated index": ("names: {0: cat, 0: dog}", "'0' is given more than once"),
+    "repeated index, otherwise written": ("names: {0: cat, 00: dog}", "index 0 is given more than once"),
+    "index a text": ("names: {cat: 0, dog: 1}", "names: expected a list of class names, or index: name"),
+    "empty": ("names: ['', dog]", "names: a class has no name"),
+    "none": ("names: []", "names: no classes"),
+    "no names": ("nc: 2", "names: expected a list of class names, or index: name"),
+    "nested": ("names: [[cat], dog]", "names: expected texts"),
+    "count": ("names: [cat, dog]\nnc: 3", "nc: '3', but there are 2 names"),
+    "two names": ("names: [cat, dog]\nnames: [dog, cat]", "'names' is given more than once"),
+    "alias bomb": (BOMB + "names: *j", "aliases are not read"),
+    "deep": ("names: " + "[" * 100_000, "not valid YAML"),
+    "no mapping": ("- cat\n- dog", "the YAML is no mapping"),
+    "broken": ("names: [cat", "not valid YAML"),
+    "large": ("# " + "x" * 2**21, "characters, more than"),
+    "folder": ("names: [cat, dog]\ntrain: nowhere", "train: no such folder"),
+    "folder a mapping": ("names: [cat, dog]\ntrain: {a: b}", "train: expected a folder or a list of pictures"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), YAMLS.values(), ids=YAMLS)
+def test_yolo_descriptions(text: str, message: str, tmp_path: Path) -> None:
+    root = yolo(tmp_path)
+    (root / "data.yaml").write_text(text)
+    refused(root, "data.yaml", message)
+
+
+def test_yolo_labels_without_a_picture_are_refused_but_for_the_list_of_classes(tmp_path: Path) -> None:
+    root = yolo(tmp_path)
+    (root / "labels/train/classes.txt").write_text("cat\ndog\n")
+    check_pixels(load_boxed(root, "train"))
+    (root / "labels/train/7.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    refused(root, "labels/train/7.txt: no picture of that name")
+
+
+FILES = {
+    "yolo labels": (yolo, "labels/train/0.txt"),
+    "xml": (labelimg, "my photo 0.xml"),
+    "set list": (lambda root: write_voc(root, {"train": 3}), "ImageSets/Main/train.txt"),
+    "class list": (lambda root: write_voc(root, {"train": 3}), "ImageSets/Main/red_train.txt"),
+    "annotation": (lambda root: write_voc(root, {"train": 3}), "Annotations/train_000.xml"),
+    "picture": (lambda root: write_voc(root, {"train": 3}), "JPEGImages/train_000.jpg"),
+}
+
+
+KINDS = [
+    (kind, *case)
+    for kind in ("device", "folder", "dangling", "pipe", "bytes")
+    for case in FILES.values()
+    if (kind, case[1]) != ("folder", "my photo 0.xml")  # is no annotation: its picture has none
+]
+
+
+@pytest.mark.parametrize(("kind", "make", "name"), KINDS)
+def test_devices_folders_and_bytes_in_place_of_a_file(
+    kind: str, make: Callable[[Path], Path], name: str, tmp_path: Path
+) -> None:
+    root = make(tmp_path)
+    path = root / name
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "bytes":
+        path.write_bytes(b"\xff\xfe\xfd\x00\x80")
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else root / "nowhere")
+    with pytest.raises(DensescoreError) as caught:
+        load_set(root, "train", labels="box")
+    assert path.stem in str(caught.value)
+
+
+@pytest.mark.parametrize(("past", "clipped"), [(0, 0), (1, 1), (2, 1), (2.5, None), (30, None)])
+@pytest.mark.parametrize("side", range(4))
+def test_boxes_past_the_border_are_clipped_and_counted(
+    past: float, clipped: int | None, side: int, tmp_path: Path
+) -> None:
+    drawn = draw(tmp_path / "a.jpg", "cat")
+    corners = [0.0, 0.0, 80.0, 60.0]
+    corners[side] += past if side > 1 else -past
+    x0, y0, x1, y1 = corners
+    text = xml(drawn)
+    for end, value in zip(("xmin", "ymin", "xmax", "ymax"), (x0 + 1, y0 + 1, x1, y1), strict=True):
+        head, _, rest = text.partition(f"<{end}>")
+        text = f"{head}<{end}>{value}<{rest.partition('<')[2]}"
+    (tmp_path / "a.xml").write_text(text)
+    if clipped is None:
+        refused(tmp_path, "a.xml: object 1: box", "lies outside the image of 80×60")
+    elif clipped:
+        with pytest.warns(UserWarning, match="1 box reaches up to 2 pixels past the image; clipped") as caught:
+            assert load_boxed(tmp_path, "train").images[0].boxes.tolist() == [[0, 0, 80, 60]]
+        assert len(caught) == 1
+    else:
+        assert load_boxed(tmp_path, "train").images[0].boxes.tolist() == [[0, 0, 80, 60]]
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6)
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner))
+
+
+def places(record: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The keys that lead to each value within a record."""
+    items = record.items() if isinstance(record, dict) else enumerate(record) if isinstance(record, list) else ()
+    return [path, *(place for key, value in items for place in places(value, (*path, key)))]
+
+
+@pytest.fixture(scope="module")
+def cvat(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    path = cvat_coco(tmp_path_factory.mktemp("cvat")) / "annotations" / "instances_default.json"
+    return path, path.read_text()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_value_anywhere_in_a_coco_file_is_read_or_refused(cvat: tuple[Path, str], data: st.DataObject) -> None:
+    path, text = cvat
+    record = json.loads(text)
+    place = data.draw(st.sampled_from(places(record)[1:]))
+    owner = record
+    for key in place[:-1]:
+        owner = owner[key]
+    owner[place[-1]] = data.draw(VALUES)
+    path.write_text(json.dumps(record))
+    check_readable_or_refused(path.parents[1])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), name=st.sampled_from(["labels/train/0.txt", "data.yaml"]))
+def test_any_bytes_in_a_yolo_set_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, name: str
+) -> None:
+    root = yolo(tmp_path_factory.mktemp("yolo"))
+    path = root / name
+    path.write_bytes(changed(path.read_bytes(), data))
+    check_readable_or_refused(root)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_bytes_in_an_xml_file_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    root = labelimg(tmp_path_factory.mktemp("xml"), 1)
+    path = root / "my photo 0.xml"
+    path.write_bytes(changed(path.read_bytes(), data))
+    check_readable_or_refused(root)
+
+
+def changed(content: bytes, data: st.DataObject) -> bytes:
+    """Content with a piece of it replaced."""
+    start, end = sorted(data.draw(st.tuples(*[st.integers(0, len(content))] * 2)))
+    piece = data.draw(
+        st.binary(max_size=8) | st.sampled_from([b"nan", b"-1", b"1e999", b"<", b"&", b"'", b"\0", b"*a"])
+    )
+    return content[:start] + piece + content[end:]
+
+
+def check_readable_or_refused(root: Path) -> None:
+    """A set, with boxes inside their images and classes that exist; or an error of ours."""
+    try:
+        loaded = load_set(root, "train")
+    except DensescoreError:
+        return
+    assert isinstance(loaded, BoxedSet)
+    assert len(set(loaded.classes)) == len(loaded.classes) > 0
+    for image in loaded.images:
+        assert (image.boxes >= 0).all()
+        assert (image.boxes[:, 2:] <= [image.width, image.height]).all()
+        assert (image.boxes[:, :2] < image.boxes[:, 2:]).all()
+        assert ((image.classes >= 0) & (image.classes < len(loaded.classes))).all()

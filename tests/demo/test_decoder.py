@@ -1,0 +1,66 @@
+"""The process that decodes: what it takes, and that it can be ended."""
+
+import io
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densescore import DensescoreError
+from densescore.demo.decode_child import FORMATS
+from densescore.demo.decoder import Decoder
+from densescore.demo.limits import TooLargeError, TooSlowError
+from tests.demo.test_service import png
+
+
+def test_the_decoder_takes_its_formats_only(decoder: Decoder) -> None:
+    Image.init()
+    taken = set()
+    for kind in sorted(Image.SAVE):
+        file = io.BytesIO()
+        try:
+            Image.new("RGB", (64, 64), "red").save(file, kind)
+        except Exception:
+            continue  # Pillow writes it from other modes only
+        if kind in (*FORMATS, "MPO"):  # a camera's JPEG of several pictures
+            pixels = decoder.decode(file.getvalue(), 10_000, 30)
+            np.testing.assert_allclose(pixels.reshape(-1, 3).mean(0), [255, 0, 0], atol=3)
+            taken.add(kind)
+        else:
+            with pytest.raises(DensescoreError, match="not an image of a kind that is taken here"):
+                decoder.decode(file.getvalue(), 10_000, 30)
+    assert set(FORMATS) <= taken
+    for data in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"qoif" + bytes(100), b"<svg/>", b"%PDF-1.4"):
+        with pytest.raises(DensescoreError, match="not an image of a kind that is taken here"):
+            decoder.decode(data, 10_000, 30)
+
+
+def test_a_decoder_that_takes_too_long_is_ended_and_replaced() -> None:
+    decoder = Decoder()
+    noise = png(1500, 1500)
+    assert decoder.decode(noise, 10**7, 60).shape == (1500, 1500, 3)
+    if Path(f"/proc/{decoder._process.pid}/limits").exists():
+        limits = Path(f"/proc/{decoder._process.pid}/limits").read_text()
+        line = next(line for line in limits.splitlines() if line.startswith("Max address space"))
+        assert int(line.split()[3]) < 2**36
+    before = decoder._process.pid
+    with pytest.raises(TooSlowError, match=r"not decoded within 0\.001 seconds"):
+        decoder.decode(noise, 10**7, 0.001)
+    with pytest.raises(ProcessLookupError):
+        os.kill(before, 0)
+    assert decoder.decode(png(), 10**7, 60).shape == (30, 40, 3)
+    os.kill(decoder._process.pid, signal.SIGKILL)
+    decoder._process.wait()
+    assert decoder.decode(png(), 10**7, 60).shape == (30, 40, 3)
+    decoder.close()
+
+
+def test_pixels_are_counted_before_they_are_decoded(decoder: Decoder) -> None:
+    for width, height in ((101, 100), (30_000, 30_000)):  # of the second Pillow itself says that it is a bomb
+        file = io.BytesIO()
+        Image.new("1", (width, height)).save(file, "PNG")
+        with pytest.raises(TooLargeError, match=f"{width}×{height} = {width * height:,} pixels; at most 10,000"):
+            decoder.decode(file.getvalue(), 10_000, 30)
