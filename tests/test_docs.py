@@ -141,12 +141,6 @@ def test_huge_images(photo: Path, coffee: NDArray[np.uint8]) -> None:
     assert tifffile.imread("slide-scores/maps/espresso.tif").shape == (100, 150)
 
 
-def test_files() -> None:
-    name_of = run_python("files.md")["name_of"]
-    for data in (b"caf\xe9.png", "café.png".encode(), b'"a".png'):
-        assert name_of(as_text(os.fsdecode(data))) == data
-
-
 def test_models(photo: Path) -> None:
     names = run_python("models.md")
     assert names["scores"].context == "patch"
@@ -156,10 +150,16 @@ def test_models(photo: Path) -> None:
     assert list((photo / "heatmaps" / "photo").glob("*.png"))
 
 
+def test_files() -> None:
+    name_of = run_python("files.md")["name_of"]
+    for data in (b"caf\xe9.png", "café.png".encode(), b'"a".png'):
+        assert name_of(as_text(os.fsdecode(data))) == data
+
+
 def test_no_python_is_left_out() -> None:
     tested = {
-        "files",
         "data-sets",
+        "files",
         "models",
         "index",
         "dense-versus-cropped",

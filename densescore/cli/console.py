@@ -5,6 +5,7 @@ characters that a terminal would obey instead of show are made visible. Every te
 """
 
 import json
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ _DIRECTIONS = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr
 
 @dataclass
 class Talk:
-    """How much a command says beside its results; set by ``--quiet`` and ``--verbose``."""
+    """How much a command says beside its results, by ``--quiet`` and ``--verbose``, and whether a bar is shown."""
 
     quiet: bool = False
     verbose: bool = False
+    bar: bool = False
 
 
 talk = Talk()
@@ -53,14 +55,20 @@ def _visible(character: str) -> str:
     return character
 
 
+def _results() -> Console:
+    """Where results go; above a progress bar, where both are on a terminal: only the bar's own console knows how."""
+    return err if talk.bar and out.is_terminal else out
+
+
 def say(text: str) -> None:
     """A line of the result."""
-    out.print(printable(text), soft_wrap=True)
+    _results().print(printable(text), soft_wrap=True)
 
 
 def say_json(record: Any) -> None:
     """A result as one line of JSON."""
-    print(json.dumps(record), flush=True)
+    _results().print(json.dumps(record), soft_wrap=True)
+    sys.stdout.flush()
 
 
 def note(text: str) -> None:
@@ -105,7 +113,7 @@ def show_table(
     if last:
         table.add_section()
         table.add_row(*map(printable, last))
-    out.print(table)
+    _results().print(table)
 
 
 def share(value: float | None) -> str:

@@ -41,15 +41,18 @@ class Progress:
             console=err,
             get_time=time.monotonic,
             transient=True,
+            redirect_stdout=False,  # results may go to a file while the bar is on the terminal
             disable=not shown or self._lines,
         )
 
     def __enter__(self: P) -> P:
         self._bar.start()
+        talk.bar = not self._bar.disable
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+        talk.bar = False
 
     def add(self, description: str, total: int | None = None) -> TaskID:
         """Begin a piece of work of `total` steps."""

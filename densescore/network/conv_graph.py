@@ -12,7 +12,9 @@ from densescore.network.windows import AveragedWindows, LinearWindows
 
 
 def convolutional_form(network: DenseNetwork) -> nn.Module:
-    """The network with every linear layer as a convolution: FC6's kernel is the window, the later ones' 1×1.
+    """The network with its linear layers as convolutions: FC6's kernel is the window, that of later ones 1×1.
+
+    A head that has other layers than linear ones and activations is run over the positions as rows of a matrix.
 
     Args:
         network: as `to_dense` gives it; its weights are copied where they change shape, and shared elsewhere.
@@ -21,7 +23,7 @@ def convolutional_form(network: DenseNetwork) -> nn.Module:
         ``[1, 3, P + nS, P + mS]`` normalized pixels → ``[1, classes, n + 1, m + 1]`` logits, a cell per position.
 
     Raises:
-        DensescoreError: the head has a layer that has no convolutional form.
+        DensescoreError: a layer that is not linear takes the flattened map.
 
     Example:
         >>> import torchvision
@@ -32,15 +34,37 @@ def convolutional_form(network: DenseNetwork) -> nn.Module:
     """
     project = network.project
     if isinstance(project, AveragedWindows):
-        slide: nn.Module = nn.AvgPool2d(project.window, stride=1)
+        project_all: nn.Module = nn.AvgPool2d(project.window, stride=1)
     elif isinstance(project, LinearWindows) and isinstance(project.linear, nn.Linear):
         height, width = project.window
         linear = project.linear
         weight = rearrange(linear.weight.detach(), "f (c h w) -> f c h w", h=height, w=width)
-        slide = _convolution(weight, linear.bias)
+        project_all = _convolution(weight, linear.bias)
     else:
-        raise DensescoreError(f"{type(project).__name__} has no convolutional form here")
-    return nn.Sequential(network.trunk, slide, _pointwise(network.embed), _pointwise(network.classifier)).eval()
+        raise DensescoreError(f"{type(project).__name__}: only linear layers may take the flattened map in one graph")
+    embed, classifier = _pointwise(network.embed), _pointwise(network.classifier)
+    if embed is not None and classifier is not None:
+        return nn.Sequential(network.trunk, project_all, embed, classifier).eval()
+    width = getattr(getattr(project, "linear", None), "out_features", 0)
+    shape = project.shape if isinstance(project, AveragedWindows) else (width,)
+    return nn.Sequential(network.trunk, project_all, _Rows(network.embed, network.classifier, shape)).eval()
+
+
+class _Rows(nn.Module):
+    """A head with layers other than linear ones (a norm), over the positions of a map as rows of a matrix.
+
+    ``[1, F, n, m]`` → ``[1, C, n, m]``.
+    """
+
+    def __init__(self, embed: nn.Module, classifier: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.embed, self.classifier, self.shape = embed, classifier, shape
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """The head's outputs, position by position."""
+        rows = feature_map.flatten(2)[0].T.unflatten(1, self.shape)  # [n·m, *shape]
+        logits = self.classifier(self.embed(rows))
+        return logits.T.unflatten(1, feature_map.shape[2:])[None]
 
 
 def _convolution(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
@@ -53,29 +77,24 @@ def _convolution(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     return layer
 
 
-def _pointwise(head: nn.Module) -> nn.Module:
-    """A head of linear layers as 1×1 convolutions; flattening, which they make needless, goes."""
+def _pointwise(head: nn.Module) -> nn.Module | None:
+    """A head of linear layers as 1×1 convolutions, without its flattening; None if another layer is in it."""
     graph = symbolic_trace(head) if isinstance(head, AdaptationHead) else head
     assert isinstance(graph, fx.GraphModule)
-    copied = fx.GraphModule(graph, fx.Graph())
-    environment: dict[fx.Node, fx.Node] = {}
+    copied = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
     layers: dict[str, nn.Module] = {}
     for node in graph.graph.nodes:
         layer = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-        name = "_".join(("layer", *str(node.target).split(".")))
         if isinstance(layer, nn.Flatten) or getattr(node.target, "__name__", node.target) == "flatten":
-            environment[node] = environment[node.args[0]]
+            copies[node] = copies[node.args[0]]
             continue
-        environment[node] = copied.graph.node_copy(node, lambda old: environment[old])
-        if isinstance(layer, nn.Linear):
-            layers[name] = _convolution(layer.weight.detach()[:, :, None, None], layer.bias)
-        elif isinstance(layer, nn.ReLU | nn.ReLU6 | nn.Hardswish | nn.Dropout | nn.Identity | nn.Conv2d):
-            layers[name] = layer
-        elif layer is not None or node.op in ("call_function", "call_method"):
-            raise DensescoreError(f"{node.target} ({type(layer).__name__}) has no convolutional form here")
-        if layer is not None:
-            environment[node].target = name
-    for name, layer in layers.items():
-        copied.add_module(name, layer)
-    copied.recompile()
-    return copied
+        copies[node] = copied.node_copy(node, lambda old: copies[old])
+        pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
+        if type(layer) is nn.Linear:
+            layers[str(node.target)] = _convolution(layer.weight.detach()[:, :, None, None], layer.bias)
+        elif pointwise or isinstance(layer, nn.ReLU | nn.ReLU6 | nn.Hardswish | nn.Dropout | nn.Identity):
+            layers[str(node.target)] = graph.get_submodule(str(node.target))
+        elif node.op not in ("placeholder", "output"):
+            return None
+    return fx.GraphModule(layers, copied)

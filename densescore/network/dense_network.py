@@ -1,32 +1,36 @@
-"""A classifier in four parts that can slide over an image; `densescore.network.surgery` makes it."""
+"""A classifier in four parts that can run over a whole image; `densescore.network.surgery` makes it."""
 
 from torch import Tensor, fx, nn
 
 from densescore.errors import DensescoreError
-from densescore.network.finer_stride import with_offsets
+from densescore.network.finer_stride import with_phases
 from densescore.network.windows import Blocks
 
 
 class DenseNetwork(nn.Module):
-    """A classifier in four parts that can slide over an image.
+    """A classifier in four parts that can run over a whole image.
 
     Attributes:
         trunk: ``[1, 3, P + nS, P + mS]`` pixels → ``[1, C, h + n, w + m]`` feature map.
         project: blocks of feature maps → one row per window: its average, its flattened values, or FC6's outputs.
-        level_trunk: the trunk over levels, ``[1, 3, …]`` → ``[phases², C, …]``: `trunk` itself, but for a network made
-            finer.
-        fast_trunk: what runs it: `level_trunk` itself, or a faster equal (see `densescore.network.cpu.accelerate`).
-        embed: rows → ``[N, D]`` features, as the classifier takes them.
-        to_features: makes the features' values of them: the identity, but for integers.
+        level_trunk: the trunk over levels, ``[1, 3, …]`` → ``[phases², C, …]``. It is `trunk` itself, unless the
+            network was made finer.
+        fast_trunk: what computes `level_trunk`: that module itself, or a numerically equivalent, faster one (see
+            `densescore.network.cpu.accelerate`).
+        embed: rows → ``[N, D]`` features, in the form that the classifier takes.
+        to_features: features in the form that the classifier takes → their values. It is the identity, unless that form
+            is integers.
         classifier: ``[N, D]`` features → ``[N, classes]`` logits.
         patch: P, side of the network's input in pixels.
         stride: S, pixels of input from one cell to the next.
-        phases: cells per step of the feature map; 1, but for a network made finer.
+        phases: cells per position of the feature map along each axis; 1, unless the network was made finer.
         window: (h, w) of the feature map that one patch gives.
         window_width: numbers that one window takes while it is projected.
         feature_width: D, the width of the features: FC7's, or the pooled channels'.
         classes: number of logits.
         contexts: what a patch may see past its own border: the real image, or nothing (a crop).
+        level_context: names of the layers that average over all that the trunk sees (squeeze-and-excitation, norms that
+            take their statistics from the map), so that the cells of a level share its context.
     """
 
     contexts = ("image", "patch")
@@ -51,6 +55,7 @@ class DenseNetwork(nn.Module):
         self.to_features: nn.Module = nn.Identity()
         self.patch, self.stride, self.phases, self.window = patch, stride, 1, window
         self.window_width, self.feature_width, self.classes = window_width, feature_width, classes
+        self.level_context: tuple[str, ...] = ()
 
     @property
     def below_classifier(self) -> tuple[nn.Module, ...]:
@@ -58,7 +63,7 @@ class DenseNetwork(nn.Module):
         return self.trunk, self.project, self.embed
 
     def replace_classifier(self, head: nn.Module, features: int, classes: int) -> None:
-        """Put an adaptation head (FCa, FCb) in the place of FC8.
+        """Replace FC8 by an adaptation head (FCa, FCb).
 
         Raises:
             DensescoreError: the head takes features of another width than this network gives.
@@ -68,13 +73,13 @@ class DenseNetwork(nn.Module):
         self.classifier, self.classes = head, classes
 
     def make_finer(self, stride: int) -> None:
-        """Put cells `stride` pixels apart, by offset pooling (see `finer_stride`); crops go as before.
+        """Place cells `stride` pixels apart, by offset pooling (see `finer_stride`). Crops are scored as before.
 
         Raises:
-            DensescoreError: `stride` does not divide the network's, or a layer that makes it cannot begin late.
+            DensescoreError: `stride` does not divide the network's, or a layer cannot be run in phases.
         """
         assert isinstance(self.trunk, fx.GraphModule)
-        self.level_trunk = self.fast_trunk = with_offsets(self.trunk, self.patch, self.stride, stride)
+        self.level_trunk = self.fast_trunk = with_phases(self.trunk, self.patch, self.stride, stride)
         self.stride, self.phases = stride, self.stride // stride
 
     def block(self, feature_map: Tensor, rows: range, cols: range) -> Tensor:

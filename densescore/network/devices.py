@@ -5,14 +5,14 @@ from torch import nn
 
 from densescore.errors import DensescoreError, reason_of
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """A device that can be used; ``"auto"``: a CUDA device if there is one.
+    """A device that can be used. ``"auto"`` is a CUDA device if there is one, and the CPU otherwise.
 
     Raises:
-        DensescoreError: it cannot.
+        DensescoreError: the device cannot be used.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,16 +25,16 @@ def find_device(device: str | torch.device) -> torch.device:
 
 
 def find_dtype(dtype: str | torch.dtype, network: nn.Module, device: torch.device) -> torch.dtype:
-    """A dtype that the device computes in; ``"auto"``: the network's own.
+    """A dtype that the device can compute in. ``"auto"`` is the dtype of the network's parameters.
 
     Raises:
-        DensescoreError: an unknown dtype, or not one of the device's.
+        DensescoreError: the dtype is unknown, or the device does not support it.
     """
     if dtype == "auto":
         return next(network.parameters()).dtype
-    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found is None or found not in _DTYPES.values():
-        raise DensescoreError(f"dtype must be 'auto', {', '.join(map(repr, _DTYPES))}, got {dtype!r}")
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None or found not in DTYPES.values():
+        raise DensescoreError(f"dtype must be 'auto', {', '.join(map(repr, DTYPES))}, got {dtype!r}")
     if found == torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise DensescoreError(f"dtype 'bfloat16' is not supported by {torch.cuda.get_device_name(device)}")
     return found

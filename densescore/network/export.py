@@ -94,7 +94,7 @@ def export_model(
     if classifier.head is not None:
         network.replace_classifier(classifier.head, classifier.head.fca.in_features, classifier.head.fcb.out_features)
     assert isinstance(network.trunk, fx.GraphModule)
-    network.trunk = static_padding(network.trunk, network.patch)
+    network.trunk = static_padding(network.trunk)
     dense = DenseModel(convolutional_form(network), classifier.mean, classifier.std, classifier.activation).eval()
     described = _describe(classifier, network.stride, network.classes)
     with atomic_write(path, overwrite=overwrite) as temporary:

@@ -1,10 +1,10 @@
 """Cells closer together than the network's stride: OverFeat's offset pooling, for pools and convolutions alike.
 
-A network of stride S scores a patch every S pixels, because its strided layers keep every t-th position. Where such a
-layer is run again from each of the positions that it skips, what follows gives the scores of the patches in between:
-t² *phases*, each an ordinary map of stride S that begins some pixels further down and across (Sermanet et al.,
-"OverFeat", ICLR 2014, Section 3.3 and Figure 3, where the layer is the last pool). What comes before the layer is
-shared; only what follows is computed t² times.
+A network of stride S scores a patch every S pixels, because its strided layers keep every t-th position. If such a
+layer is run again from each of the positions that it skips, the layers after it give the scores of the patches in
+between. This makes t² *phases*: each is an ordinary map of stride S that begins some pixels further down and across
+(Sermanet et al., "OverFeat", ICLR 2014, Section 3.3 and Figure 3, where the layer is the last pool). What comes before
+the layer is shared; only what follows is computed t² times.
 
 A layer that begins late still sees what lies above it and to its left, so a network with padding meets zeros only past
 the level's own border, as at stride S. The phase at pixel 0 is the unmodified network: the same scores at shared cells.
@@ -12,6 +12,7 @@ All this equals layers at stride 1 with dilated ones after them ("à trous"), bu
 squeeze-and-excitation too, which averages over each phase by itself.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.padding import get_same_padding
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
-from densescore.errors import DensescoreError, reason_of
+from densescore.errors import DensescoreError
+from densescore.network.graph import name_of, note_growth, shape_of, step_of
 
 Phase = tuple[int, int]
 """Pixels, down and across, at which a map begins."""
@@ -30,11 +31,11 @@ Pads = tuple[int, int, int, int]
 """Of a map: left, right, top, bottom, as `F.pad` takes them."""
 
 
-def with_offsets(trunk: fx.GraphModule, patch: int, stride: int, finer: int) -> fx.GraphModule:
+def with_phases(trunk: fx.GraphModule, patch: int, stride: int, finer: int) -> fx.GraphModule:
     """A trunk that gives the maps of all phases, for cells `finer` pixels apart.
 
     Args:
-        trunk: ``[1, 3, P + nS, P + mS]`` → ``[1, C, h + n, w + m]``; its parameters are shared.
+        trunk: ``[1, 3, P + nS, P + mS]`` → ``[1, C, h + n, w + m]``, from `to_dense`; its parameters are shared.
         patch: P.
         stride: S, of the trunk.
         finer: in pixels; it divides S.
@@ -44,57 +45,60 @@ def with_offsets(trunk: fx.GraphModule, patch: int, stride: int, finer: int) -> 
         pixel 0 has a row or column less than the first, and is filled up with zeros, which no cell reads.
 
     Raises:
-        DensescoreError: `finer` does not divide S, or a layer that makes the stride cannot begin late.
+        DensescoreError: `finer` does not divide S, or a layer cannot be run in phases; the message names it.
     """
     if finer < 1 or stride % finer:
         ways = ", ".join(str(way) for way in range(stride, 0, -1) if stride % way == 0)
         raise DensescoreError(f"stride must divide the network's own: one of {ways}; got {finer}")
-    shapes, wide = _shapes(trunk, patch), _shapes(trunk, patch + 4 * stride)
     root, graph = fx.GraphModule(trunk, trunk.graph), fx.Graph()
-    strides: dict[fx.Node, int] = {}  # of each node's map, in pixels
+    steps: dict[fx.Node, int] = {}  # pixels per position of a map, or of the maps in a tuple; 0 for what has none
     copies: dict[fx.Node, dict[Phase, fx.Node]] = {}
     for node in trunk.graph.nodes:
         sources = node.all_input_nodes
         phases = sorted({phase for source in sources for phase in copies[source]}) or [(0, 0)]
-        before = max((strides[source] for source in sources), default=1)
-        grown = [after - at for at, after in zip(shapes.get(node, ()), wide.get(node, ()), strict=True) if after > at]
-        strides[node] = 4 * stride // grown[0] if grown else before
+        before = max((steps[source] for source in sources), default=0) or 1
+        steps[node] = step_of(node) if shape_of(node) else max((steps[source] for source in sources), default=0)
         if node.op == "output":
+            if len(phases) != (stride // finer) ** 2:
+                raise _refused(trunk, sources[0], finer, "has not all phases")
             graph.output(graph.call_function(stack_phases, ([copies[sources[0]][phase] for phase in phases],)))
-        elif strides[node] > max(before, finer):
-            name = f"late_{node.name}"
-            root.add_module(name, LateLayer(*_strided_layer(trunk, node, shapes[sources[0]])))
-            starts = range(0, strides[node], max(before, finer))
+        elif steps[node] > max(before, finer):
+            starts = range(0, steps[node], max(before, finer))
+            late = _late(trunk, node, copies, root, graph)
             copies[node] = {
-                (y + dy, x + dx): graph.call_module(name, (copies[sources[0]][y, x], dy // before, dx // before))
+                (y + dy, x + dx): late((y, x), dy // before, dx // before)
                 for y, x in phases
                 for dy in starts
                 for dx in starts
             }
+        elif any(steps[source] and set(copies[source]) != set(phases) for source in sources):
+            raise _refused(trunk, node, finer, "joins maps that begin at different pixels")
+        elif len(phases) > 1 and 0 < steps[node] < before:
+            raise _refused(trunk, node, finer, "enlarges its map")
         else:
             copies[node] = {phase: _copy_of(node, phase, copies, graph) for phase in phases}
-    offset = fx.GraphModule(root, graph).eval()
-    try:
-        _shapes(offset, patch)
-    except RuntimeError as error:  # branches of unlike layers, which begin late by unlike amounts
-        raise DensescoreError(f"stride {finer} is too fine for this network: {reason_of(error)}") from error
-    return offset
+    in_phases = fx.GraphModule(root, graph).eval()
+    if failed := note_growth(in_phases, patch):  # branches of unlike layers, which begin late by unlike amounts
+        raise _refused(trunk, failed[0], finer, f"joins maps of different sizes: {failed[1]}")
+    return in_phases
 
 
-def static_padding(trunk: fx.GraphModule, patch: int) -> fx.GraphModule:
-    """The same trunk, where convolutions that reckon their padding from the size of their input no longer do.
+def _refused(trunk: fx.GraphModule, node: fx.Node, finer: int, what: str) -> DensescoreError:
+    return DensescoreError(f"stride {finer} is too fine for this network: {name_of(trunk, node)} {what}")
+
+
+def static_padding(trunk: fx.GraphModule) -> fx.GraphModule:
+    """The same trunk, with fixed padding in place of padding that convolutions compute from the size of their input.
 
     Args:
-        trunk: with P + nS pixels a side, for which "same" padding comes out the same.
-        patch: P.
+        trunk: from `to_dense`; of P + nS pixels a side, for all of which "same" padding is that of P.
     """
-    shapes = _shapes(trunk, patch)
     root, graph = fx.GraphModule(trunk, trunk.graph), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in trunk.graph.nodes:
         if node.op == "call_module" and isinstance(trunk.get_submodule(str(node.target)), Conv2dSame):
             (source,) = node.all_input_nodes
-            root.add_module(f"static_{node.name}", LateLayer(*_strided_layer(trunk, node, shapes[source])))
+            root.add_module(f"static_{node.name}", LateLayer(*_strided_layer(trunk, node)))
             copies[node] = graph.call_module(f"static_{node.name}", (copies[source], 0, 0))
         else:
             copies[node] = graph.node_copy(node, lambda source: copies[source])
@@ -102,8 +106,50 @@ def static_padding(trunk: fx.GraphModule, patch: int) -> fx.GraphModule:
 
 
 def _copy_of(node: fx.Node, phase: Phase, copies: dict[fx.Node, dict[Phase, fx.Node]], graph: fx.Graph) -> fx.Node:
-    """`node` in a phase; what has none, a constant, is shared."""
-    return graph.node_copy(node, lambda source: copies[source].get(phase, copies[source].get((0, 0), source)))
+    """`node` in a phase; a constant, or an average of a map before the phases, is shared by all."""
+    return graph.node_copy(node, lambda source: copies[source].get(phase) or copies[source][0, 0])
+
+
+def _late(
+    trunk: fx.GraphModule,
+    node: fx.Node,
+    copies: dict[fx.Node, dict[Phase, fx.Node]],
+    root: fx.GraphModule,
+    graph: fx.Graph,
+) -> Callable[[Phase, int, int], fx.Node]:
+    """What makes nodes that begin late: of a phase of their input, and so many positions down and across."""
+    source = node.all_input_nodes[0]
+    if not _unpadded(node):
+        name = f"late_{node.name}"
+        root.add_module(name, LateLayer(*_strided_layer(trunk, node)))
+        return lambda phase, down, across: graph.call_module(name, (copies[source][phase], down, across))
+
+    def begun(phase: Phase, down: int, across: int) -> fx.Node:
+        begin = graph.call_function(begin_at, (copies[source][phase], down, across))
+        return graph.node_copy(
+            node, lambda old: begin if old is source else copies[old].get(phase) or copies[old][0, 0]
+        )
+
+    return begun
+
+
+def _unpadded(node: fx.Node) -> bool:
+    """Whether a node is a convolution or a pool as a function that pads nothing: blur pools are."""
+    known: dict[Any, tuple[str, ...]] = {
+        torch.conv2d: ("input", "weight", "bias", "stride", "padding"),
+        F.max_pool2d: ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+        F.avg_pool2d: ("input", "kernel_size", "stride", "padding", "ceil_mode"),
+    }
+    names = known.get(node.target)
+    if names is None:
+        return False
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    return given.get("padding", 0) in (0, (0, 0), [0, 0]) and not given.get("ceil_mode", False)
+
+
+def begin_at(feature_map: Tensor, down: int, across: int) -> Tensor:
+    """A map from a position on."""
+    return feature_map[:, :, down:, across:]
 
 
 class LateLayer(nn.Module):
@@ -138,8 +184,8 @@ def stack_phases(maps: list[Tensor]) -> Tensor:
     return torch.cat([F.pad(at, (0, width - at.shape[3], 0, height - at.shape[2])) for at in maps])
 
 
-def _strided_layer(trunk: fx.GraphModule, node: fx.Node, shape: torch.Size) -> tuple[nn.Module, Pads]:
-    """The layer of a node that takes `shape`, and how it pads.
+def _strided_layer(trunk: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, Pads]:
+    """The layer of a node, and how it pads.
 
     Raises:
         DensescoreError: it is none that can begin late.
@@ -148,7 +194,12 @@ def _strided_layer(trunk: fx.GraphModule, node: fx.Node, shape: torch.Size) -> t
     kind = type(layer)
     if isinstance(layer, Conv2dSame):  # depends on the size's remainder by the stride, which a level shares
         down, across = (
-            get_same_padding(shape[axis + 2], layer.kernel_size[axis], layer.stride[axis], layer.dilation[axis])
+            get_same_padding(
+                shape_of(node.all_input_nodes[0])[axis + 2],
+                layer.kernel_size[axis],
+                layer.stride[axis],
+                layer.dilation[axis],
+            )
             for axis in (0, 1)
         )
         return layer, (across // 2, across - across // 2, down // 2, down - down // 2)
@@ -160,17 +211,7 @@ def _strided_layer(trunk: fx.GraphModule, node: fx.Node, shape: torch.Size) -> t
     if isinstance(layer, nn.Module) and kind in (nn.MaxPool2d, nn.AvgPool2d) and whole:
         down, across = (padded, padded) if isinstance(padded, int) else padded
         return layer, (across, across, down, down)
-    name = f"layer {node.target} ({kind.__name__})" if layer else f"operation {node.target}"
     raise DensescoreError(
-        f"a finer stride needs {name} to begin late, which only a Conv2d, MaxPool2d or AvgPool2d can that pads with "
-        "zeros and rounds its output's size down"
+        f"a finer stride needs {name_of(trunk, node)} to begin late, which only a Conv2d, MaxPool2d or "
+        "AvgPool2d can that pads with zeros and rounds its output's size down"
     )
-
-
-@torch.inference_mode()
-def _shapes(trunk: fx.GraphModule, side: int) -> dict[fx.Node, torch.Size]:
-    """The shape of each node's tensor for `side` × `side` pixels."""
-    parameter = next(trunk.parameters())
-    ShapeProp(trunk).propagate(torch.zeros(1, 3, side, side, dtype=parameter.dtype, device=parameter.device))
-    found = {node: node.meta.get("tensor_meta") for node in trunk.graph.nodes}
-    return {node: meta.shape for node, meta in found.items() if hasattr(meta, "shape")}

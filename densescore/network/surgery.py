@@ -1,33 +1,47 @@
-"""Turn a classifier that sees P×P pixels into one that slides: the surgery.
+"""Turn a classifier of P×P pixels into a network that runs over a whole image: the surgery.
 
-A classifier is traced and cut in four:
+A classifier is traced and cut into four parts:
 
     trunk        pixels → feature map, stride S: everything up to where the spatial extent ends
     project      windows of the map → one row each: FC6 after a flatten, or a global average pool
     embed        rows → features: FC7, or what follows the pool up to the last linear layer
     classifier   features → logits: the last linear layer (FC8), or an adaptation head put in its place
 
-A fully connected layer over windows of a map *is* a convolution whose kernel is the window, so the layers are run on
-the windows of all cells at once: one matrix product each, and the same arithmetic as the original network's. Nothing
-is copied: the parts share the module's parameters.
+A fully connected layer over windows of a map *is* a convolution whose kernel is the window. The layers are run on the
+windows of all cells at once: one matrix product each, and the same arithmetic as the original network's. Nothing is
+copied: the parts share the module's parameters.
+
+What the network does decides, not what its layers are called: a map is a tensor that grows with the image, a pool is
+what gives the averages of a map, and `densescore.network.locality` probes whether a position depends on a bounded part
+of the image.
 """
 
-from collections.abc import Callable
-from typing import Any
+import math
 
 import torch
 import torch.nn.functional as F
-from timm.models import get_notrace_functions, get_notrace_modules
-from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch import Tensor, fx, nn
 
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, NotConvolutionalError
 from densescore.network.dense_network import DenseNetwork
-from densescore.network.tracing import Tracer
+from densescore.network.graph import (
+    CROPS,
+    GROWTH,
+    axes_of,
+    dependent,
+    enclosing_layer,
+    mixing,
+    name_of,
+    note_growth,
+    note_shapes,
+    own_reason,
+    random_pixels,
+    shape_of,
+    subgraph,
+    trace,
+)
+from densescore.network.locality import check_local
 from densescore.network.windows import AveragedWindows, FlattenedWindows, LinearWindows
-
-# What mixes positions other than by convolution or pooling; a network with one of these does not slide.
-_NOT_CONVOLUTIONAL = ("attention", "matmul", "bmm", "einsum", "roll", "cumsum", "fft")
 
 
 def to_dense(module: nn.Module, patch: int) -> DenseNetwork:
@@ -36,19 +50,22 @@ def to_dense(module: nn.Module, patch: int) -> DenseNetwork:
     Args:
         module: a classifier of ``[N, 3, patch, patch]`` pixels that ends in flatten → linear layers (AlexNet, VGG) or
             in global average pooling → … → linear (ResNet, ConvNeXt, MobileNet, EfficientNet). It must return logits.
-            Adaptive pooling to the very size the map already has (torchvision's AlexNet and VGG) is the identity on a
-            patch, and is taken out, or it would shrink a larger map.
+            Adaptive pooling to the very size that the map already has (torchvision's AlexNet and VGG) does nothing to
+            a patch, and is taken out, since it would shrink a larger map.
         patch: P, side of the network's input in pixels.
 
     Returns:
         The same network, in evaluation mode, sharing the module's parameters.
 
     Raises:
-        DensescoreError: the module cannot slide; the message names the layer that stands in the way.
+        NotConvolutionalError: the module cannot be run over a whole image; the message names the layer that prevents
+            it.
+        DensescoreError: the module does not take P×P pixels, or does not give logits.
 
     Note:
-        Squeeze-and-excitation blocks average over all that the trunk sees: over a level, not over a patch. Such a
-        network slides, and agrees with the original on one patch, but its cells share the level's context.
+        Squeeze-and-excitation blocks, and norms that take their statistics from the map, average over all that the
+        trunk sees: over a level, not over a patch. Such a network is accepted and gives the original's scores on one
+        patch, but its cells share the level's context; `DenseNetwork.level_context` names the layers.
 
     Example:
         >>> import torchvision
@@ -57,227 +74,267 @@ def to_dense(module: nn.Module, patch: int) -> DenseNetwork:
         (32, (7, 7), 512)
     """
     module = module.eval()
-    graph = _trace(module, patch)
-    _take_out_identity_pools(graph)
-    head, collapse, source = _find_head(graph)
-    _check_convolutional(graph, source)
+    with torch.inference_mode(mode=False), torch.no_grad():
+        graph = trace(module)
+        try:
+            logits = note_shapes(graph, patch)
+        except DensescoreError as error:
+            _check_traced(module, graph, patch, error)
+            raise
+        output = _logits(graph)
+        try:
+            _take_out_identity_pools(graph)
+            network = _cut(graph, output, note_growth(graph, patch), patch)
+            _check_equal(network, logits, type(module).__name__)
+        except NotConvolutionalError as error:
+            raise _with_attention(error, graph) from error
+    return network
 
+
+def _check_traced(module: nn.Module, graph: fx.GraphModule, patch: int, error: DensescoreError) -> None:
+    """Tell apart a module that does not take P×P pixels from one whose trace does not.
+
+    Raises:
+        NotConvolutionalError: the module does take them.
+    """
+    try:
+        module(random_pixels(module, patch, patch))
+    except Exception:
+        return
+    failure = NotConvolutionalError(f"{type(module).__name__} cannot be traced: {error}; {CROPS}")
+    raise _with_attention(failure, graph) from error
+
+
+def _cut(graph: fx.GraphModule, output: fx.Node, failed: tuple[fx.Node, str] | None, patch: int) -> DenseNetwork:
+    collapse, source = _find_collapse(graph, output, failed)
+    axes = axes_of(source)
+    assert axes is not None
+    channels_last = axes == (1, 2)
+    window = (shape_of(source)[axes[0]], shape_of(source)[axes[1]])
+    channels = math.prod(shape_of(source)) // math.prod(window)
+    collapse, averages = _follow_collapse(graph, source, collapse, channels_last)
+    head = _between(graph, collapse, output)
     linears = [node for node in head if _is_linear(graph, node)]
     if not linears:
-        raise DensescoreError(f"no linear layer follows {_name(graph, collapse)}: nothing classifies its output")
-    features = linears[-1].args[0]
-    assert isinstance(features, fx.Node)
-
-    trunk = _subgraph(graph, list(graph.graph.nodes), None, source)
-    channels, height, width = _shape(source)[1:]
-    window, projected = (height, width), collapse
+        raise NotConvolutionalError(
+            f"no linear layer follows {name_of(graph, collapse)}: nothing classifies its output; {CROPS}"
+        )
+    features = _features(head, linears[-1], collapse)
+    trunk = subgraph(graph, None, source)
+    if channels_last:
+        _put_channels_first(trunk)
+    first = linears[0]
+    projected = collapse
     project: nn.Module
-    if _shape(collapse)[1] == channels:  # also where the window is one position, which is its own average
-        project = AveragedWindows(window, tuple(_shape(collapse)[1:]))
-    elif len(linears) > 1 and all(_is_idle(graph, node) for node in head[: head.index(linears[0])]):
-        projected = linears[0]
-        project = LinearWindows(window, graph.get_submodule(str(projected.target)))
+    if averages:  # also where the window is one position, which is its own average
+        project = AveragedWindows(window, shape_of(collapse)[1:])
+    elif first is not linears[-1] and _reached_idly(graph, collapse, first):
+        projected = first
+        project = LinearWindows(window, graph.get_submodule(str(first.target)))
     else:
         project = FlattenedWindows(window)
-    return DenseNetwork(
+    stride = _stride(graph, trunk, source, patch)
+    network = DenseNetwork(
         trunk,
         project,
-        _subgraph(graph, head, projected, features),
-        _subgraph(graph, head, features, head[-1]),
+        subgraph(graph, projected, features),
+        subgraph(graph, features, output),
         patch=patch,
-        stride=_stride(graph, trunk, patch, window),
+        stride=stride,
         window=window,
-        window_width=channels if isinstance(project, AveragedWindows) else channels * height * width,
-        feature_width=_shape(features)[1],
-        classes=_shape(head[-1])[1],
+        window_width=channels if averages else channels * window[0] * window[1],
+        feature_width=math.prod(shape_of(features)[1:]),
+        classes=shape_of(output)[1],
     ).eval()
+    network.level_context = check_local(trunk, patch, stride, window)
+    return network
 
 
-class _Tracer(Tracer):
-    """Stops at layers, also where timm subclasses them, and at what timm marks as not traceable."""
-
-    def __init__(self) -> None:
-        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
-        layers = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm)
-        self._leaves = (*layers, *get_notrace_modules())
-        self.current = "its forward"
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if self._is_own():
-            self.current = f"{self.path_of_module(m)} ({type(m).__name__})"
-        return super().call_module(m, forward, args, kwargs)
-
-
-def _trace(module: nn.Module, patch: int) -> fx.GraphModule:
-    """The module as a graph whose nodes know their shapes on one patch."""
-    tracer = _Tracer()
-    try:
-        graph = fx.GraphModule(module, tracer.trace(module))
-    except Exception as error:  # tracing runs the user's own forward
-        raise DensescoreError(f"{type(module).__name__} cannot be traced: {tracer.current}: {error}") from error
-    parameter = next(module.parameters(), torch.empty(0))
-    try:
-        with torch.inference_mode():
-            sample = torch.zeros(1, 3, patch, patch, dtype=parameter.dtype, device=parameter.device)
-            ShapeProp(graph).propagate(sample)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise DensescoreError(
-            f"{type(module).__name__} cannot be run on {patch}×{patch} pixels (patch_size={patch}): {reason}"
-        ) from error
-    return graph
+def _logits(graph: fx.GraphModule) -> fx.Node:
+    """The node that gives ``[N, classes]``."""
+    (end,) = (node for node in graph.graph.nodes if node.op == "output")
+    output = end.args[0]
+    if not isinstance(output, fx.Node) or len(shape_of(output)) != 2:
+        raise DensescoreError("the network must return one [N, classes] tensor of logits")
+    return output
 
 
 def _take_out_identity_pools(graph: fx.GraphModule) -> None:
-    """Adaptive pooling from h×w to h×w does nothing on a patch, and would undo density on a level."""
+    """Adaptive pooling from h×w to h×w does nothing to a patch, and would shrink a level."""
     for node in list(graph.graph.nodes):
         pool = graph.get_submodule(node.target) if node.op == "call_module" else node.target
         adaptive = isinstance(pool, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) or pool is F.adaptive_avg_pool2d
-        if not adaptive or not _is_spatial(node):
+        if not adaptive or max(shape_of(node)[2:], default=1) == 1:
             continue
-        before, after = (_shape(at)[2:] for at in (node.args[0], node))
+        before, after = (shape_of(at)[2:] for at in (node.args[0], node))
         if before != after:
-            raise DensescoreError(
-                f"{_name(graph, node)} makes a {before[0]}×{before[1]} map {after[0]}×{after[1]}, whatever the input's "
-                "size: it can slide only at the patch_size where both are the same"
+            raise NotConvolutionalError(
+                f"{name_of(graph, node)} makes a {before[0]}×{before[1]} map {after[0]}×{after[1]}, whatever the "
+                f"input's size: it is convolutional only at the patch_size where both are the same; {CROPS}"
             )
         node.replace_all_uses_with(node.args[0])
         graph.graph.erase_node(node)
 
 
-def _find_head(graph: fx.GraphModule) -> tuple[list[fx.Node], fx.Node, fx.Node]:
-    """Walk back from the logits to where the spatial extent ended.
+def _find_collapse(
+    graph: fx.GraphModule, output: fx.Node, failed: tuple[fx.Node, str] | None
+) -> tuple[fx.Node, fx.Node]:
+    """Walk back from the logits to where the spatial extent ends.
 
     Returns:
-        The nodes after the collapse in order, the collapse (a pool or a flatten), and the map that it takes. Where a
-        convolution as large as the map ends it (timm's VGG), the convolution belongs to the trunk: both are its node.
+        The one node that takes a feature map and gives none, and the map.
     """
-    output = next(node for node in reversed(graph.graph.nodes) if node.op == "output").args[0]
-    if not isinstance(output, fx.Node) or len(_shape(output)) != 2:
-        raise DensescoreError("the network must return one [N, classes] tensor of logits")
-    head: list[fx.Node] = []
-    node = output
-    while True:
-        inputs = [source for source in node.all_input_nodes if _shape(source) and source.op != "get_attr"]
-        maps = [source for source in inputs if _is_spatial(source)]
-        if len(inputs) != 1:
-            raise DensescoreError(
-                f"{_name(graph, node)} joins {len(inputs)} tensors after the feature map: only networks that end in "
-                "flatten → linear layers or in global average pooling → linear layers can slide"
-            )
-        if maps:
-            break
-        head.insert(0, node)
-        node = inputs[0]
+    on_input = dependent(graph.graph)
+    found: set[tuple[fx.Node, fx.Node]] = set()
+    seen = {output}
+    waiting = [output]
+    while waiting:
+        node = waiting.pop()
         if node.op == "placeholder":
-            raise DensescoreError("no layer turns a feature map into a vector: not a convolutional classifier")
-    source, collapse = maps[0], node
-    channels, height, width = _shape(source)[1:]
-    flattened = _shape(collapse) == (1, channels * height * width)
-    averaged = _is_average(graph, collapse) and _shape(collapse)[1:] in ((channels,), (channels, 1, 1))
-    if _has_convolution(graph, collapse) and len(_shape(collapse)) == 4:
-        source = collapse
-    elif not (flattened or averaged):
-        raise DensescoreError(
-            f"{_name(graph, collapse)} turns a {_shape(source)} map into {_shape(collapse)}; only a flatten or a "
-            "global average pool can slide"
+            raise NotConvolutionalError(f"no layer turns a feature map into a vector; {CROPS}")
+        for source in node.all_input_nodes:
+            if source not in on_input or not shape_of(source) or source in seen:
+                continue
+            if axes_of(source):
+                found.add((node, source))
+            else:
+                seen.add(source)
+                waiting.append(source)
+    order = {node: index for index, node in enumerate(graph.graph.nodes)}
+    joined = sorted(found, key=lambda pair: order[pair[0]])
+    collapse, source = joined[0]
+    if failed and order[failed[0]] < order[collapse]:
+        node, reason = failed
+        reason = "" if "Proxy(" in reason else f": {reason}"  # sizes that the trace knows only as proxies
+        raise NotConvolutionalError(f"{enclosing_layer(node)} takes no larger image than a patch{reason}; {CROPS}")
+    if len(joined) > 1:
+        raise NotConvolutionalError(
+            f"{len(joined)} layers take a feature map to the logits, first {name_of(graph, collapse)}, then "
+            f"{name_of(graph, joined[1][0])}: one flatten or global average pool must; {CROPS}"
         )
-    return head, collapse, source
+    if axes_of(source) not in ((2, 3), (1, 2)) or len(shape_of(source)) != 4:
+        raise NotConvolutionalError(f"{name_of(graph, source)} gives no [N, C, h, w] map; {CROPS}")
+    return collapse, source
 
 
-def _check_convolutional(graph: fx.GraphModule, source: fx.Node) -> None:
+def _follow_collapse(
+    graph: fx.GraphModule, source: fx.Node, collapse: fx.Node, channels_last: bool
+) -> tuple[fx.Node, bool]:
+    """The node at which the map is flattened or averaged, and whether it is averaged: tried on a random map.
+
+    Pooling may take several nodes, as in ``x.flatten(2).mean(2)``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    parameter = next(graph.parameters(), torch.empty(0))
+    sample = torch.rand(shape_of(source), generator=generator).to(parameter.device, parameter.dtype)
+    average = sample.mean((1, 2) if channels_last else (2, 3))[0]  # [C]
+    node = collapse
+    while True:
+        given = subgraph(graph, source, node)(sample)
+        if given.numel() == average.numel() and _alike(given.flatten(), average):
+            return node, True
+        if given.shape == (1, sample.numel()) and torch.equal(given[0], sample.flatten()) and not channels_last:
+            return node, False
+        if len(node.users) != 1 or len(next(iter(node.users)).all_input_nodes) != 1:
+            break
+        (node,) = node.users
+        if node.op not in ("call_method", "call_function"):
+            break
+    raise NotConvolutionalError(
+        f"{name_of(graph, collapse)} turns a {shape_of(source)} map into {shape_of(collapse)}; only a flatten or a "
+        f"global average pool may; {CROPS}"
+    )
+
+
+def _alike(given: Tensor, expected: Tensor) -> bool:
+    tolerance = 64 * torch.finfo(expected.dtype).eps
+    return torch.allclose(given.to(expected.dtype), expected, rtol=tolerance, atol=tolerance)
+
+
+def _between(graph: fx.GraphModule, start: fx.Node, end: fx.Node) -> list[fx.Node]:
+    """The nodes after `start`, `end` included, that depend on it and that `end` depends on."""
+    after: set[fx.Node] = {start}
     for node in graph.graph.nodes:
-        kind = type(graph.get_submodule(node.target)) if node.op == "call_module" else node.target
-        kind_name = getattr(kind, "__name__", str(kind)).lower()
-        if node.op.startswith("call") and any(word in kind_name for word in _NOT_CONVOLUTIONAL):
-            raise DensescoreError(f"{_name(graph, node)} mixes positions other than by convolution; it cannot slide")
-        if node is source:
-            return
+        if any(source in after for source in node.all_input_nodes):
+            after.add(node)
+    before = {end}
+    for node in reversed(graph.graph.nodes):
+        if any(user in before for user in node.users):
+            before.add(node)
+    return [node for node in graph.graph.nodes if node in after and node in before and node is not start]
 
 
-def _stride(graph: fx.GraphModule, trunk: nn.Module, patch: int, window: tuple[int, int]) -> int:
+def _features(head: list[fx.Node], last: fx.Node, collapse: fx.Node) -> fx.Node:
+    """The last node before the last linear layer through which everything passes: two heads may share it."""
+    order = [collapse, *head]
+    farthest = {node: max((order.index(user) for user in node.users if user in head), default=0) for node in order}
+    passed = collapse
+    reached = 0
+    for index, node in enumerate(order[: order.index(last)]):
+        if reached <= index:  # no edge goes past this node
+            passed = node
+        reached = max(reached, farthest[node])
+    return passed
+
+
+def _reached_idly(graph: fx.GraphModule, node: fx.Node, linear: fx.Node) -> bool:
+    """Whether only layers that do nothing in evaluation mode lie between a node and a linear layer."""
+    while node is not linear:
+        if len(node.users) != 1:
+            return False
+        (node,) = node.users
+        idle = node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), nn.Dropout | nn.Identity)
+        if node is not linear and not idle:
+            return False
+    return isinstance(graph.get_submodule(str(linear.target)), nn.Linear)
+
+
+def _put_channels_first(trunk: fx.GraphModule) -> None:
+    (end,) = (node for node in trunk.graph.nodes if node.op == "output")
+    with trunk.graph.inserting_before(end):
+        permuted = trunk.graph.call_method("permute", (end.args[0], 0, 3, 1, 2))
+    end.args = (permuted,)
+    trunk.recompile()
+
+
+def _stride(graph: fx.GraphModule, trunk: nn.Module, source: fx.Node, patch: int) -> int:
     """S: the step of input that adds exactly one cell, tried on the trunk itself."""
-    parameter = next(graph.parameters())
-    sizes: dict[int, tuple[int, int]] = {}
-    for stride in (32, 16, 8, 64, 4, 2, 1):
-        for steps in (1, 2, 3):
-            side = patch + steps * stride
-            if side not in sizes:
-                sample = torch.zeros(1, 3, patch, side, dtype=parameter.dtype, device=parameter.device)
-                try:
-                    with torch.inference_mode():
-                        sizes[side] = tuple(trunk(sample).shape[2:])
-                except Exception as error:
-                    reason = str(error).strip().splitlines()[-1]
-                    raise DensescoreError(
-                        f"the trunk runs on {patch}×{patch} pixels but not on {patch}×{side}: {reason}"
-                    ) from error
-            if sizes[side] != (window[0], window[1] + steps):
-                break
-        else:
+    axes = axes_of(source) or ()
+    small, large = ([shape[axis] for axis in axes] for shape in (shape_of(source), source.meta["larger_shape"]))
+    stride, rest = divmod(GROWTH[0], large[0] - small[0])
+    sizes = {(patch, patch): tuple(small), (patch + GROWTH[0], patch + GROWTH[1]): tuple(large)}
+    if rest == 0:
+        step = (patch + stride, patch + 3 * stride)
+        try:
+            sizes[step] = tuple(trunk(random_pixels(trunk, *step)).shape[2:])
+        except Exception as error:
+            raise NotConvolutionalError(
+                f"the trunk runs on {patch}×{patch} pixels but not on {step[0]}×{step[1]}: {own_reason(error)}; {CROPS}"
+            ) from error
+        if sizes[step] == (small[0] + 1, small[1] + 3):
             return stride
-    raise DensescoreError(f"the trunk's map does not grow with its input by one cell per stride: {sizes}")
+    raise NotConvolutionalError(
+        f"the feature map of {name_of(graph, source)} does not grow with its input by one cell per stride: {sizes}; "
+        f"{CROPS}"
+    )
 
 
-def _subgraph(graph: fx.GraphModule, nodes: list[fx.Node], start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
-    """The part of a graph from `start`'s output (None: the network's input) to `end`'s."""
-    part = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    if start is not None:
-        copies[start] = part.placeholder("x")
-    if start is not end:
-        first = nodes.index(start) + 1 if start in nodes else 0
-        for node in nodes[first : nodes.index(end) + 1]:
-            copies[node] = part.node_copy(node, lambda old: copies[old])
-    part.output(copies[end])
-    module = fx.GraphModule(graph, part)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return module
+def _check_equal(network: DenseNetwork, logits: Tensor, name: str) -> None:
+    """The parts give on one patch what the whole gave."""
+    given = network(random_pixels(network.trunk, network.patch, network.patch))
+    tolerance = 32 * torch.finfo(logits.dtype).eps ** 0.75
+    if not torch.allclose(given, logits, rtol=tolerance, atol=tolerance * float(logits.abs().max()), equal_nan=True):
+        raise NotConvolutionalError(f"cut into parts, {name} gives other scores than in one piece; {CROPS}")
 
 
-def _is_average(graph: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        pool = graph.get_submodule(str(node.target))
-        kind = getattr(pool, "pool_type", "avg")  # timm's SelectAdaptivePool2d
-        return "avg" in type(pool).__name__.lower() or ("pool" in type(pool).__name__.lower() and kind == "avg")
-    names = (torch.mean, F.adaptive_avg_pool2d, F.avg_pool2d, "mean")
-    return node.target in names or getattr(node.target, "__name__", "") in ("mean", "avg_pool2d", "adaptive_avg_pool2d")
-
-
-def _is_idle(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """A layer that does nothing in evaluation mode."""
-    if node.op != "call_module":
-        return False
-    return isinstance(graph.get_submodule(str(node.target)), nn.Dropout | nn.Identity)
-
-
-def _has_convolution(graph: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op != "call_module":
-        return False
-    return any(isinstance(part, nn.Conv2d) for part in graph.get_submodule(str(node.target)).modules())
+def _with_attention(error: NotConvolutionalError, graph: fx.GraphModule) -> NotConvolutionalError:
+    """An error that names the attention in a network, which is why its tail is not that of a convolutional one."""
+    layers = [enclosing_layer(node) for node in graph.graph.nodes if mixing(graph, node)]
+    if not layers or any(layer in str(error) for layer in layers):
+        return error
+    return NotConvolutionalError(f"{layers[0]} combines positions by attention, not by convolution ({error})")
 
 
 def _is_linear(graph: fx.GraphModule, node: fx.Node) -> bool:
     """A linear layer, or the 1×1 convolution of a pooled map that is one."""
     return node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), nn.Linear | nn.Conv2d)
-
-
-def _shape(node: Any) -> tuple[int, ...]:
-    """The node's shape on one patch; empty for what is not a tensor."""
-    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ())) if isinstance(node, fx.Node) else ()
-
-
-def _is_spatial(node: Any) -> bool:
-    """A map, channels first or last: more than one of its axes has an extent."""
-    shape = _shape(node)
-    return len(shape) == 4 and sum(size > 1 for size in shape[1:]) > 1
-
-
-def _name(graph: fx.GraphModule, node: fx.Node) -> str:
-    if node.op == "call_module":
-        return f"layer {node.target} ({type(graph.get_submodule(str(node.target))).__name__})"
-    return f"operation {getattr(node.target, '__name__', node.target)}"

@@ -1,8 +1,8 @@
 """Cut a level into tiles whose cells get the scores that they have in the whole level.
 
-A cell of a network with padding depends on pixels past its own window; a tile holds the pixels that its cells depend
-on, and no more: how far that is, `reach` finds by asking the trunk. What reaches past the level's border meets the
-network's own padding there, as it does in the whole level.
+A cell of a network with padding depends on pixels outside its own window. A tile holds all pixels that its cells
+depend on, and no others; `reach` finds how far they lie by running the trunk. At the level's border the network pads
+a tile as it pads the whole level.
 """
 
 import functools
@@ -56,7 +56,7 @@ Value = TypeVar("Value")
 
 
 def _once(find: Callable[[DenseNetwork], Value]) -> Callable[[DenseNetwork], Value]:
-    """Found once per network, and remembered for as long as it lives."""
+    """Compute a value once per network, and keep it as long as the network lives."""
     found: WeakKeyDictionary[DenseNetwork, Value] = WeakKeyDictionary()
 
     @functools.wraps(find)
@@ -73,8 +73,8 @@ def _once(find: Callable[[DenseNetwork], Value]) -> Callable[[DenseNetwork], Val
 def reach(network: DenseNetwork) -> tuple[int, int]:
     """How many strides before and after a cell's window the pixels lie that its scores depend on.
 
-    A cut shows where it is felt: NaN in all pixels past it spreads through convolutions, pools and activations to just
-    the positions that depend on one of them.
+    NaN are put in all pixels past a cut. They spread through convolutions, pools and activations to exactly those
+    positions that depend on one of these pixels.
 
     Returns:
         Strides of the network before and after, the larger of both axes.
@@ -118,7 +118,7 @@ def _spoilt(feature_map: Tensor, axis: int) -> Tensor:
 
 @_once
 def bytes_per_pixel(network: DenseNetwork) -> float:
-    """Memory of the trunk at work, per pixel of a level: the most that one of its layers takes and gives."""
+    """Peak memory of the trunk in bytes per pixel of a level: the largest sum of the tensors alive at one time."""
     trunk = network.level_trunk
     parameter = next(network.trunk.parameters())
     with torch.inference_mode():
@@ -169,7 +169,7 @@ def _spans(cells: int, network: DenseNetwork, steps: int, before: int, after: in
 
 
 def own_part(feature_map: Tensor, tile: Tile, network: DenseNetwork) -> Tensor:
-    """Of the map of a tile's pixels, what the tile's cells see."""
+    """The part of a tile's feature map that belongs to the tile's own cells."""
     down, across = (
         slice(span.skipped, span.skipped + (len(span.cells) - 1) // network.phases + width)
         for span, width in zip((tile.rows, tile.cols), network.window, strict=True)

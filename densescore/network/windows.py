@@ -1,4 +1,4 @@
-"""Windows of a feature map → one row per cell: what a flatten or a global pool, and FC6 after it, become."""
+"""Windows of a feature map → one row per cell. They replace a flatten or a global pool, and FC6 after it."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ Blocks = Sequence[Tensor]
 
 
 class AveragedWindows(nn.Module):
-    """Global average pooling, slid: blocks → ``[cells, *shape]``, shape ``(C,)`` or ``(C, 1, 1)``."""
+    """Global average pooling of each window: blocks → ``[cells, *shape]``, shape ``(C,)`` or ``(C, 1, 1)``."""
 
     def __init__(self, window: tuple[int, int], shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class AveragedWindows(nn.Module):
 
 
 class FlattenedWindows(nn.Module):
-    """Flattening, slid: blocks → ``[cells, C·h·w]``."""
+    """Flattening of each window: blocks → ``[cells, C·h·w]``."""
 
     def __init__(self, window: tuple[int, int]) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class FlattenedWindows(nn.Module):
 
 
 class LinearWindows(FlattenedWindows):
-    """Flattening and FC6, slid: blocks → ``[cells, width of FC6]``, one matrix product for all of them."""
+    """Flattening and FC6 of each window: blocks → ``[cells, width of FC6]``, in one matrix product."""
 
     def __init__(self, window: tuple[int, int], linear: nn.Module) -> None:
         super().__init__(window)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -176,3 +177,50 @@ def test_verbose_names_the_scorer(tmp_path: Path, toy_scorer: DenseScorer, monke
     told = run("classify", picture, "-v").stderr
     assert told.startswith(f"{toy_scorer.name}: {len(toy_scorer.labels)} classes; scales ")
     assert f"float32 on cpu by {toy_scorer.runtime}" in told
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are of Unix")
+@pytest.mark.parametrize("to_file", [True, False])
+def test_results_beside_a_bar_on_a_terminal(to_file: bool, tmp_path: Path) -> None:
+    """In a file they are whole, with nothing of the bar; on the terminal each begins a line of its own."""
+    import pty
+
+    code = (
+        "from densescore.cli.console import say, say_json, show_table\n"
+        "from densescore.cli.progress import Progress\n"
+        "with Progress() as progress:\n"
+        "    for item in progress.track([1, 2], 'images'):\n"
+        "        say_json({'label': '[/x]', 'long': 'y' * 200})\n"
+        "        say(f'[v{item}]')\n"
+        "        show_table(['[a]', 'b'], [('c', item)])\n"
+    )
+    terminal, inner = pty.openpty()
+    results = tmp_path / "results.txt"
+    with results.open("w") as file:
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "60"}
+        command = [sys.executable, "-c", code]
+        subprocess.run(command, stdout=file if to_file else inner, stderr=inner, env=environment, check=True)
+    os.close(inner)
+    shown = b""
+    while chunk := _read(terminal):
+        shown += chunk
+    assert b"images" in shown
+    if to_file:
+        text = results.read_text()
+        assert b"[v1]" not in shown
+        assert "images" not in text
+    else:
+        erased = re.sub(r"[^\n]*\r\x1b\[2K", "", shown.decode().replace("\r\n", "\n"))
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", erased)
+    lines = text.splitlines()
+    assert [json.loads(line)["label"] for line in lines if line.startswith("{")] == ["[/x]"] * 2
+    assert "[v1]" in lines
+    assert "[v2]" in lines
+    assert sum(line.startswith("┏") for line in lines) == 2
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # the other end is closed
+        return b""

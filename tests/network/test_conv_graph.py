@@ -20,8 +20,10 @@ from tests.conftest import Toy
         (Krizhevsky(7), 224),
         (torchvision.models.resnet18(), 224),
         (timm.create_model("mobilenetv3_small_050"), 224),
+        (timm.create_model("convnext_atto"), 64),  # a norm in the head
+        (timm.create_model("convnext_zepto_rms"), 64),  # one whose weight is used in forward itself
     ],
-    ids=["toy", "krizhevsky", "resnet18", "mobilenetv3"],
+    ids=["toy", "krizhevsky", "resnet18", "mobilenetv3", "convnext", "rms"],
 )
 @torch.no_grad()
 def test_each_position_is_a_cell(module: nn.Module, patch: int) -> None:
@@ -44,6 +46,17 @@ def test_an_adaptation_head_too() -> None:
     assert logits.shape == (1, 4, 1, 3)
 
 
+class NormedWindows(nn.Module):
+    """A norm between the flattened map and the first linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3, 2), nn.LayerNorm(16), nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.norm(self.conv(x).flatten(1)))
+
+
 def test_what_has_no_such_form_is_named() -> None:
-    with pytest.raises(DensescoreError, match="LayerNorm"):
-        convolutional_form(to_dense(timm.create_model("convnext_atto"), 224))
+    with pytest.raises(DensescoreError, match="only linear layers may take the flattened map"):
+        convolutional_form(to_dense(NormedWindows(), 5))

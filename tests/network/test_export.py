@@ -86,10 +86,10 @@ def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "mine.pt2").touch()
     with pytest.raises(DensescoreError, match="exists already"):
         export_model(Toy(), tmp_path / "mine.pt2", **OPTIONS)
-    with pytest.raises(DensescoreError, match="no convolutional form"):
+    with pytest.raises(DensescoreError, match="only linear layers may take the flattened map"):
         export_model(
-            nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LayerNorm(4), nn.Linear(4, 2)),
-            tmp_path / "norm.pt2", patch_size=3,
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 2)),
+            tmp_path / "norm.pt2", patch_size=4,
         )  # fmt: skip
     monkeypatch.setattr(export, "_torch_runner", lambda path: lambda pixels: np.zeros((1, 3, 1, 1), np.float32))
     with pytest.raises(DensescoreError, match="gives other scores than torch"):

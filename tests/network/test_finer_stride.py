@@ -14,7 +14,7 @@ from torch import nn
 
 from densescore import DensescoreError, DenseScorer, Pyramid
 from densescore.models import Krizhevsky
-from densescore.network.finer_stride import with_offsets
+from densescore.network.finer_stride import with_phases
 from densescore.network.surgery import to_dense
 from tests.conftest import Toy
 
@@ -67,7 +67,7 @@ def test_away_from_the_border_a_phase_is_the_trunk_on_the_shifted_image(name: st
     trunk: Any = to_dense(torchvision.models.get_model(name).eval(), 224).trunk
     positions = 2 * margin + 4
     pixels = torch.randn(1, 3, 224 + 32 * positions, 224 + 32 * positions)
-    maps = with_offsets(trunk, 224, 32, 8)(pixels)
+    maps = with_phases(trunk, 224, 32, 8)(pixels)
     assert maps.std() > 1e-3
     for phase in (1, 6, 15):
         down, across = (8 * part for part in divmod(phase, 4))
@@ -91,7 +91,7 @@ def test_at_the_border_phases_see_what_dilated_layers_see() -> None:
     kernel = torch.full((5, 1, 3, 3), 1 / 9)
     x = nn.functional.conv2d(x, kernel, None, 1, 4, 4, groups=5)
     x = nn.functional.conv2d(x, layers[-1].weight, layers[-1].bias, 1, 4, 4).relu()
-    maps = with_offsets(trunk, 32, 8, 2)(pixels)
+    maps = with_phases(trunk, 32, 8, 2)(pixels)
     assert maps.shape == (16, 6, 7, 9)
     for phase in range(16):
         expected = x[0, :, phase // 4 :: 4, phase % 4 :: 4]
@@ -129,6 +129,19 @@ def test_a_finer_pyramid_holds_the_coarse_one(height: int, width: int, phases: i
     assert sorted(np.concatenate([part.ravel() for part in parts])) == list(range(len(fine)))
 
 
+class Branches(nn.Module):
+    """A convolution of stride 2, and some other layers of that stride beside it."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.straight, self.layers = nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 4, 3, 2, 1), layers
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.fc((self.straight(x) + self.layers(x)).mean((2, 3)))
+
+
 @pytest.mark.parametrize(
     ("module", "stride", "message"),
     [
@@ -141,6 +154,9 @@ def test_a_finer_pyramid_holds_the_coarse_one(height: int, width: int, phases: i
                 nn.Flatten(), nn.Linear(4 * 25, 2)
             ), 1, r"layer 1 \(MaxPool2d\) to begin late",
         ),
+        (Branches(nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1), nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3, 2, 1))), 1,
+         r"layer layers.1 \(Upsample\) enlarges its map"),
+        (Branches(nn.MaxPool2d(2, 2)), 1, r"operation add joins maps of different sizes"),
         (nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 4, 1), nn.Flatten(), nn.Linear(100, 2)), 2, "Unshuffle"),
     ],
 )  # fmt: skip

@@ -1,16 +1,20 @@
-"""The surgery: what can slide does, with the same outputs; what cannot is refused by the name of its layer."""
+"""The surgery: convolutional networks keep their outputs; others are refused by the name of their layer."""
+
+from collections.abc import Callable
 
 import pytest
 import timm
 import torch
 import torchvision
+from timm.layers.squeeze_excite import SqueezeExcite
 from torch import Tensor, nn
 
 from densescore import DensescoreError
+from densescore.errors import NotConvolutionalError
 from densescore.models import AdaptationHead, Krizhevsky
 from densescore.network.surgery import to_dense
 
-SLIDING = {
+CONVOLUTIONAL = {
     "alexnet": (lambda: torchvision.models.alexnet(), (4096,), 4096),
     "resnet18": (lambda: torchvision.models.resnet18(), (512, 1, 1), 512),
     "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(), (576, 1, 1), 1024),
@@ -26,10 +30,10 @@ SLIDING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SLIDING)
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
 @torch.inference_mode()
-def test_named_families_slide(name: str) -> None:
-    build, row, width = SLIDING[name]
+def test_named_families_keep_their_outputs(name: str) -> None:
+    build, row, width = CONVOLUTIONAL[name]
     torch.manual_seed(0)
     module = build().eval()
     network = to_dense(module, 224)
@@ -108,6 +112,47 @@ class TwoHeads(nn.Module):
         return self.a(x) + self.b(x)
 
 
+class Pools(nn.Module):
+    """Averages in two steps, and only then has nothing but channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(2).mean(2))
+
+
+class ChannelsLast(nn.Module):
+    """Averages a map with its channels last, and norms with a parameter used in forward itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.fc = nn.Parameter(torch.rand(4)), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x.permute(0, 2, 3, 1) * self.weight).mean((1, 2))
+        return self.fc(x * torch.rsqrt((x * x).mean(1, keepdim=True) + 1e-6) * self.weight)
+
+
+@pytest.mark.parametrize("tail", [TwoHeads(), Pools(), ChannelsLast()], ids=lambda tail: type(tail).__name__)
+@torch.inference_mode()
+def test_heads_of_other_forms(tail: nn.Module) -> None:
+    torch.manual_seed(0)
+    module = Net(tail).eval()
+    network = to_dense(module, 16)
+    assert (network.stride, network.window, network.feature_width, network.classes) == (2, (8, 8), 4, 5)
+    crops = torch.rand(3, 3, 16, 16)
+    expected = module(crops)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(network(crops), expected)
+    wide = torch.rand(1, 3, 18, 22)
+    cells = network.classifier(network.embed_blocks([network.block(network.trunk(wide), range(2), range(4))]))
+    assert cells.shape == (8, 5)
+    inner = network.trunk(wide)[:, :, 1:9, 2:10]  # the window of the cell in row 1, column 2
+    torch.testing.assert_close(cells[6:7], network.classifier(network.embed_blocks([inner])))
+
+
 class Branches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.sum() > 0:
@@ -115,26 +160,169 @@ class Branches(nn.Module):
         return -x
 
 
+class Mixed(nn.Module):
+    """A trunk whose one layer is anything at all."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.layer, self.fc = nn.Conv2d(3, 4, 4, 4), layer, nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layer(self.stem(x)).mean((2, 3)))
+
+
+class Windows(nn.Module):
+    """Sums over windows of 3×3 positions that do not overlap."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, cols = -x.shape[2] % 3, -x.shape[3] % 3
+        wide = nn.functional.pad(x, (0, cols, 0, rows))
+        pooled = nn.functional.interpolate(nn.functional.avg_pool2d(wide, 3), scale_factor=3)
+        return x + pooled[:, :, : x.shape[2], : x.shape[3]]
+
+
+class Positions(nn.Module):
+    """Adds each position's row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.ones_like(x).cumsum(2)
+
+
+class Columns(nn.Module):
+    """Averages over columns, as coordinate attention does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.mean(2, keepdim=True)
+
+
+class Softmax(nn.Module):
+    """Linear attention over all positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(2)
+        return (flat @ flat.transpose(1, 2) @ flat).reshape(x.shape)
+
+
+class Wraps(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.roll(x, 1, 3)
+
+
+class Unfolds(nn.Module):
+    """A convolution written by hand: local, though no layer says so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        around = nn.functional.unfold(x, 3, padding=1).reshape(1, 4, 9, x.shape[2], x.shape[3])
+        return around.amax(2)
+
+
+class Leaf(nn.Module):
+    """Hides a layer from the trace, as timm's modules that cannot be traced."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.hidden = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.hidden(x)
+
+
+Leaf.__module__ = "torch.nn.hidden"  # fx takes what comes from torch.nn for a layer
+
+
+@pytest.mark.parametrize("hide", [lambda layer: layer, Leaf], ids=["traced", "hidden"])
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (Windows(), "treats positions differently"),
+        (Positions(), "treats positions differently"),
+        (Columns(), "makes each position depend on the whole image"),
+        (Softmax(), "makes each position depend on the whole image"),
+        (Wraps(), "makes each position depend on the whole image"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "makes each position depend on the whole image"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_what_is_not_local_is_refused(layer: nn.Module, message: str, hide: Callable[[nn.Module], nn.Module]) -> None:
+    with pytest.raises(NotConvolutionalError, match=rf"layer layer.* {message}.*by crops"):
+        to_dense(Mixed(hide(layer)), 36)
+
+
+@pytest.mark.parametrize("hide", [lambda layer: layer, Leaf], ids=["traced", "hidden"])
+@pytest.mark.parametrize(
+    ("layer", "averages"),
+    [
+        (Unfolds(), False),
+        (nn.GroupNorm(2, 4), True),
+        (SqueezeExcite(4), True),
+        (nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.GELU(), nn.Conv2d(4, 4, 5, padding=2)), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+@torch.no_grad()
+def test_what_is_local_or_averages_the_level_is_accepted(
+    layer: nn.Module, averages: bool, hide: Callable[[nn.Module], nn.Module]
+) -> None:
+    module = Mixed(hide(layer)).eval()
+    network = to_dense(module, 36)
+    crop = torch.rand(1, 3, 36, 36)
+    torch.testing.assert_close(network(crop), module(crop))
+    assert bool(network.level_context) == averages
+    assert all(name.startswith("layer layer") for name in network.level_context)
+
+
 @pytest.mark.parametrize(
     ("module", "patch", "message"),
     [
-        (torchvision.models.swin_t(), 224, "shifted_window_attention mixes positions"),
-        (torchvision.models.vit_b_16(), 224, "operation add joins 2 tensors"),
-        (timm.create_model("mixer_s16_224"), 224, "joins 2 tensors"),
-        (torchvision.models.squeezenet1_1(), 224, r"no linear layer follows layer classifier.3 \(AdaptiveAvgPool2d\)"),
-        (torchvision.models.alexnet(), 320, r"layer avgpool \(AdaptiveAvgPool2d\) makes a 9×9 map 6×6"),
+        (
+            lambda: torchvision.models.swin_t(),
+            224,
+            r"layer features.1.0.attn \(ShiftedWindowAttention\) treats positions",
+        ),
+        (
+            lambda: torchvision.models.vit_b_32(),
+            224,
+            r"encoder_layer_0.self_attention \(MultiheadAttention\) combines",
+        ),
+        (
+            lambda: timm.create_model("mixer_s32_224"),
+            224,
+            r"layer stem \(PatchEmbed\) takes no larger image",
+        ),
+        (lambda: timm.create_model("tiny_vit_5m_224"), 224, r"layer stages.1.blocks.0 \(TinyVitBlock\)"),
+        (
+            lambda: timm.create_model("mobilevit_xxs"),
+            256,
+            r"layer stages.2.1 \(MobileVitBlock\) makes each position",
+        ),
+        (
+            lambda: timm.create_model("efficientvit_b0"),
+            224,
+            r"main \(LiteMLA\) makes each position depend",
+        ),
+        (
+            lambda: torchvision.models.squeezenet1_1(),
+            224,
+            r"no linear layer follows layer classifier.3 \(Adaptive",
+        ),
+        (lambda: torchvision.models.alexnet(), 320, r"layer avgpool \(AdaptiveAvgPool2d\) makes a 9×9 map 6×6"),
         (Net(MaxPools()), 16, "operation amax"),
-        (Net(TwoHeads()), 16, "operation add joins 2 tensors"),
         (Net(Branches()), 16, "Net cannot be traced: tail"),
-        (Net(nn.Sequential(nn.Flatten(), nn.Linear(99, 5))), 16, "Net cannot be run on 16×16 pixels"),
+        (
+            Net(nn.Sequential(nn.Flatten(), nn.Linear(99, 5))),
+            16,
+            "cannot be run on 16×16 pixels .*: mat1 and mat2",
+        ),
         (Net(nn.Identity()), 16, r"must return one \[N, classes\]"),
         (Net(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.ReLU())), 16, "no linear layer follows"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
-def test_what_cannot_slide_is_refused_by_name(module: nn.Module, patch: int, message: str) -> None:
+def test_what_is_not_convolutional_is_refused_by_name(
+    module: nn.Module | Callable[[], nn.Module], patch: int, message: str
+) -> None:
     with pytest.raises(DensescoreError, match=message):
-        to_dense(module, patch)
+        to_dense(module if isinstance(module, nn.Module) else module(), patch)
 
 
 def test_a_head_of_another_width_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Replace a dense network's layers by numerically equivalent, faster ones, for a CPU."""
+"""Replace the layers of a dense network by numerically equivalent, faster ones, for a CPU."""
 
 import warnings
 from typing import Literal
@@ -21,7 +21,7 @@ Runtime = Literal["auto", "torch", "openvino", "compile"]
 def speed_up(network: DenseNetwork, runtime: Runtime) -> str:
     """Fuse and pack the layers, slide FC6 by Cook–Toom, and have the trunk run by the runtime that suits it.
 
-    The scores stay the same to rounding.
+    The scores stay the same, up to rounding.
 
     Args:
         network: changed in place.

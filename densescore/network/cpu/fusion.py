@@ -1,9 +1,9 @@
 """Layers for a CPU: batch norms folded into convolutions, clamps done in them, weights packed, Cook–Toom."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from densescore.network.cpu.onednn import Clamp, PackedConv2d, PackedLinear
 from densescore.network.cpu.winograd import CookToom, tiling_of
+from densescore.network.graph import members
 from densescore.network.tracing import symbolic_trace
 
 _CLAMPS: dict[type[nn.Module], Clamp] = {nn.ReLU: (0, None), nn.ReLU6: (0, 6)}
@@ -24,10 +25,10 @@ _RELU = nn.ReLU()
 _RELUS = (F.relu, torch.relu, "relu", "relu_")
 
 FEWEST_CHANNELS = 32
-"""In a group: with fewer, the transforms cost more than the products that they save."""
+"""Of a group. With fewer, Cook–Toom's transforms cost more than the products that they save."""
 
 _SMALLEST_MAP = 900
-"""In positions; on smaller ones too."""
+"""Output positions. On smaller maps, too, Cook–Toom's transforms cost more than they save."""
 
 
 class FoldedConv2d(nn.Module):
@@ -68,11 +69,11 @@ class FoldedConv2d(nn.Module):
         self.padding = (0, 0)
         if isinstance(convolution, Conv2dSame):
             sizes = (convolution.kernel_size, convolution.stride, convolution.dilation)
-            kernel_size, stride, dilation = (list(_pair(size)) for size in sizes)
+            kernel_size, stride, dilation = (list(pair(size)) for size in sizes)
             self.pad = partial(pad_same, kernel_size=kernel_size, stride=stride, dilation=dilation)
         elif convolution.padding != "valid":
-            self.padding = _pair(convolution.padding)
-        self.stride, self.dilation = _pair(convolution.stride), _pair(convolution.dilation)
+            self.padding = pair(convolution.padding)
+        self.stride, self.dilation = pair(convolution.stride), pair(convolution.dilation)
         self.groups = convolution.groups
 
 
@@ -138,11 +139,11 @@ def fuse(
 
     Args:
         part: left as it is.
-        convolution: makes the layer that takes a convolution's place.
-        linear: makes the one that takes a linear layer's, of its weight, bias and clamp.
+        convolution: makes the layer that replaces a convolution.
+        linear: makes the layer that replaces a linear one, from its weight, bias and clamp.
     """
     graph = copy.deepcopy(part.graph)
-    layers = dict(part.named_modules())
+    layers = members(part)
     made: dict[tuple[nn.Module | None, ...], str] = {}  # a graph of several phases runs a layer in each
     for node in list(graph.nodes):
         first = layer_of(layers, node)
@@ -179,10 +180,11 @@ def traced(part: nn.Module) -> fx.GraphModule:
     return part if isinstance(part, fx.GraphModule) else symbolic_trace(part)
 
 
-def layer_of(layers: Mapping[str, nn.Module], node: fx.Node) -> nn.Module | None:
+def layer_of(layers: Mapping[str, Any], node: fx.Node) -> nn.Module | None:
     """The layer that a node calls, a ReLU that is a function included; None for anything else."""
     if node.op == "call_module":
-        return layers[str(node.target)]
+        layer: nn.Module = layers[str(node.target)]
+        return layer
     return _RELU if node.op.startswith("call") and node.target in _RELUS else None
 
 
@@ -209,6 +211,7 @@ def _as_it_is(x: Tensor, value: float = 0) -> Tensor:
     return x
 
 
-def _pair(values: Iterable[int | str]) -> tuple[int, int]:
-    height, width = values
+def pair(size: Any) -> tuple[int, int]:
+    """A size that torch takes as one number for both directions, or as two."""
+    height, width = (size, size) if isinstance(size, int) else size
     return int(height), int(width)

@@ -1,4 +1,4 @@
-"""Layers in eight bits: exact sums of integers, between values that lie on a grid.
+"""Layers in eight bits: exact sums of integers, between values in 0..255.
 
 A tensor holds q in 0..255 for the value scale · (q - zero), one scale and zero per tensor; weights are -127..127, one
 scale per output; products are added up exactly, in 32 bits. (Jacob et al., CVPR 2018; Krishnamoorthi, 2018.)
@@ -7,12 +7,13 @@ scale per output; products are added up exactly, in 32 bits. (Jacob et al., CVPR
 import math
 import time
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from densescore.network.cpu.fusion import FoldedConv2d, FoldedLinear
+from densescore.network.cpu.fusion import FoldedConv2d, FoldedLinear, pair
+from densescore.network.cpu.onednn import Clamp, post_operation
 from densescore.network.windows import Blocks
 
 Range = tuple[float, float]
@@ -23,15 +24,15 @@ Range = tuple[float, float]
 _SIDES = (8, 64, 128)
 
 
-class Grid(NamedTuple):
+class Quantization(NamedTuple):
     """The values that eight bits stand for: ``scale · (q - zero)``, q in 0..255."""
 
     scale: float
     zero: int
 
     @classmethod
-    def over(cls, values: Range) -> "Grid":
-        """The grid from the lowest value to the highest, and over zero, which padding needs exact."""
+    def over(cls, values: Range) -> "Quantization":
+        """The finest that holds the lowest value, the highest, and zero, which padding needs exactly."""
         low, high = min(values[0], 0.0), max(values[1], 0.0)
         scale = (high - low) / 255
         if scale < 1e-30:  # nothing but zeros, or what float32 takes for that
@@ -39,7 +40,7 @@ class Grid(NamedTuple):
         return cls(scale, round(-low / scale))
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Float32 to the nearest on the grid, uint8; what is on it already stays."""
+        """Float32 to the nearest uint8; uint8 is returned as it is."""
         if x.dtype == torch.uint8:
             return x
         return (x * (1 / self.scale)).add_(self.zero).round_().clamp_(0, 255).to(torch.uint8)
@@ -48,25 +49,20 @@ class Grid(NamedTuple):
 class _Int8Weights:
     """What layers share: the weight in eight bits, one scale per output ``[F, …]``, and how a sum becomes a value."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, source: Grid, target: Grid | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, source: Quantization, target: Quantization | None) -> None:
         self.scales = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
         shape = (-1, *[1] * (weight.ndim - 1))
         self.integers = (weight / self.scales.view(shape)).round_().to(torch.int8)
         self.zeros = torch.zeros(len(weight), dtype=torch.int64)
         self.bias = torch.zeros(len(weight)) if bias is None else bias
         self.source = source
-        grid = Grid(1.0, 0) if target is None else target
-        self.output = (grid.scale, grid.zero, torch.float32 if target is None else torch.uint8)
+        given = Quantization(1.0, 0) if target is None else target
+        self.output = (given.scale, given.zero, torch.float32 if target is None else torch.uint8)
 
 
-def _post_operation(clamp: tuple[float | None, float | None], target: Grid | None) -> tuple[str, list[float], str]:
-    """A clamp as the operators name it; where outputs are integers, the ends of their grid are clamp enough."""
-    low, high = clamp
-    if (low, high) == (None, None) or target is not None:
-        return "none", [], ""
-    if (low, high) == (0, None):
-        return "relu", [], ""
-    return "hardtanh", [-torch.inf if low is None else low, torch.inf if high is None else high], ""
+def _post_operation(clamp: Clamp, target: Quantization | None) -> tuple[str, list[float], str]:
+    """A clamp as the operators name it. Where outputs are integers, their range already clamps them."""
+    return (*post_operation((None, None) if target else clamp), "")
 
 
 class Int8Conv2d(nn.Module):
@@ -74,11 +70,11 @@ class Int8Conv2d(nn.Module):
 
     Args:
         folded: in float32.
-        source: of the input; float32 is put on it.
+        source: of the input, which is quantized if it is float32.
         target: of the output; None for float32.
     """
 
-    def __init__(self, folded: FoldedConv2d, source: Grid, target: Grid | None) -> None:
+    def __init__(self, folded: FoldedConv2d, source: Quantization, target: Quantization | None) -> None:
         super().__init__()
         self._weights = weights = _Int8Weights(folded.weight, folded.bias, source, target)
         self._pad, self._activation = folded.pad, folded.activation
@@ -125,7 +121,7 @@ class Int8Conv2d(nn.Module):
 class Int8Linear(nn.Module):
     """A linear layer in eight bits: ``[N, in]`` → ``[N, out]``; arguments as of `Int8Conv2d`."""
 
-    def __init__(self, folded: FoldedLinear, source: Grid, target: Grid | None) -> None:
+    def __init__(self, folded: FoldedLinear, source: Quantization, target: Quantization | None) -> None:
         super().__init__()
         self._weights = weights = _Int8Weights(folded.weight, folded.bias, source, target)
         self._packed = torch.ops.onednn.qlinear_prepack(weights.integers, None)
@@ -143,7 +139,7 @@ class Int8Linear(nn.Module):
 class Int8Windows(nn.Module):
     """FC6 at every window of maps of integers: blocks → ``[cells, width of FC6]``, integers."""
 
-    def __init__(self, window: tuple[int, int], linear: nn.Linear, source: Grid, target: Grid) -> None:
+    def __init__(self, window: tuple[int, int], linear: nn.Linear, source: Quantization, target: Quantization) -> None:
         super().__init__()
         self.window = window
         # Channels last, as they lie in the maps: gathering rows of a few hundred bytes costs nothing.
@@ -160,13 +156,13 @@ class Int8Windows(nn.Module):
 class Values(nn.Module):
     """Integers → the float32 values that they stand for."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, quantization: Quantization) -> None:
         super().__init__()
-        self._grid = grid
+        self._quantization = quantization
 
     def forward(self, x: Tensor) -> Tensor:
         """uint8 → float32."""
-        return (x.float() - self._grid.zero) * self._grid.scale
+        return (x.float() - self._quantization.zero) * self._quantization.scale
 
 
 class Int8MaxPool2d(nn.Module):
@@ -174,7 +170,7 @@ class Int8MaxPool2d(nn.Module):
 
     def __init__(self, pool: nn.MaxPool2d) -> None:
         super().__init__()
-        kernel, stride, padding = (_pair(size) for size in (pool.kernel_size, pool.stride, pool.padding))
+        kernel, stride, padding = (pair(size) for size in (pool.kernel_size, pool.stride, pool.padding))
         self._axes = list(zip(kernel, stride, padding, strict=True))
         self._ceil = pool.ceil_mode
 
@@ -195,16 +191,12 @@ class Int8MaxPool2d(nn.Module):
 
 
 class Int8ReLU(nn.Module):
-    """Integers from that of zero on."""
+    """Integers, none below that of zero."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, quantization: Quantization) -> None:
         super().__init__()
-        self._zero = grid.zero
+        self._zero = quantization.zero
 
     def forward(self, x: Tensor) -> Tensor:
         """uint8 → uint8."""
         return x.clamp(min=self._zero) if self._zero else x
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)

@@ -33,7 +33,7 @@ class PackedLinear(nn.Module):
         # Attributes, not buffers: a packed weight can be neither moved, cast, nor saved.
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
         self._bias = None if bias is None else bias.detach()
-        self._clamp = _post_operation(clamp)
+        self._clamp = post_operation(clamp)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply, and clamp."""
@@ -69,7 +69,7 @@ class PackedConv2d(nn.Module):
     ) -> None:
         super().__init__()
         self._geometry = (list(padding), list(stride), list(dilation), groups)
-        self._clamp = _post_operation(clamp)
+        self._clamp = post_operation(clamp)
         self._weight = weight.detach().contiguous(memory_format=torch.channels_last)
         if size is not None:
             shape = [1, weight.shape[1] * groups, *size]
@@ -81,7 +81,7 @@ class PackedConv2d(nn.Module):
         return torch.ops.mkldnn._convolution_pointwise(x, self._weight, self._bias, *self._geometry, *self._clamp, "")
 
 
-def _post_operation(clamp: Clamp) -> tuple[str, list[float]]:
+def post_operation(clamp: Clamp) -> tuple[str, list[float]]:
     """A clamp as oneDNN's operators name it."""
     if clamp == (None, None):
         return "none", []

@@ -56,7 +56,7 @@ class OpenVINOTrunk(nn.Module):
                 # OpenVINO rounds to bfloat16 by itself, and better: it misreads weights that are in it already.
                 exact = trunk if dtype == torch.float32 else copy.deepcopy(trunk).float()
                 if isinstance(exact, fx.GraphModule):
-                    exact = static_padding(exact, patch)  # which OpenVINO fuses with the convolution
+                    exact = static_padding(exact)  # which OpenVINO fuses with the convolution
                 model = openvino.convert_model(exact, example_input=torch.zeros(1, 3, patch, patch))
                 steps = openvino.preprocess.PrePostProcessor(model)
                 # Levels come channels last, and their maps are cut into windows channels last.

@@ -13,16 +13,17 @@ from torch import Tensor, fx, nn
 from densescore.errors import DensescoreError
 from densescore.network.cpu.fusion import FoldedConv2d, FoldedLinear, fuse, layer_of, traced
 from densescore.network.cpu.int8_layers import (
-    Grid,
     Int8Conv2d,
     Int8Linear,
     Int8MaxPool2d,
     Int8ReLU,
     Int8Windows,
+    Quantization,
     Range,
     Values,
 )
 from densescore.network.dense_network import DenseNetwork
+from densescore.network.graph import members
 from densescore.network.windows import LinearWindows
 
 
@@ -45,14 +46,14 @@ def check_int8(network: DenseNetwork, device: torch.device, calibration: Sequenc
 
 @torch.inference_mode()
 def quantize_network(network: DenseNetwork, levels: Iterable[Tensor]) -> list[float]:
-    """Put eight-bit layers in the place of a float32 network's.
+    """Replace the layers of a float32 network by eight-bit ones.
 
     Args:
         network: changed in place, as `speed_up` does; its `trunk`, for crops, stays float32.
         levels: of images like those to come, ``[1, 3, h, w]``, normalized. They set the ranges.
 
     Returns:
-        Scales and zeros of all grids, in order: with the weights, all that scores follow from.
+        Scales and zeros of all tensors, in order. Together with the weights they determine the scores.
     """
     project = network.project
     slides = isinstance(project, LinearWindows)
@@ -66,18 +67,18 @@ def quantize_network(network: DenseNetwork, levels: Iterable[Tensor]) -> list[fl
         rows = project([network.block(feature_map, range(side[0]), range(side[1]))])
         lowest, highest = min(lowest, float(rows.min())), max(highest, float(rows.max()))
         classifier.see(projected.see(rows))
-    network.fast_trunk, grid = trunk.quantized(None, emit=slides)
-    middle: Grid | None = None
+    network.fast_trunk, quantization = trunk.quantized(None, emit=slides)
+    middle: Quantization | None = None
     if isinstance(project, LinearWindows):
-        grid = grid or Grid.over(trunk.seen)
+        quantization = quantization or Quantization.over(trunk.seen)
         assert isinstance(project.linear, nn.Linear)
-        middle = Grid.over((projected.lower_bound(lowest), highest))
-        network.project = Int8Windows(project.window, project.linear, grid, middle)
+        middle = Quantization.over((projected.lower_bound(lowest), highest))
+        network.project = Int8Windows(project.window, project.linear, quantization, middle)
     network.embed, last = projected.quantized(middle, emit=True)
     network.to_features = nn.Identity() if last is None else Values(last)
     network.classifier, _ = classifier.quantized(last, emit=False)
-    grids = [grid, middle, *trunk.grids, *projected.grids, *classifier.grids]
-    return [number for made in grids if made is not None for number in made]
+    made = [quantization, middle, *trunk.quantizations, *projected.quantizations, *classifier.quantizations]
+    return [number for each in made if each is not None for number in each]
 
 
 class _Quantizer:
@@ -86,9 +87,9 @@ class _Quantizer:
     def __init__(self, part: nn.Module) -> None:
         self._float = fuse(traced(part))
         self._part = fuse(traced(part), lambda folded: folded, FoldedLinear)  # with nodes of the same names
-        self._layers = dict(self._part.named_modules())
+        self._layers = members(self._part)
         self._ranges: dict[str, Range] = {}  # by node
-        self.grids: list[Grid] = []
+        self.quantizations: list[Quantization] = []
 
     def see(self, x: Tensor) -> Tensor:
         """The part's output; the range of each value on the way is noted."""
@@ -111,18 +112,18 @@ class _Quantizer:
                 break
         return low
 
-    def quantized(self, source: Grid | None, emit: bool) -> tuple[nn.Module, Grid | None]:
+    def quantized(self, source: Quantization | None, emit: bool) -> tuple[nn.Module, Quantization | None]:
         """The part in eight bits.
 
         Args:
             source: of its input; None for float32.
-            emit: give integers, if a layer is last whose output can be: the second result is their grid.
+            emit: give integers, if a layer is last whose output can be: the second result is their quantization.
         """
         graph = self._part.graph
         (start,) = (node for node in graph.nodes if node.op == "placeholder")
         if source and not self._wanted(start, emit):
             self._give_values(start, source)
-        found: dict[fx.Node, Grid | None] = {}
+        found: dict[fx.Node, Quantization | None] = {}
         layers = dict(self._layers)
         for node in graph.nodes:
             layer = self._layer(node)
@@ -130,27 +131,29 @@ class _Quantizer:
                 found[node] = source
             elif isinstance(layer, FoldedConv2d | FoldedLinear):
                 (before,) = node.all_input_nodes
-                given = found[before] or Grid.over(self._ranges[before.name])
-                target = Grid.over(self._ranges[node.name]) if self._stays(node, emit) else None
+                given = found[before] or Quantization.over(self._ranges[before.name])
+                target = Quantization.over(self._ranges[node.name]) if self._stays(node, emit) else None
                 kind: Callable[..., nn.Module] = Int8Conv2d if isinstance(layer, FoldedConv2d) else Int8Linear
                 node.target = f"int8_{node.name}"  # of its own: a layer that is called twice has two inputs
                 layers[node.target] = kind(layer, given, target)
-                self.grids += [given] + ([target] if target else [])
+                self.quantizations += [given] + ([target] if target else [])
                 found[node] = target
-            elif self._keeps(node) and (grid := found[node.all_input_nodes[0]]):
-                found[node] = grid
+            elif self._keeps(node) and (quantization := found[node.all_input_nodes[0]]):
+                found[node] = quantization
                 if isinstance(layer, nn.MaxPool2d | nn.ReLU):
                     node.op, node.args, node.kwargs = "call_module", tuple(node.all_input_nodes), {}
                     node.target = f"int8_{node.name}"
-                    layers[node.target] = Int8MaxPool2d(layer) if isinstance(layer, nn.MaxPool2d) else Int8ReLU(grid)
+                    layers[node.target] = (
+                        Int8MaxPool2d(layer) if isinstance(layer, nn.MaxPool2d) else Int8ReLU(quantization)
+                    )
             else:
                 found[node] = None
         (output,) = (node for node in graph.nodes if node.op == "output")
         return fx.GraphModule(layers, graph), found[output.all_input_nodes[0]]
 
-    def _give_values(self, start: fx.Node, grid: Grid) -> None:
+    def _give_values(self, start: fx.Node, quantization: Quantization) -> None:
         """Make floats of the part's integers, for what cannot take those."""
-        self._layers["values"] = Values(grid)
+        self._layers["values"] = Values(quantization)
         with start.graph.inserting_after(start):
             values = start.graph.create_node("call_module", "values", (start,))
         self._ranges[values.name] = self._ranges[start.name]
@@ -173,7 +176,7 @@ class _Quantizer:
         return True
 
     def _keeps(self, node: fx.Node) -> bool:
-        """Whether an operation's outputs are on its input's grid."""
+        """Whether an operation's outputs are quantized as its input is."""
         layer = self._layer(node)
         pools = isinstance(layer, nn.MaxPool2d) and layer.dilation in (1, (1, 1)) and not layer.return_indices
         return pools or type(layer) in (nn.ReLU, *_IDLE) or node.target in _SHAPES

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from densescore.errors import DensescoreError
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from densescore.network.devices import DTYPES
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,6 @@ def find_precision(name: str, device: torch.device) -> Precision:
         if device.type != "cuda":
             return Precision(torch.float32)
         return Precision(torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16)
-    if name not in _DTYPES:
-        raise DensescoreError(f"precision must be auto, {', '.join(_DTYPES)}, got {name!r}")
-    return Precision(_DTYPES[name])
+    if name not in DTYPES:
+        raise DensescoreError(f"precision must be auto, {', '.join(DTYPES)}, got {name!r}")
+    return Precision(DTYPES[name])

@@ -16,7 +16,7 @@ from torch import nn
 
 from densescore import DensescoreError, DenseScorer
 from densescore.network.cpu.fusion import FoldedConv2d, FoldedLinear
-from densescore.network.cpu.int8_layers import Grid, Int8Conv2d, Int8Linear, Int8MaxPool2d, Int8ReLU, Values
+from densescore.network.cpu.int8_layers import Int8Conv2d, Int8Linear, Int8MaxPool2d, Int8ReLU, Quantization, Values
 from tests.conftest import Toy
 
 pytestmark = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs a CPU with AVX-512 VNNI")
@@ -42,7 +42,7 @@ def test_exact_on_integers(layer: nn.Conv2d | nn.Linear, clamp: tuple[Any, Any],
     generator = torch.Generator().manual_seed(0)
     layer.weight.copy_(torch.randint(-127, 128, layer.weight.shape, generator=generator) / 64)
     layer.weight.flatten(1)[:, 0] = 127 / 64  # so that each output's scale is 1/64
-    source = Grid.over((low, low + 255 / 32))
+    source = Quantization.over((low, low + 255 / 32))
     x = (torch.randint(0, 256, (1, layer.weight.shape[1] * getattr(layer, "groups", 1), 19, 23), generator=generator)
          - source.zero) / 32  # fmt: skip
     activation = {(None, None): None, (0, None): nn.ReLU(), (0, 6): nn.ReLU6()}[clamp]
@@ -59,17 +59,17 @@ def test_exact_on_integers(layer: nn.Conv2d | nn.Linear, clamp: tuple[Any, Any],
 
 
 def test_a_relu_of_integers() -> None:
-    grid = Grid.over((-3, 5))
+    quantization = Quantization.over((-3, 5))
     x = torch.linspace(-3, 5, 50)
-    integers = Int8ReLU(grid)(grid.quantize(x))
-    assert grid.zero > 50
-    torch.testing.assert_close(Values(grid)(integers), x.relu(), rtol=0, atol=grid.scale * 0.51)
+    integers = Int8ReLU(quantization)(quantization.quantize(x))
+    assert quantization.zero > 50
+    torch.testing.assert_close(Values(quantization)(integers), x.relu(), rtol=0, atol=quantization.scale * 0.51)
 
 
-def test_outputs_are_the_nearest_on_their_grid() -> None:
+def test_outputs_are_the_nearest_of_their_quantization() -> None:
     torch.manual_seed(0)
     folded = FoldedConv2d(nn.Conv2d(8, 16, 3), None, nn.ReLU())
-    source, target = Grid.over((0, 2)), Grid.over((0, 1))
+    source, target = Quantization.over((0, 2)), Quantization.over((0, 1))
     x = torch.rand(1, 8, 9, 9) * 2
     real = Int8Conv2d(folded, source, None)(x)
     integers = Int8Conv2d(folded, source, target)(x)
@@ -91,13 +91,13 @@ def test_max_pool(kernel: int, stride: int, padding: int, ceil: bool, height: in
 
 
 @given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3), st.lists(st.floats(-1, 1), min_size=1, max_size=20))
-def test_a_grid_is_within_half_a_step(a: float, b: float, places: list[float]) -> None:
-    grid = Grid.over((min(a, b), max(a, b)))
-    low, high = -grid.zero * grid.scale, (255 - grid.zero) * grid.scale
+def test_a_quantization_is_within_half_a_step(a: float, b: float, places: list[float]) -> None:
+    quantization = Quantization.over((min(a, b), max(a, b)))
+    low, high = -quantization.zero * quantization.scale, (255 - quantization.zero) * quantization.scale
     values = torch.tensor([low + (high - low) * abs(place) for place in places])
-    restored = (grid.quantize(values).float() - grid.zero) * grid.scale
-    torch.testing.assert_close(restored, values, rtol=1e-5, atol=grid.scale * 0.51)
-    assert float(grid.quantize(torch.zeros(1))) == grid.zero
+    restored = (quantization.quantize(values).float() - quantization.zero) * quantization.scale
+    torch.testing.assert_close(restored, values, rtol=1e-5, atol=quantization.scale * 0.51)
+    assert float(quantization.quantize(torch.zeros(1))) == quantization.zero
 
 
 class Small(nn.Module):
