@@ -22,7 +22,7 @@ import tifffile
 import zarr
 
 from densescore import DensescoreError, DenseScorer
-from densescore.cli import actions, evaluate, huge, main, pretrain, score, train
+from densescore.cli import main
 from densescore.io.marks import MARK
 from densescore.models.adaptation import AdaptationHead, HeadFile, save_head
 from densescore.models.registry import load_classifier
@@ -103,22 +103,22 @@ def place(tmp_path: Path, scorer: DenseScorer, head: HeadFile, monkeypatch: pyte
     write_tree(tmp_path / "tree", count=4)
     save_head("model.safetensors", head)
     Path("net.onnx").write_bytes(b"a network")
-    for module in (main, score, huge, train, actions):
-        monkeypatch.setattr(module, "DenseScorer", lambda *_, **__: scorer)
-    for module in (train, actions):
-        monkeypatch.setattr(module, "train_model", lambda *_, checkpoint, **__: _trained(head, checkpoint))
-    monkeypatch.setattr("densescore.results.heatmaps.draw_overlay", lambda *x, **_: Path(x[3]).write_bytes(b"drawn"))
-    monkeypatch.setattr("densescore.evaluation.voc_results.draw_curve", lambda *x: Path(x[-1]).write_bytes(b"drawn"))
-    monkeypatch.setattr(train, "draw_patch_labels", lambda *x: Path(x[-1]).write_bytes(b"drawn"))
-    monkeypatch.setattr(train, "feature_cache", lambda *_, **__: None)
-    monkeypatch.setattr(evaluate, "feature_cache", lambda *_: None)
-    monkeypatch.setattr(evaluate, "_scorer", lambda *_: scorer)
-    monkeypatch.setattr(evaluate, "cached_scores", lambda *_: lambda image: scorer.score(image.path))
-    monkeypatch.setattr(actions, "FeatureCache", lambda *_: None)
-    monkeypatch.setattr(actions, "as_boxes", lambda _: None)
-    monkeypatch.setattr(actions, "read_actions", lambda *_: SimpleNamespace(persons=[], actions=("jumping",)))
+    stubs: dict[str, Any] = {
+        "cli.options.known_labels": lambda *_: None,
+        "scoring.scorer.DenseScorer": lambda *_, **__: scorer,
+        "transfer.pipeline.train_model": lambda *_, checkpoint, **__: _trained(head, checkpoint),
+        "paper.actions.pipeline.train_sliding": lambda *_, checkpoint, **__: _trained(head, checkpoint),
+        "paper.actions.voc.read_actions": lambda *_: SimpleNamespace(persons=[], actions=("jumping",)),
+        "results.heatmaps.draw_overlay": lambda *x, **_: Path(x[3]).write_bytes(b"drawn"),
+        "evaluation.voc_results.draw_curve": lambda *x: Path(x[-1]).write_bytes(b"drawn"),
+        "transfer.patch_figure.draw_patch_labels": lambda *x: Path(x[-1]).write_bytes(b"drawn"),
+        "transfer.feature_cache.FeatureCache": lambda *_, **__: None,
+        "transfer.pipeline.cached_scores": lambda *_: lambda image: scorer.score(image.path),
+    }
     converted = SimpleNamespace(weights={"classifier.6.bias": torch.zeros(3)}, name="alexnet", difference=0.0)
-    monkeypatch.setattr(pretrain, "convert_caffe", lambda *_: converted)
+    stubs["paper.caffe.convert_caffe"] = lambda *_: converted
+    for name, stub in stubs.items():
+        monkeypatch.setattr(f"densescore.{name}", stub)
     monkeypatch.setattr(pipeline, "train_source", lambda *_, **__: Accuracy(1, 0.5, 1.0, 4))
     toy = load_classifier(Toy(), labels=CLASSES, patch_size=20)
     monkeypatch.setattr(network_export, "load_classifier", lambda *_, **__: toy)

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import zarr
 
 from densescore import DenseScorer, DenseScores
-from densescore.cli import score as score_command
 from densescore.cli.main import app
 from densescore.io.names import from_text
 from densescore.jobs.many.rows import Kept, array_key
@@ -32,7 +31,8 @@ NAMES = [
 def test_pictures_of_any_name(
     scorer: DenseScorer, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score_command, "DenseScorer", lambda **_: scorer)
+    monkeypatch.setattr("densescore.scoring.scorer.DenseScorer", lambda **_: scorer)
+    monkeypatch.setattr("densescore.cli.options.known_labels", lambda *_: None)
     folder = os.path.join(os.fsencode(tmp_path), b"odd")
     for inside in (b"", b"[bold]x[", b"set[", b"[", b"gone"):
         os.makedirs(os.path.join(folder, inside))
