@@ -27,7 +27,7 @@ class Scaled(nn.Module):
         self.first, self.second = nn.Conv2d(3, 16, 4, 2), nn.Conv2d(16, 8, 3, 2, 1)
         self.scale = nn.Parameter(torch.rand(16, 1, 1, generator=generator) + 0.5)
         self.register_buffer("blur", torch.ones(16, 1, 2, 2) / 4)
-        self.fc6, self.fc7, self.fc8 = nn.Linear(8 * 9, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.fc6, self.fc7, self.fc8 = nn.Linear(8 * 25, 12), nn.Linear(12, 12), nn.Linear(12, 3)
         self.gain = nn.Parameter(torch.rand(12, generator=generator) + 0.5)
         self.shift = nn.Parameter(torch.rand(3, generator=generator))
 
