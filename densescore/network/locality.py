@@ -241,8 +241,9 @@ class _Probe(fx.Interpreter):
         self.seen[node].append((func, tuple(given.shape)))
         if self._small is None or not given.is_floating_point():
             return given
-        alike, shape = next(iter(self._small.seen[node][index:]), (None, ()))
-        if func is not alike or node in self._astray:
+        seen = self._small.seen[node][index:]
+        shape = seen[0][1] if seen else ()
+        if not seen or seen[0][0] is not func or node in self._astray:
             self._astray.add(node)  # from here on it does other things than with one patch; its result is checked
             return given
         views = any(argument.alias_info is not None for argument in func._schema.returns)

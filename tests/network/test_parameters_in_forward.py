@@ -94,7 +94,6 @@ KINDS = (
     "torchvision:convnext_tiny",  # layer scale
     "timm:convnextv2_atto",  # GRN
     "timm:resnetblur18",  # blur pools
-    "timm:fastvit_t8",
     "timm:poolformer_s12",  # GroupNorm
     "timm:inception_next_atto",
     "timm:mambaout_femto",  # channels last
