@@ -93,8 +93,8 @@ def build(name: str) -> tuple[nn.Module, int]:
     library, _, kind = name.partition(":")
     torch.manual_seed(0)
     if library == "timm":
-        module: nn.Module = timm.create_model(kind, num_classes=CLASSES)
-        return module.eval(), int(module.default_cfg["input_size"][1])  # type: ignore[index]
+        module: Any = timm.create_model(kind, num_classes=CLASSES)
+        return module.eval(), int(module.default_cfg["input_size"][1])
     options: dict[str, Any] = {"init_weights": False} if kind in ("googlenet", "inception_v3") else {}
     return torchvision.models.get_model(kind, num_classes=CLASSES, **options).eval(), 224
 
@@ -112,7 +112,7 @@ def liven(module: nn.Module, crop: Tensor) -> None:
         if CLASSES in (getattr(layer, "out_features", 0), getattr(layer, "out_channels", 0))
     ]
     with torch.no_grad():
-        for layer in last if deviation > 0 else ():
+        for layer in last[-1:] if deviation > 0 else ():
             for parameter in layer.parameters():
                 parameter.mul_(2 / deviation)
 

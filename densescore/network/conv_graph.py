@@ -45,8 +45,7 @@ def convolutional_form(network: DenseNetwork) -> nn.Module:
     embed, classifier = _pointwise(network.embed), _pointwise(network.classifier)
     if embed is not None and classifier is not None:
         return nn.Sequential(network.trunk, project_all, embed, classifier).eval()
-    width = getattr(getattr(project, "linear", None), "out_features", 0)
-    shape = project.shape if isinstance(project, AveragedWindows) else (width,)
+    shape = project.shape if isinstance(project, AveragedWindows) else (weight.shape[0],)
     return nn.Sequential(network.trunk, project_all, _Rows(network.embed, network.classifier, shape)).eval()
 
 
@@ -93,8 +92,10 @@ def _pointwise(head: nn.Module) -> nn.Module | None:
         pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
         if type(layer) is nn.Linear:
             layers[str(node.target)] = _convolution(layer.weight.detach()[:, :, None, None], layer.bias)
-        elif pointwise or isinstance(layer, nn.ReLU | nn.ReLU6 | nn.Hardswish | nn.Dropout | nn.Identity):
-            layers[str(node.target)] = graph.get_submodule(str(node.target))
+        elif layer is not None and (
+            pointwise or isinstance(layer, nn.ReLU | nn.ReLU6 | nn.Hardswish | nn.Dropout | nn.Identity)
+        ):
+            layers[str(node.target)] = layer
         elif node.op not in ("placeholder", "output"):
             return None
     return fx.GraphModule(layers, copied)

@@ -135,12 +135,12 @@ def _late(
 
 def _unpadded(node: fx.Node) -> bool:
     """Whether a node is a convolution or a pool as a function that pads nothing: blur pools are."""
-    known: dict[Any, tuple[str, ...]] = {
+    functions: dict[Any, tuple[str, ...]] = {
         torch.conv2d: ("input", "weight", "bias", "stride", "padding"),
         F.max_pool2d: ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
         F.avg_pool2d: ("input", "kernel_size", "stride", "padding", "ceil_mode"),
     }
-    names = known.get(node.target)
+    names = functions.get(node.target)
     if names is None:
         return False
     given = dict(zip(names, node.args, strict=False)) | node.kwargs

@@ -85,6 +85,9 @@ def check_local(trunk: fx.GraphModule, patch: int, stride: int, window: tuple[in
     Raises:
         NotConvolutionalError: a layer does not treat all positions alike, each with its surroundings.
     """
+    for node in trunk.graph.nodes:
+        if _wraps(trunk, node):
+            raise NotConvolutionalError(f"{enclosing_layer(node)} wraps around the image: not convolutional; {CROPS}")
     averages = _averages(trunk)
     local = {node for node in trunk.graph.nodes if _surely_local(trunk, node)}
     if len(local) == len(trunk.graph.nodes):
@@ -98,10 +101,15 @@ def check_local(trunk: fx.GraphModule, patch: int, stride: int, window: tuple[in
     first = _Probe(trunk, local, (steps[0], steps[1]), stride, small, cell)
     first.probe(pixels)
     _Probe(trunk, local, (steps[0], steps[1]), stride, small, (cell[0] + 1, cell[1] + 1), first).probe(pixels)
-    _Probe(trunk, local, (steps[0], steps[1]), stride, small, (0, 0)).probe(
-        pixels
-    )  # what wraps around shows at a border
     return tuple(dict.fromkeys([*averages, *first.averages]))
+
+
+def _wraps(trunk: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node pads a map by its other end, or rolls it."""
+    if node.op == "call_module":
+        parts = trunk.get_submodule(str(node.target)).modules()
+        return any(getattr(part, "padding_mode", "") == "circular" for part in parts)
+    return node.target in (torch.roll, "roll") or "circular" in (*node.args, *node.kwargs.values())
 
 
 def _averages(trunk: fx.GraphModule) -> tuple[str, ...]:
@@ -120,13 +128,14 @@ def _surely_local(trunk: fx.GraphModule, node: fx.Node) -> bool:
     shape, axes = shape_of(node), axes_of(node)
     if node.op in ("placeholder", "output", "get_attr") or not shape or (_is_vector(shape) and axes is None):
         return True
-    if axes is None:
+    sources = [source for source in node.all_input_nodes if source.op != "get_attr" and shape_of(source)]
+    if axes is None or not all(axes_of(source) or _is_vector(shape_of(source)) for source in sources):
         return False
     if node.op != "call_module":
         return node.target in _POINTWISE or node.target in _LAYOUT
     layer = trunk.get_submodule(str(node.target))
     if type(layer) in (nn.Conv2d, Conv2dSame):
-        return layer.padding_mode != "circular"
+        return True
     if type(layer) in (nn.Linear, nn.LayerNorm, LayerNorm):  # of the last axis, which must be the channels
         return axes[1] < len(shape) - 1 and (not isinstance(layer, nn.LayerNorm) or len(layer.normalized_shape) == 1)
     return type(layer) in _LOCAL and getattr(layer, "track_running_stats", True)
@@ -232,9 +241,9 @@ class _Probe(fx.Interpreter):
         self.seen[node].append((func, tuple(given.shape)))
         if self._small is None or not given.is_floating_point():
             return given
-        alike, shape = next(iter(self._small.seen[node][index:]), (None, ()))
-        same: bool = func is alike
-        if not same or node in self._astray:
+        seen = self._small.seen[node][index:]
+        shape = seen[0][1] if seen else ()
+        if not seen or seen[0][0] is not func or node in self._astray:
             self._astray.add(node)  # from here on it does other things than with one patch; its result is checked
             return given
         views = any(argument.alias_info is not None for argument in func._schema.returns)
@@ -248,6 +257,8 @@ class _Probe(fx.Interpreter):
         step = self._steps[0] * self._stride // (given.shape[axes[0]] - shape[axes[0]])
         if step > self._stride or self._stride % step:
             return given
+        if func.overloadpacket is _aten.roll:
+            self._refuse(node, "wraps around the image")
         if func.overloadpacket in _LEVEL_NORMS:
             self.averages.append(enclosing_layer(node))
         elif func.overloadpacket not in _SURELY_LOCAL:

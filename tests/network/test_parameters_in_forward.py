@@ -26,9 +26,8 @@ class Scaled(nn.Module):
         torch.manual_seed(0)
         self.first, self.second = nn.Conv2d(3, 16, 4, 2), nn.Conv2d(16, 8, 3, 2, 1)
         self.scale = nn.Parameter(torch.rand(16, 1, 1, generator=generator) + 0.5)
-        self.blur: Tensor
         self.register_buffer("blur", torch.ones(16, 1, 2, 2) / 4)
-        self.fc6, self.fc7, self.fc8 = nn.Linear(8 * 9, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.fc6, self.fc7, self.fc8 = nn.Linear(8 * 25, 12), nn.Linear(12, 12), nn.Linear(12, 3)
         self.gain = nn.Parameter(torch.rand(12, generator=generator) + 0.5)
         self.shift = nn.Parameter(torch.rand(3, generator=generator))
 
@@ -95,7 +94,6 @@ KINDS = (
     "torchvision:convnext_tiny",  # layer scale
     "timm:convnextv2_atto",  # GRN
     "timm:resnetblur18",  # blur pools
-    "timm:fastvit_t8",
     "timm:poolformer_s12",  # GroupNorm
     "timm:inception_next_atto",
     "timm:mambaout_femto",  # channels last

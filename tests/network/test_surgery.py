@@ -238,8 +238,8 @@ Leaf.__module__ = "torch.nn.hidden"  # fx takes what comes from torch.nn for a l
         (Positions(), "treats positions differently"),
         (Columns(), "makes each position depend on the whole image"),
         (Softmax(), "makes each position depend on the whole image"),
-        (Wraps(), "makes each position depend on the whole image"),
-        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "makes each position depend on the whole image"),
+        (Wraps(), "wraps around the image"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "wraps around the image"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
