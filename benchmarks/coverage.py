@@ -240,7 +240,7 @@ def table(entries: list[dict[str, Any]]) -> str:
     ]
     for entry in entries:
         numbers = ("", "", "")
-        note = str(entry["reason"]).splitlines()[0].replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+        note = str(entry["reason"]).partition("\n")[0].replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
         if entry["outcome"] == "dense":
             numbers = (str(entry["stride"]), f"{entry['difference']:.0e}", f"{entry['own_error']:.0e}")
             count = len(entry["level_context"])
