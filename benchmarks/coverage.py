@@ -73,7 +73,7 @@ resnet26t resnet34 resnet50 resnet50_gn resnetblur18 resnetaa34d seresnet18 sere
 skresnet18 resnetv2_18 resnetv2_50d_gn resnetv2_50d_evos resnetv2_50d_frn rexnet_100 rexnetr_100 selecsls42 selecsls60b
 legacy_seresnet18 legacy_seresnext26_32x4d sequencer2d_s shvit_s1 starnet_s050 starnet_s1 swiftformer_xs
 swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 swinv2_cr_tiny_224 tiny_vit_5m_224 tnt_s_patch16_224 tresnet_m
-twins_svt_small twins_pcpvt_small vgg11 visformer_tiny vit_tiny_patch16_224 vit_xsmall_patch16_clip_224
+twins_svt_small twins_pcpvt_small visformer_tiny vit_tiny_patch16_224 vit_xsmall_patch16_clip_224
 vit_base_patch32_clip_224 vit_tiny_r_s16_p8_224 vit_relpos_small_patch16_224 volo_d1_224 ese_vovnet19b_slim
 ese_vovnet19b_dw legacy_xception xcit_nano_12_p16_224
 """
@@ -240,7 +240,7 @@ def table(entries: list[dict[str, Any]]) -> str:
     ]
     for entry in entries:
         numbers = ("", "", "")
-        note = str(entry["reason"]).splitlines()[0].replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+        note = str(entry["reason"]).partition("\n")[0].replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
         if entry["outcome"] == "dense":
             numbers = (str(entry["stride"]), f"{entry['difference']:.0e}", f"{entry['own_error']:.0e}")
             count = len(entry["level_context"])

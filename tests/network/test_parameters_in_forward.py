@@ -98,8 +98,6 @@ KINDS = (
     "timm:inception_next_atto",
     "timm:mambaout_femto",  # channels last
     "timm:convnext_zepto_rms",  # RMSNorm in the head
-    "timm:nf_resnet26",  # weight standardization
-    "timm:efficientnet_b0_g16_evos",  # evolved norms
 )
 
 
