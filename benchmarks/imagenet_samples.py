@@ -1,4 +1,4 @@
-"""Top-1 of the center crop, of dense scores and of cropped patches, on a folder of labelled ImageNet images.
+"""Top-1 of the center crop, of dense scores and of cropped patches, on a folder of labeled ImageNet images.
 
     python benchmarks/imagenet_samples.py --data ../shared/data/imagenet-samples
 
@@ -48,8 +48,8 @@ def main(
     single = DenseScorer(model, scales=(1,))
     rows: list[dict[str, Any]] = []
     with (data / "labels.csv").open() as file:
-        labelled = list(csv.DictReader(file))
-    for number, entry in enumerate(track(labelled, description=model)):
+        labeled = list(csv.DictReader(file))
+    for number, entry in enumerate(track(labeled, description=model)):
         path, truth = data / "images" / entry["file"], int(entry["class_index"])
         dense, seconds = timed(scorer, path, "image")
         row: dict[str, Any] = {

@@ -70,8 +70,8 @@ def accuracy(data: Path, calibration: list[Path]) -> dict[str, Any]:
     ranks: dict[str, list[float]] = {dtype: [] for dtype in scorers}
     seconds: dict[str, list[float]] = {dtype: [] for dtype in scorers}
     with (data / "labels.csv").open() as file:
-        labelled = list(csv.DictReader(file))
-    for entry in track(labelled, description="lite0"):
+        labeled = list(csv.DictReader(file))
+    for entry in track(labeled, description="lite0"):
         truth = int(entry["class_index"])
         scores = {}
         for dtype, scorer in scorers.items():
@@ -82,7 +82,7 @@ def accuracy(data: Path, calibration: list[Path]) -> dict[str, Any]:
             pair = (scores["float32"].patch_scores[:, truth], scores[dtype].patch_scores[:, truth])
             ranks[dtype].append(float(spearmanr(*pair).statistic))
     return {
-        "images": len(labelled),
+        "images": len(labeled),
         "runtime": {dtype: scorer.runtime for dtype, scorer in scorers.items()},
         "top1": {dtype: float(np.mean(hits)) for dtype, hits in right.items()},
         "rank_correlation": {dtype: spread(values) for dtype, values in ranks.items() if dtype != "float32"},

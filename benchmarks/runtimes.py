@@ -113,7 +113,7 @@ def main(
         for dtype in ("float32", "bfloat16"):
             try:
                 row[dtype] = measure(module, getattr(torch, dtype), rounds, side)
-            except ValueError as error:  # a network that cannot slide or be converted is a row, too
+            except ValueError as error:  # a network that is not convolutional or cannot be converted is a row, too
                 row[dtype] = {"error": str(error)}
         rows.append(row)
         print(json.dumps(row), flush=True)

@@ -113,7 +113,9 @@ class Experiment:
         numbers = path.with_suffix(".json")
         if not path.is_file():
             start, cpu_start = time.perf_counter(), time.process_time()
-            save_timed(path, train_from_scratch(self.train, "lite0", recipe, seed, callback=told), start, cpu_start)
+            save_timed(
+                path, train_from_scratch(self.train, "lite0", recipe, seed, callback=print_round), start, cpu_start
+            )
         if not numbers.is_file():
             scorer = DenseScorer(path)
             self.note(numbers, self.evaluate(lambda image: scorer.score(image.path)) | measured(path))
@@ -145,7 +147,7 @@ class Experiment:
         }
 
 
-def told(stage: int, number: int, loss: float) -> None:
+def print_round(stage: int, number: int, loss: float) -> None:
     """Print a round's loss."""
     print(f"stage {stage + 1}, round {number + 1}: loss {loss:.4f}", flush=True)
 

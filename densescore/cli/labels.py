@@ -1,4 +1,4 @@
-"""The command that shows how patches are labelled: ``densescore labels``."""
+"""The command that shows how patches are labeled: ``densescore labels``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +24,7 @@ def labels(
     scales: Scales = "",
     rule: RuleOptions = RuleOptions(),
 ) -> None:
-    """Count an image's labelled patches, and draw examples of them (the paper's Figure 4)."""
+    """Count an image's labeled patches, and draw examples of them (the paper's Figure 4)."""
     asked = rule.change(LabelRule())
     chosen = numbers(scales, "--scales") if scales else PAPER_SCALES
     check_new(out, overwrite)

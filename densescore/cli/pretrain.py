@@ -98,7 +98,7 @@ def pretrain(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train the paper's network on a folder of labelled images. Stopped or killed, the same command goes on."""
+    """Train the paper's network on a folder of labeled images. Stopped or killed, the same command goes on."""
     check_new_weights(out, overwrite, [data])
     recipe = SourceRecipe(batch=batch, learning_rate=learning_rate, patience=patience, max_epochs=epochs)
     from densescore.paper.pretrain.distributed import process_group

@@ -17,7 +17,7 @@ from densescore.data.splits import ALIASES, is_split
 from densescore.errors import DensescoreError
 
 _DESCRIPTIONS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-_LISTS = ("classes.txt", "obj.names")  # class names, which labelling tools leave among the labels
+_LISTS = ("classes.txt", "obj.names")  # class names, which labeling tools leave among the labels
 _MAX_DESCRIPTION = 2**20  # bytes; the YAML of ImageNet's 21,000 classes has 600,000
 
 

@@ -27,14 +27,18 @@ def view(answer: Answer) -> dict[str, Any]:
 
     Returns:
         ``photo`` (a JPEG), ``width``, ``height``; ``colors`` (256 RGB bytes); ``rows`` and ``columns`` of the maps;
-        ``classes``, best first: ``label``, ``score``, ``peak``, ``values`` (the raw map, float32) and ``patches``
-        (``photo``, ``score``, ``share``). Bytes are in base64.
+        ``weights`` (float32, by which a map is multiplied before it is drawn; see `DenseScores.shrunk_map`);
+        ``classes``, best first: ``label``, ``score``, ``confidence``, ``peak``, ``values`` (the raw map, float32) and
+        ``patches`` (``photo``, ``score``, ``share``). Bytes are in base64.
     """
     pixels, scores = answer
     ranked = scores.top(TOP)
     labels = [best.label for best in ranked]
     maps = _smaller(scores, _PHOTO_SIDE).response_map(labels).cpu().numpy()  # [TOP, h, w]
-    shown = _smaller(scores, _MAP_SIDE).response_map(labels).cpu().numpy().astype("<f4")  # [TOP, rows, columns]
+    small = _smaller(scores, _MAP_SIDE)
+    shown = small.response_map(labels).cpu().numpy().astype("<f4")  # [TOP, rows, columns]
+    counts = small.coverage.numpy()
+    weights = (2 * counts / (counts + counts.max())).astype("<f4")  # [rows, columns]
     classes = [
         {
             "label": label,
@@ -53,6 +57,7 @@ def view(answer: Answer) -> dict[str, Any]:
         "colors": _text(colormaps["turbo"](np.arange(256), bytes=True)[:, :3].tobytes()),
         "rows": shown.shape[1],
         "columns": shown.shape[2],
+        "weights": _text(weights.tobytes()),
         "classes": classes,
     }
 

@@ -19,6 +19,7 @@ from densescore.io.files import atomic_write
 from densescore.models import load_classifier
 from densescore.models.adaptation import Activation
 from densescore.models.registry import Classifier, Weights
+from densescore.models.weights import digest_of
 from densescore.network.conv_graph import convolutional_form
 from densescore.network.finer_stride import static_padding
 from densescore.network.surgery import to_dense
@@ -91,6 +92,7 @@ def export_model(
         raise DensescoreError(f"{path}: expected a name that ends in {' or '.join(FORMATS)}")
     classifier = load_classifier(model, weights=weights, labels=labels, mean=mean, std=std, patch_size=patch_size)
     network = to_dense(classifier.module, classifier.patch_size)
+    classifier.check_backbone(digest_of(*network.below_classifier))
     if classifier.head is not None:
         network.replace_classifier(classifier.head, classifier.head.fca.in_features, classifier.head.fcb.out_features)
     assert isinstance(network.trunk, fx.GraphModule)

@@ -1,4 +1,4 @@
-"""The paper's NO PRETRAIN: the same network, from random weights, trained on labelled patches of the target set alone.
+"""The paper's NO PRETRAIN: the same network, from random weights, trained on labeled patches of the target set alone.
 
 Nothing is frozen, so features cannot be cached: each step runs the whole network on crops, forward and backward. The
 paper trained for days on a GPU. Here AdamW with one cosine schedule trains on as many crops as a CPU can take.
@@ -105,7 +105,7 @@ def train_from_scratch(
 
 
 class _Crops:
-    """The labelled patches of a set, drawn once, and cut out of their images when they are asked for."""
+    """The labeled patches of a set, drawn once, and cut out of their images when they are asked for."""
 
     def __init__(
         self, boxed: BoxedSet, network: DenseNetwork, recipe: Recipe, seed: int, mean: Channels, std: Channels
@@ -118,7 +118,7 @@ class _Crops:
             self._draws.append(label_and_draw(windows, image, False, len(boxed.classes), recipe, chance))
         counts = [len(kept) for kept, _ in self._draws]
         self.usable = np.flatnonzero(counts)
-        """Images with a labelled patch."""
+        """Images with a labeled patch."""
         self.patches = TrainingPatches(
             np.zeros((sum(counts), 0), np.float16),
             np.concatenate([labels for _, labels in self._draws]),

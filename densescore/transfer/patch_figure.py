@@ -1,4 +1,4 @@
-"""A picture of an image's labelled patches, as Figure 4 of the paper."""
+"""A picture of an image's labeled patches, as Figure 4 of the paper."""
 
 import os
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ def main(out: Path = Path(__file__).with_suffix(".jpg"), results: Path | None = 
 
     found = scores.to_supervision(label, share=0.7)  # where its map is above 0.7 of its peak
     found = found[found.area > 0.01 * photo.shape[0] * photo.shape[1]]  # without specks
-    (place,) = scores.locate(label)  # the pixel that speaks most for the class
+    (place,) = scores.locate(label)  # the most likely location of the class
     names = [f"{name} {peak:.2f}" for name, peak in zip(found.data["class_name"], found.confidence, strict=True)]
     picture = supervision.BoxAnnotator(thickness=3).annotate(photo.copy(), found)
     picture = supervision.LabelAnnotator(text_position=supervision.Position.BOTTOM_LEFT).annotate(

@@ -106,7 +106,7 @@ def test_an_unknown_class_is_refused_before_any_work(photos: Path, tmp_path: Pat
     assert not (tmp_path / "maps").exists()
 
 
-def test_models_lists_licences() -> None:
+def test_models_lists_licenses() -> None:
     names = [json.loads(line)["name"] for line in run("models", "--json").stdout.splitlines()]
     assert names[0] == "lite0"
     assert "krizhevsky" in names

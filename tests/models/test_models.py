@@ -46,7 +46,7 @@ def test_krizhevsky_is_the_papers_network() -> None:
     assert Krizhevsky(padding=0).features(torch.zeros(1, 3, 227, 227)).shape == (1, 256, 6, 6)
 
 
-def test_local_response_normalisation_is_krizhevskys_formula() -> None:
+def test_local_response_normalization_is_krizhevskys_formula() -> None:
     a = torch.rand(1, 8, 1, 1) * 100
     (normalize,) = [layer for layer in Krizhevsky().features[:4] if isinstance(layer, nn.LocalResponseNorm)]
     values = a.flatten().double()

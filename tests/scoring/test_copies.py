@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ from tests.conftest import Toy
         {"calibration": [np.zeros((30, 40, 3), np.uint8)]}, {"calibration": [torch.zeros(3, 30, 40)]},
         {"calibration": [torch.zeros(3, 30, 40, dtype=torch.bfloat16)]}, {"calibration": [Image.new("RGB", (40, 30))]},
     ],
-    ids=str,
+    ids=lambda options: re.sub(r" at 0x\w+", "", str(options)),
 )  # fmt: skip
 def test_options_of_any_kind_name_one_scorer(
     options: dict[str, Any], toy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -69,7 +69,7 @@ def test_reduced_precision_gives_float32_probabilities_near_the_exact(dtype: str
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_bytes_and_floats_are_normalised_alike(dtype: torch.dtype, cat: NDArray[np.uint8]) -> None:
+def test_bytes_and_floats_are_normalized_alike(dtype: torch.dtype, cat: NDArray[np.uint8]) -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     scorer = DenseScorer(Toy(), mean=mean, std=std, patch_size=20, dtype=dtype)
     expected = torch.from_numpy((cat / 255 - np.array(mean)) / np.array(std)).permute(2, 0, 1)[None]

@@ -4,6 +4,7 @@ const [upload, models, classes, stage, patches] = ['#upload', '#model', '#classe
 const input = upload.querySelector('input');
 const model = models.querySelector('select');
 const bytes = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+const readable = (value) => (value >= 0.001 ? value.toPrecision(2) : value > 0 ? '< 0.001' : '0');
 const make = (tag, properties = {}, ...children) => {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);
@@ -88,7 +89,7 @@ function show(answer) {
     const radio = make('input', {type: 'radio', name: 'class', checked: number === 0});
     radio.addEventListener('change', () => draw(found));
     return make('label', {}, radio, make('span', {textContent: found.label}),
-      make('span', {textContent: found.score.toPrecision(3)}));
+      make('span', {textContent: readable(found.confidence), title: `score ${found.score.toPrecision(3)}`}));
   });
   classes.replaceChildren(legend, ...rows);
   stage.querySelector('.photo').src = answer.photo;
@@ -96,7 +97,8 @@ function show(answer) {
   draw(answer.classes[0]);
 }
 
-// Colors are those of `densescore heatmap`: turbo over the square root of the score, from 0 to 1 in every picture.
+// As `densescore heatmap` draws: turbo from 0 to the map's peak. Below 0.4 of the peak the photograph stays bare, and a peak
+// below 0.05 is drawn fainter, so that a class that is not there does not shine.
 function draw(found) {
   chosen = {...found, raw: new Float32Array(bytes(found.values).buffer)};
   const colors = bytes(shown.colors);
@@ -105,19 +107,25 @@ function draw(found) {
   canvas.height = shown.rows;
   const context = canvas.getContext('2d');
   const image = context.createImageData(shown.columns, shown.rows);
-  chosen.raw.forEach((value, i) => {
-    const level = Math.sqrt(Math.min(Math.max(value, 0), 1));
-    const c = Math.round(level * 255) * 3;
-    image.data.set([colors[c], colors[c + 1], colors[c + 2], 255 * Math.min(0.2 + level, 1)], 4 * i);
+  const weights = new Float32Array(bytes(shown.weights).buffer);
+  const drawn = chosen.raw.map((value, i) => value * weights[i]);
+  const peak = Math.max(drawn.reduce((high, value) => Math.max(high, value), 0), 1e-12);
+  const floor = Math.max(0.4 * peak, drawn.reduce((low, value) => Math.min(low, value), Infinity));
+  const strength = 255 * Math.min(1, Math.sqrt(peak / 0.05));
+  drawn.forEach((value, i) => {
+    const c = Math.round(Math.min(value / peak, 1) * 255) * 3;
+    const rise = Math.max(0, (value - floor) / Math.max(peak - floor, 1e-12)) ** 0.8;
+    image.data.set([colors[c], colors[c + 1], colors[c + 2], strength * rise], 4 * i);
   });
   context.putImageData(image, 0, 0);
   canvas.style.opacity = stage.querySelector('.opacity').value;
   const bar = stage.querySelector('.bar').getContext('2d');
   for (let x = 0; x < 256; x++) {
-    const c = Math.round(Math.sqrt(x / 255) * 255) * 3;
+    const c = x * 3;
     bar.fillStyle = `rgb(${colors[c]}, ${colors[c + 1]}, ${colors[c + 2]})`;
     bar.fillRect(x, 0, 1, 1);
   }
+  stage.querySelector('.highest').textContent = peak.toPrecision(2);
   stage.querySelector('.reading').textContent = `${found.label}: peak ${found.peak.toPrecision(3)}`;
   patches.querySelector('.items').replaceChildren(...found.patches.map((patch) => make('figure', {},
     make('img', {src: patch.photo, alt: `a patch of ${found.label}`}),

@@ -1,4 +1,4 @@
-"""Loss and top-1/top-5 accuracy of a network on labelled images, over the views of each."""
+"""Loss and top-1/top-5 accuracy of a network on labeled images, over the views of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ Sample = tuple[Path, int]
 
 @dataclass(frozen=True, eq=False)
 class SourceImages:
-    """Labelled images.
+    """Labeled images.
 
     Attributes:
         classes: C names: of the folders, in the order of the network's outputs.

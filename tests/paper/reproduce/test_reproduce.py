@@ -44,7 +44,7 @@ def test_smoke_runs_every_step_and_goes_on_from_the_files_that_are_there(tmp_pat
     trained = retrained.retrained.state_dict()["0.weight"]
     assert trained.shape == fc6.shape
     assert not torch.equal(trained, fc6)
-    # Only what is missing is done again: a lost number is measured anew, and its networks are not trained again.
+    # Only what is missing is done again: a lost number is measured again, and its networks are not trained again.
     (work / "table1-pre-1000c.json").unlink()
     stamps = {path: path.stat().st_mtime_ns for path in work.glob("*.safetensors")}
     weights = read_weights(work / "pre-1000c.safetensors")
