@@ -14,6 +14,7 @@ from densescore.data.labeled_set import LabeledImage
 from densescore.evaluation.average_precision import average_precision
 from densescore.evaluation.evaluate import SetScores, class_curve, judged, located
 from densescore.io.images import read_image
+from densescore.io.names import as_text
 from densescore.results.overlay import draw_map
 from densescore.results.scores import DenseScores
 
@@ -36,7 +37,8 @@ def draw_curve(result: SetScores, column: int, k: float, path: str | os.PathLike
     axes.step(recall, precision, where="pre", color="#4363d8")  # a recall was reached at its own precision
     by_2010, by_2007 = average_precision(curve), average_precision(curve, "voc2007")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    axes.set_title(f"{result.boxed.classes[column]}: AP {by_2010:.3f} (2007 rule {by_2007:.3f})")
+    label = as_text(result.boxed.classes[column])
+    axes.set_title(f"{label}: AP {by_2010:.3f} (2007 rule {by_2007:.3f})", parse_math=False)
     figure.savefig(path, dpi=100)
 
 
@@ -89,8 +91,9 @@ def draw_top(
                 at = result.places[row[place], column]
                 axes.plot(*at, "+", color="lime" if hit else "red", markersize=14, mew=2)
             value = result.scores[result.ks.index(k), row[place], column]
-            axes.set_title(f"{title} {place + 1}: {image.name}\nscore {value:.2g}", fontsize=8)
-    figure.suptitle(f"{label}: best-ranked true images, and best-ranked false ones")
+            name = as_text(image.name)
+            axes.set_title(f"{title} {place + 1}: {name}\nscore {value:.2g}", fontsize=8, parse_math=False)
+    figure.suptitle(f"{as_text(label)}: best-ranked true images, and best-ranked false ones", parse_math=False)
     figure.savefig(path, dpi=80)
 
 

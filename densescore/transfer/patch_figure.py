@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from densescore.data.boxed_set import BoxedImage
 from densescore.io.images import Pixels
+from densescore.io.names import as_text
 from densescore.transfer.patch_labels import AMBIGUOUS
 
 _COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#000075")
@@ -40,7 +41,7 @@ def draw_patch_labels(
         seed: of the draw.
     """
     present = [label for label in np.unique(labels).tolist() if label != AMBIGUOUS] + [AMBIGUOUS]
-    names = {**dict(enumerate(classes)), len(classes): "background", AMBIGUOUS: "left out"}
+    names = {**dict(enumerate(map(as_text, classes))), len(classes): "background", AMBIGUOUS: "left out"}
     colors = {label: _COLORS[index % len(_COLORS)] for index, label in enumerate(present)}
     height, width = pixels.shape[:2]
     figure = Figure(figsize=(1.5 * shown, 5 + 1.7 * len(present)), layout="constrained")
@@ -51,7 +52,18 @@ def draw_patch_labels(
     for box, owner, difficult in zip(image.boxes, image.classes, image.difficult, strict=True):
         color = colors.get(int(owner), "white")
         axes.add_patch(_rectangle(box, color, "--" if difficult else "-", 3))
-        axes.text(box[0], box[1], names[int(owner)], color="white", backgroundcolor=color, fontsize=8, va="bottom")
+        # An object without a positive patch has a white frame, and needs dark letters on it.
+        ink = "white" if int(owner) in colors else "black"
+        axes.text(
+            box[0],
+            box[1],
+            names[int(owner)],
+            color=ink,
+            backgroundcolor=color,
+            fontsize=8,
+            va="bottom",
+            parse_math=False,
+        )
     draw = np.random.default_rng(seed)
     for row, label in enumerate(present, 1):
         members = (labels == label).nonzero()[0]
@@ -60,7 +72,8 @@ def draw_patch_labels(
             cell = figure.add_subplot(grid[row, column])
             cell.set_axis_off()
             if column == 0:
-                cell.set_title(f"{names[label]}: {len(members)}", color=colors[label], fontsize=9, loc="left")
+                title = f"{names[label]}: {len(members)}"
+                cell.set_title(title, color=colors[label], fontsize=9, loc="left", parse_math=False)
             if column < len(chosen):
                 patch = patches[chosen[column]]
                 axes.add_patch(_rectangle(patch, colors[label], ":", 1))
@@ -70,7 +83,8 @@ def draw_patch_labels(
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.set_axis_off()
-    axes.set_title(f"{image.name}: boxes, and examples of its {len(patches)} patches")
+    title = f"{as_text(image.name)}: boxes, and examples of its {len(patches)} patches"
+    axes.set_title(title, parse_math=False)
     figure.savefig(path, dpi=90)
 
 
