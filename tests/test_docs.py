@@ -8,6 +8,7 @@ import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -258,7 +259,9 @@ def test_wrong_commands_are_found(line: str) -> None:
 def test_options_in_the_text_exist(page: str) -> None:
     for found in re.findall(r"`((?:densescore|densescore-bench|python) [^`]+)`", (DOCS / page).read_text()):
         program, *rest = shlex.split(found)
-        if program == "python":
+        if program == "python" and rest[0] == "-m":
+            assert find_spec(rest[1]), found
+        elif program == "python":
             check_line(found)
         else:
             check_options(program, rest)
@@ -291,7 +294,7 @@ def _shapes(out: str, _: Path) -> bool:
 
 
 def _cups(out: str, _: Path) -> bool:
-    corners = re.findall(r"'box': \[([\d.]+), ([\d.]+)", out)  # of patches of 224 pixels; the cup is below, left
+    corners = re.findall(r"'box': [\[(]([\d.]+), ([\d.]+)", out)  # of patches of 224 pixels; the cup is below, left
     return len(corners) == 5 and all(float(x) + 112 < 450 and float(y) + 112 > 300 for x, y in corners)
 
 

@@ -1,7 +1,7 @@
-"""Caffe's reference networks, AlexNet and CaffeNet, from ONNX files, which hold no code, to this package's weights.
+"""Convert Caffe's reference networks, AlexNet and CaffeNet, from ONNX files to this package's weights.
 
-They take BGR pixels in 0..255 less a mean. That is folded into C1, so that the result takes RGB in [0, 1], as every
-network here. Their C1 has no padding, which makes the folding exact.
+ONNX files hold no code. Caffe's networks take BGR pixels in 0..255 less a mean. That is folded into C1, so that the
+converted network takes normalized RGB like every other here. C1 has no padding in them, which makes the folding exact.
 """
 
 import os
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, reason_of
 from densescore.models.registry import MODELS
+from densescore.models.weights import load_strict
 
 if TYPE_CHECKING:
     import onnx
@@ -32,7 +33,9 @@ _ORDERS: dict[Variant, list[str]] = {
     "krizhevsky-caffenet": ["Conv", "Relu", "MaxPool", "LRN"] * 2 + _TAIL,
 }
 _IDLE = ("Dropout", "Reshape", "Flatten", "Identity", "Constant", "Softmax")
-"""What holds no weights; of these, the softmax alone changes a value (see `_probabilities`)."""
+"""Layers without weights; of these, only the softmax changes values (see `_probabilities`)."""
+
+_MAX_BATCH = 64  # of a file whose batch is fixed
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +63,8 @@ def convert_caffe(
 
     Args:
         path: the ONNX file.
-        mean: that its pixels are to have taken off: blue, green, red, in 0..255.
-        tolerance: most that a probability of one may differ from the other's, relative to the highest.
+        mean: subtracted from its pixels: blue, green, red, in 0..255.
+        tolerance: largest difference of a probability between the two networks, relative to the highest one.
 
     Raises:
         DensescoreError: onnx or onnxruntime is not installed; the file is not such a network; or the two disagree.
@@ -74,21 +77,25 @@ def convert_caffe(
     try:
         model = onnx.load(os.fspath(path))
     except Exception as error:  # protobuf and the file system each raise their own
-        raise DensescoreError(f"{path}: cannot be read as ONNX: {error}") from error
+        raise DensescoreError(f"{path}: cannot be read as ONNX: {reason_of(error)}") from error
     nodes = [node for node in model.graph.node if node.op_type not in _IDLE]
     order = [node.op_type for node in nodes]
     name = next((variant for variant, expected in _ORDERS.items() if order == expected), None)
     if name is None:
         raise DensescoreError(f"{path}: neither Caffe's AlexNet nor its CaffeNet: its layers are {', '.join(order)}")
     weights = _weights(model, nodes, Path(path))
-    _fold_preprocessing(weights, name, mean)
-    network = MODELS[name].build(weights).eval()
+    try:
+        network = MODELS[name].build(weights).eval()
+    except DensescoreError as error:  # shapes that do not fit
+        raise DensescoreError(f"{path}: {error}") from error
     _check_attributes(nodes, network, Path(path))
+    _fold_preprocessing(weights, name, mean)
+    load_strict(network, weights, os.fspath(path))
     try:
         session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
         difference = _compare(session, network, name, mean)
     except Exception as error:  # onnxruntime raises its own, one for each status
-        raise DensescoreError(f"{path}: cannot be run: {str(error).splitlines()[0]}") from error
+        raise DensescoreError(f"{path}: cannot be run: {reason_of(error)}") from error
     if not difference <= tolerance:
         raise DensescoreError(
             f"{path}: the converted network's probabilities differ by {difference:.2g} of the highest"
@@ -98,21 +105,45 @@ def convert_caffe(
 
 def _weights(model: "onnx.ModelProto", nodes: list[Any], path: Path) -> dict[str, Tensor]:
     """Tensors of the convolutions and linear layers, by the names of `Krizhevsky`."""
-    from onnx import numpy_helper
-
-    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     layers = [node for node in nodes if node.op_type in ("Conv", "Gemm")]
     names = [f"features.{index}" for index in (0, 4, 8, 10, 12)] + [f"classifier.{index}" for index in (0, 3, 6)]
     weights = {}
     for node, name in zip(layers, names, strict=True):
         if len(node.input) != 3 or any(own not in tensors for own in node.input[1:]):
-            raise DensescoreError(f"{path}: layer {node.name or node.output[0]} lacks constant weights and biases")
-        weight, bias = (tensors[own].astype(np.float32) for own in node.input[1:])
+            raise DensescoreError(f"{path}: layer {node.name or node.op_type} lacks constant weights and biases")
+        weight, bias = (_array(tensors[own], own, path) for own in node.input[1:])
+        expected = 4 if node.op_type == "Conv" else 2
+        if weight.ndim != expected or bias.ndim != 1 or 0 in weight.shape or 0 in bias.shape:
+            raise DensescoreError(
+                f"{path}: layer {node.name or node.op_type} has weights of shape {weight.shape} and biases of shape "
+                f"{bias.shape}, expected {expected} dimensions and 1, none of them empty"
+            )
         if node.op_type == "Gemm" and not _attribute(node, "transB", 0):
             weight = weight.T
         weights[f"{name}.weight"] = torch.from_numpy(np.ascontiguousarray(weight))
         weights[f"{name}.bias"] = torch.from_numpy(bias.copy())
     return weights
+
+
+def _array(tensor: Any, name: str, path: Path) -> NDArray[np.float32]:
+    """The values of an initializer.
+
+    Raises:
+        DensescoreError: they cannot be read, are not floating-point numbers, or are not finite.
+    """
+    from onnx import numpy_helper
+
+    try:
+        values = numpy_helper.to_array(tensor)
+    except Exception as error:  # sizes that contradict the data, unknown types, data in other files
+        raise DensescoreError(f"{path}: tensor {name} cannot be read: {reason_of(error)}") from error
+    if not np.issubdtype(values.dtype, np.floating):
+        raise DensescoreError(f"{path}: tensor {name} must hold floating-point numbers, got {values.dtype}")
+    values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise DensescoreError(f"{path}: tensor {name} holds values that are not finite")
+    return values
 
 
 def _fold_preprocessing(weights: dict[str, Tensor], name: str, mean: tuple[float, float, float]) -> None:
@@ -134,15 +165,24 @@ def _check_attributes(nodes: list[Any], network: nn.Module, path: Path) -> None:
         expected = (layer.groups, list(layer.stride), [*layer.padding, *layer.padding])
         if found != expected:
             raise DensescoreError(
-                f"{path}: layer {node.name or node.output[0]} has groups, strides and pads {found}, expected {expected}"
+                f"{path}: layer {node.name or node.op_type} has groups, strides and pads {found}, expected {expected}"
             )
 
 
 def _compare(session: Any, network: nn.Module, name: str, mean: tuple[float, float, float]) -> float:
-    """Greatest difference of probabilities on the same random pixels, at the file's own size, over the highest."""
-    entry, given = MODELS[name], session.get_inputs()[0]
+    """Largest difference of a probability on the same random pixels, at the file's own size, over the highest one.
+
+    Raises:
+        DensescoreError: the file's network does not take one tensor of images of about the usual size.
+    """
+    entry, inputs = MODELS[name], session.get_inputs()
     usual = (1, 3, entry.patch_size, entry.patch_size)  # where the file leaves a size open
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        raise DensescoreError(f"takes {[own.shape for own in inputs]}, expected one tensor [N, 3, P, P]")
+    given = inputs[0]
     shape = [own if isinstance(own, int) else size for own, size in zip(given.shape, usual, strict=True)]
+    if shape[1] != 3 or not 1 <= shape[0] <= _MAX_BATCH or not all(1 <= side <= 2 * usual[2] for side in shape[2:]):
+        raise DensescoreError(f"takes images of shape {shape}, expected about {list(usual)}")
     pixels = np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32)  # [N, 3, P, P], RGB
     caffes = pixels[:, ::-1] - np.array(mean, np.float32).reshape(3, 1, 1)
     expected = _probabilities(session.run(None, {given.name: np.ascontiguousarray(caffes)})[0].reshape(shape[0], -1))
@@ -161,7 +201,11 @@ def _probabilities(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _attribute(node: Any, name: str, default: Any) -> Any:
+    """The value of a node's attribute; None where it has a type of its own that ONNX does not know."""
     import onnx
 
     found = next((attribute for attribute in node.attribute if attribute.name == name), None)
-    return default if found is None else onnx.helper.get_attribute_value(found)
+    try:
+        return default if found is None else onnx.helper.get_attribute_value(found)
+    except ValueError:
+        return None

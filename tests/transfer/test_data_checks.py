@@ -137,7 +137,7 @@ def test_a_cache_that_cannot_be_written_is_refused(folder: str, toy: DenseScorer
 @pytest.mark.parametrize("k", [0.5, 0, -1, float("nan"), float("inf")])
 def test_exponents_are_checked_before_anything_is_scored(k: float, tmp_path: Path) -> None:
     boxed = load_boxed(write_voc(tmp_path, {"val": 2}), "val")
-    with pytest.raises(DensescoreError, match=r"k: got .*, expected a finite number of at least 1"):
+    with pytest.raises(DensescoreError, match=r"k: got .*, expected a number from 1"):
         score_set(boxed, lambda image: pytest.fail("scored"), (1.0, k))
 
 

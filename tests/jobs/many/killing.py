@@ -156,7 +156,7 @@ if __name__ == "__main__":
     table, arrays = Kept(), Kept(patch_scores=True)
     counts = {
         "table, at each change": at_each_change(root / "1", table, count=4),
-        "arrays, at the last changes": at_each_change(root / "2", arrays, count=1, first=44),
+        "arrays, at the last changes": at_each_change(root / "2", arrays, count=1, first=40),
         "table, at random": at_random(root / "3", table, 16),
         "arrays, at random": at_random(root / "4", arrays, 8),
         "interrupted": at_random(root / "5", table, 4, signal.SIGINT),
