@@ -146,13 +146,12 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         folder = parent / f".densescore-{secrets.token_hex(4)}"
         try:
             folder.mkdir()
-            held = _hold(folder / MARK)
         except FileExistsError:
             continue
+        try:
+            held = _hold(folder / MARK)
         except FileNotFoundError:  # cleared away by another process before we had locked it
-            if parent.is_dir():
-                continue
-            raise
+            continue
         if held is not None:
             break
     try:
