@@ -21,6 +21,7 @@ pytest.importorskip("zarr")
 import tifffile
 import zarr
 
+import densescore.jobs.many.table  # noqa: F401  # before the scorer that its annotations name is replaced
 from densescore import DensescoreError, DenseScorer
 from densescore.cli import main
 from densescore.io.marks import MARK
