@@ -28,13 +28,13 @@ class Scaled(nn.Module):
         self.scale = nn.Parameter(torch.rand(16, 1, 1, generator=generator) + 0.5)
         self.register_buffer("blur", torch.ones(16, 1, 2, 2) / 4)
         self.fc6, self.fc7, self.fc8 = nn.Linear(8 * 25, 12), nn.Linear(12, 12), nn.Linear(12, 3)
-        self.gain = nn.Parameter(torch.rand(12, generator=generator) + 0.5)
+        self.gain = nn.Parameter(torch.rand(1, 1, 12, 1, 1, generator=generator) + 0.5)
         self.shift = nn.Parameter(torch.rand(3, generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.conv2d(F.relu(self.first(x)) * self.scale, self.blur, stride=1, groups=16)
         x = F.relu(self.second(x)).flatten(1)
-        return self.fc8(F.relu(self.fc7(F.relu(self.fc6(x)))) * self.gain) + self.shift
+        return self.fc8(F.relu(self.fc7(F.relu(self.fc6(x)))) * self.gain.flatten()) + self.shift
 
 
 OPTIONS: dict[str, Any] = {"patch_size": 23, "labels": ("a", "b", "c"), "scales": (1, 1.7)}
