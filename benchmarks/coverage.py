@@ -112,7 +112,7 @@ def liven(module: nn.Module, crop: Tensor) -> None:
         with torch.no_grad():
             for layer in last[-1:]:
                 if not any(parameter.any() for parameter in layer.parameters()):  # some start from zeros
-                    layer.reset_parameters()
+                    layer.reset_parameters()  # type: ignore[operator]
                 deviation = float(module(crop).std())
                 for parameter in layer.parameters() if deviation > 0 else ():
                     parameter.mul_(2 / deviation)
