@@ -102,7 +102,10 @@ def build(name: str) -> tuple[nn.Module, int]:
 
 
 def liven(module: nn.Module, crop: Tensor) -> None:
-    """Give the logits a standard deviation of 2, so that scores differ, as after training."""
+    """Give the logits a standard deviation of 2, so that scores differ, as after training.
+
+    The last bias is 0: beside small random features, it alone would decide the scores.
+    """
     last = [
         layer
         for layer in module.modules()
@@ -113,6 +116,8 @@ def liven(module: nn.Module, crop: Tensor) -> None:
             for layer in last[-1:]:
                 if not any(parameter.any() for parameter in layer.parameters()):  # some start from zeros
                     layer.reset_parameters()  # type: ignore[operator]
+                if getattr(layer, "bias", None) is not None:
+                    layer.bias.zero_()  # type: ignore[operator, union-attr]
                 deviation = float(module(crop).std())
                 for parameter in layer.parameters() if deviation > 0 else ():
                     parameter.mul_(2 / deviation)
