@@ -3,16 +3,17 @@
     python benchmarks/coverage.py --jobs 4   # minutes to an hour; run it again to go on where it stopped
     python benchmarks/coverage.py resnet18 timm:vit_tiny_patch16_224     # these only, printed
 
-For each architecture: is it scored densely, by crops, or refused, and for what reason; do the dense scores of one image
-of exactly P×P pixels equal those of the module's own forward pass, up to a few times the module's own rounding error
-(its float32 against its float64); and are the scores of an image of another shape finite. Each architecture runs in a
-process of its own, so that none can end the run.
+For each architecture: is it scored densely, by crops, or refused, and for what reason; do its scores of one image of
+exactly P×P pixels, dense or by crops, equal those of the module's own forward pass, up to a few times the module's own
+rounding error (its float32 against its float64); and are the scores of an image of another shape finite. Each
+architecture runs in a process of its own, so that none can end the run.
 """
 
 import argparse
 import copy
 import json
 import multiprocessing
+import subprocess
 import time
 import traceback
 from collections import Counter
@@ -29,12 +30,13 @@ from torch import Tensor, nn
 
 from densescore import DensescoreError, DenseScorer
 from densescore.errors import NotConvolutionalError
+from densescore.scoring.fingerprint import Context
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 10
 SIDE = 96  # of a patch, where the network takes it; else its own
-SECONDS = 600  # for one architecture
-FACTOR = 10  # times the network's own rounding error that dense scores may be off
+SECONDS = 120  # for one architecture
+FACTOR = 10  # times the network's own rounding error that scores may be off
 FLOOR = 1e-6  # relative; a network without rounding error has one operation in another order all the same
 
 TORCHVISION = """
@@ -100,21 +102,27 @@ def build(name: str) -> tuple[nn.Module, int]:
 
 
 def liven(module: nn.Module, crop: Tensor) -> None:
-    """Give the logits a standard deviation of 2, so that scores differ, as after training."""
-    try:
-        with torch.inference_mode():
-            deviation = float(module(crop).std())
-    except Exception:  # another size is needed, which the scorer says
-        return
+    """Give the logits a standard deviation of 2, so that scores differ, as after training.
+
+    The last bias is 0: beside small random features, it alone would decide the scores.
+    """
     last = [
         layer
         for layer in module.modules()
         if CLASSES in (getattr(layer, "out_features", 0), getattr(layer, "out_channels", 0))
     ]
-    with torch.no_grad():
-        for layer in last[-1:] if deviation > 0 else ():
-            for parameter in layer.parameters():
-                parameter.mul_(2 / deviation)
+    try:
+        with torch.no_grad():
+            for layer in last[-1:]:
+                if not any(parameter.any() for parameter in layer.parameters()):  # some start from zeros
+                    layer.reset_parameters()  # type: ignore[operator]
+                if getattr(layer, "bias", None) is not None:
+                    layer.bias.zero_()  # type: ignore[operator, union-attr]
+                deviation = float(module(crop).std())
+                for parameter in layer.parameters() if deviation > 0 else ():
+                    parameter.mul_(2 / deviation)
+    except Exception:  # another size is needed, which the scorer says
+        return
 
 
 def check(name: str) -> dict[str, Any]:
@@ -124,35 +132,40 @@ def check(name: str) -> dict[str, Any]:
     for side in dict.fromkeys((SIDE, own_side)):
         entry["patch"] = side
         try:
-            return entry | _check_at(module, side)
+            return entry | {"outcome": "dense", "reason": ""} | _check_at(module, side, "image")
         except NotConvolutionalError as error:  # with another size of patch it may be
             entry |= {"outcome": "crops", "reason": str(error)}
         except DensescoreError as error:
             entry |= {"outcome": "refused", "reason": str(error)}
     if entry["outcome"] == "crops":
-        entry |= _by_crops(module, entry["patch"])
+        try:
+            entry |= _check_at(module, entry["patch"], "patch")
+        except DensescoreError as error:
+            entry |= {"outcome": "refused", "reason": f"by crops: {error} (dense: {entry['reason']})"}
     return entry
 
 
-def _check_at(module: nn.Module, side: int) -> dict[str, Any]:
+def _check_at(module: nn.Module, side: int, context: Context) -> dict[str, Any]:
+    """What a scorer gives for an image of one patch, and for one of an odd size."""
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (side, side, 3), np.uint8)
     crop = torch.from_numpy(image / np.float32(255)).permute(2, 0, 1)[None].sub(0.5).div(0.5)
     liven(module, crop)
     start = time.perf_counter()
-    scorer = DenseScorer(module, patch_size=side, scales=(1,), mean=(0.5,) * 3, std=(0.5,) * 3, runtime="torch")
+    scorer = DenseScorer(
+        module, patch_size=side, scales=(1,), mean=(0.5,) * 3, std=(0.5,) * 3, runtime="torch", context=context
+    )
     seconds = time.perf_counter() - start
     expected, exact = _log_probabilities(module, crop)
     given = scorer.score(image).patch_scores.double().log()
     unit = float(exact.std())
     own_error = float((expected - exact).abs().max()) / unit
     difference = float((given - exact).abs().max()) / unit
-    odd = scorer.score(generator.integers(0, 256, (side * 6 // 5 + 1, side * 3 // 2 + 3, 3), np.uint8))
+    height, width = (side * 6 // 5 + 1, side * 3 // 2 + 3) if context == "image" else (side + 1, side + 3)
+    odd = scorer.score(generator.integers(0, 256, (height, width, 3), np.uint8))
     return {
-        "outcome": "dense",
-        "reason": "",
         "stride": scorer.network.stride,
-        "level_context": list(scorer.dense.level_context),
+        "level_context": list(scorer.dense.level_context) if context == "image" else [],
         "own_error": own_error,
         "difference": difference,
         "equal": difference <= FACTOR * own_error + FLOOR,
@@ -167,17 +180,6 @@ def _log_probabilities(module: nn.Module, crop: Tensor) -> tuple[Tensor, Tensor]
     with torch.inference_mode():
         single = module(crop).double().log_softmax(1)
         return single, copy.deepcopy(module).double()(crop.double()).log_softmax(1)
-
-
-def _by_crops(module: nn.Module, side: int) -> dict[str, Any]:
-    """Score by crops, where this version can make such a scorer."""
-    image = np.random.default_rng(0).integers(0, 256, (side, side + 20, 3), np.uint8)
-    try:
-        scorer = DenseScorer(module, patch_size=side, scales=(1,), context="patch")  # type: ignore[call-arg, unused-ignore]
-    except TypeError:
-        return {}
-    scores = scorer.score(image).patch_scores
-    return {"odd_patches": len(scores), "odd_finite": bool(scores.isfinite().all())}
 
 
 def _child(name: str, pipe: Connection) -> None:
@@ -219,21 +221,21 @@ def run(names: Iterable[str], jobs: int) -> Iterator[dict[str, Any]]:
 
 
 def right(entry: dict[str, Any]) -> bool:
-    """Scored by crops, or densely with the network's own scores."""
-    return entry["outcome"] == "crops" or bool(entry.get("equal") and entry.get("odd_finite"))
+    """Scored, densely or by crops, with the network's own scores."""
+    return bool(entry.get("equal") and entry.get("odd_finite"))
 
 
 def table(entries: list[dict[str, Any]]) -> str:
     """Markdown."""
     outcomes = Counter(entry["outcome"] for entry in entries)
-    dense = [entry for entry in entries if entry["outcome"] == "dense"]
-    wrong = [entry["name"] for entry in dense if not right(entry)]
-    usable = outcomes["dense"] + outcomes["crops"]
+    scored = [entry for entry in entries if entry["outcome"] in ("dense", "crops")]
+    wrong = [entry["name"] for entry in scored if not right(entry)]
+    usable = len(scored) - len(wrong)
     lines = [
         f"{len(entries)} architectures of torchvision {torchvision.__version__} and timm {timm.__version__}, random "
         f"weights: {outcomes['dense']} scored densely, {outcomes['crops']} by crops, {outcomes['refused']} refused, "
         f"{outcomes['crash']} crashed; {usable / len(entries):.0%} usable. "
-        f"Dense scores that are not the network's own: {', '.join(wrong) or 'none'}.",
+        f"Scores that are not the network's own: {', '.join(wrong) or 'none'}.",
         "",
         "| architecture | scored | P | S | difference | own error | averages over the level; why by crops |",
         "| --- | --- | ---: | ---: | ---: | ---: | --- |",
@@ -241,8 +243,9 @@ def table(entries: list[dict[str, Any]]) -> str:
     for entry in entries:
         numbers = ("", "", "")
         note = str(entry["reason"]).partition("\n")[0].replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
-        if entry["outcome"] == "dense":
+        if entry in scored:
             numbers = (str(entry["stride"]), f"{entry['difference']:.0e}", f"{entry['own_error']:.0e}")
+        if entry["outcome"] == "dense":
             count = len(entry["level_context"])
             note = f"{entry['level_context'][0]}" + (f" and {count - 1} more" if count > 1 else "") if count else ""
         outcome = entry["outcome"] if entry["name"] not in wrong else "**wrong**"
@@ -265,8 +268,9 @@ def main() -> None:
     known = json.loads(path.read_text())["architectures"] if path.is_file() else []
     found = {entry["name"]: entry for entry in known if right(entry) or not arguments.again}
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__}
+    commit = subprocess.check_output(["git", "rev-parse", "--short=12", "HEAD"], cwd=RESULTS, text=True).strip()
     for entry in run([name for name in names() if name not in found], arguments.jobs):
-        found[entry["name"]] = entry
+        found[entry["name"]] = entry | {"commit": commit}
         print(entry["name"], entry["outcome"], entry.get("difference", ""), entry["reason"], flush=True)
         done = [found[each] for each in names() if each in found]
         path.write_text(json.dumps({"versions": versions, "architectures": done}, indent=1) + "\n")

@@ -29,6 +29,7 @@ from densescore.geometry import PAPER_SCALES
 from densescore.io.images import Pixels, read_image
 from densescore.models.adaptation import AdaptationHead
 from densescore.models.registry import Classifier, load_classifier
+from densescore.network.devices import to_channels_last
 from densescore.network.surgery import to_dense
 from densescore.results.scores import DenseScores
 from densescore.scoring.scorer import DenseScorer
@@ -147,7 +148,7 @@ def _read(case: Case) -> bytes:
 
 
 def _subject(classifier: Classifier, scorer: DenseScorer, pixels: Pixels, crop_cells: int) -> Subject:
-    module = classifier.module.to(scorer.device, scorer.dtype).to(memory_format=torch.channels_last)
+    module = to_channels_last(classifier.module.to(scorer.device, scorer.dtype))
     pyramid = scorer.pyramid(*pixels.shape[:2])
     with torch.inference_mode():
         levels = [scorer.level(pixels, pyramid, level).clone() for level in pyramid.levels]

@@ -1,9 +1,13 @@
 """Where a network runs, and in which precision."""
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
 from densescore.errors import DensescoreError, reason_of
+
+Network = TypeVar("Network", bound=nn.Module)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -38,3 +42,14 @@ def find_dtype(dtype: str | torch.dtype, network: nn.Module, device: torch.devic
     if found == torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise DensescoreError(f"dtype 'bfloat16' is not supported by {torch.cuda.get_device_name(device)}")
     return found
+
+
+def to_channels_last(network: Network) -> Network:
+    """Lay the weights of convolutions out with their channels last, in place.
+
+    ``network.to(memory_format=torch.channels_last)`` refuses parameters of five dimensions.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return network

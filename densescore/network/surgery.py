@@ -200,6 +200,8 @@ def _find_collapse(
             else:
                 seen.add(source)
                 waiting.append(source)
+    for node, _ in found:
+        _check_even(graph, node)
     order = {node: index for index, node in enumerate(graph.graph.nodes)}
     joined = sorted(found, key=lambda pair: order[pair[0]])
     collapse, source = joined[0]
@@ -215,6 +217,25 @@ def _find_collapse(
     if axes_of(source) not in ((2, 3), (1, 2)) or len(shape_of(source)) != 4:
         raise NotConvolutionalError(f"{name_of(graph, source)} gives no [N, C, h, w] map; {CROPS}")
     return collapse, source
+
+
+def _check_even(graph: fx.GraphModule, node: fx.Node) -> None:
+    """A map that gets larger with the image, but not by the same number of cells for each so many pixels.
+
+    Raises:
+        NotConvolutionalError: the node gives such a map.
+    """
+    small, large = shape_of(node), node.meta.get("larger_shape", ())
+    grown = [more - fewer for fewer, more in zip(small, large, strict=False) if more != fewer]
+    if len(small) == len(large) == 4 and len(grown) == 2 and min(grown) > 0 and not axes_of(node):
+        raise NotConvolutionalError(_uneven(graph, node, *grown))
+
+
+def _uneven(graph: fx.GraphModule, node: fx.Node, down: int, across: int) -> str:
+    return (
+        f"the map of {name_of(graph, node)} grows by {down}×{across} cells where the image grows by "
+        f"{GROWTH[0]}×{GROWTH[1]} pixels: dense scores need a stride that divides {GROWTH[0]}; {CROPS}"
+    )
 
 
 def _follow_collapse(
@@ -302,17 +323,18 @@ def _stride(graph: fx.GraphModule, trunk: nn.Module, source: fx.Node, patch: int
     axes = axes_of(source) or ()
     small, large = ([shape[axis] for axis in axes] for shape in (shape_of(source), source.meta["larger_shape"]))
     stride, rest = divmod(GROWTH[0], large[0] - small[0])
+    if rest:
+        raise NotConvolutionalError(_uneven(graph, source, large[0] - small[0], large[1] - small[1]))
     sizes = {(patch, patch): tuple(small), (patch + GROWTH[0], patch + GROWTH[1]): tuple(large)}
-    if rest == 0:
-        step = (patch + stride, patch + 3 * stride)
-        try:
-            sizes[step] = tuple(trunk(random_pixels(trunk, *step)).shape[2:])
-        except Exception as error:
-            raise NotConvolutionalError(
-                f"the trunk runs on {patch}×{patch} pixels but not on {step[0]}×{step[1]}: {own_reason(error)}; {CROPS}"
-            ) from error
-        if sizes[step] == (small[0] + 1, small[1] + 3):
-            return stride
+    step = (patch + stride, patch + 3 * stride)
+    try:
+        sizes[step] = tuple(trunk(random_pixels(trunk, *step)).shape[2:])
+    except Exception as error:
+        raise NotConvolutionalError(
+            f"the trunk runs on {patch}×{patch} pixels but not on {step[0]}×{step[1]}: {own_reason(error)}; {CROPS}"
+        ) from error
+    if sizes[step] == (small[0] + 1, small[1] + 3):
+        return stride
     raise NotConvolutionalError(
         f"the feature map of {name_of(graph, source)} does not grow with its input by one cell per stride: {sizes}; "
         f"{CROPS}"

@@ -18,7 +18,7 @@ from densescore.models.weights import digest_of
 from densescore.network.cpu.accelerate import Runtime, speed_up
 from densescore.network.cpu.quantize import check_int8, quantize_network
 from densescore.network.dense_network import DenseNetwork
-from densescore.network.devices import find_device, find_dtype
+from densescore.network.devices import find_device, find_dtype, to_channels_last
 from densescore.results.scores import DenseScores
 from densescore.scoring.arguments import Numbers, as_tuple, check_context, fit_labels
 from densescore.scoring.batch import score_batch
@@ -131,7 +131,7 @@ class DenseScorer(Copies):
         if dtype == "int8":
             check_int8(dense_only(network, "dtype 'int8'"), self.device, calibration, runtime)
         self.dtype = find_dtype("float32" if dtype == "int8" else dtype, network, self.device)
-        self.network: PatchNetwork = network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        self.network: PatchNetwork = to_channels_last(network.to(self.device, self.dtype))
         check_weights(self.network, self.name)
         self.mean, self.std = classifier.mean, classifier.std
         # A CPU's layers take one level at a time, and gain nothing from several.

@@ -22,6 +22,7 @@ from densescore.io.images import level_pixels, read_image
 from densescore.models import load_classifier
 from densescore.models.adaptation import AdaptationHead, HeadFile
 from densescore.network.dense_network import DenseNetwork
+from densescore.network.devices import to_channels_last
 from densescore.network.surgery import to_dense
 from densescore.transfer.pipeline import head_file
 from densescore.transfer.recipe import Recipe
@@ -77,7 +78,7 @@ def train_from_scratch(
         head = AdaptationHead(network.feature_width, outputs, recipe.width)
     head.dropout.p = recipe.dropout
     network.replace_classifier(head, network.feature_width, outputs)
-    network.to(device).to(memory_format=torch.channels_last)
+    to_channels_last(network.to(device))
     source = _Crops(boxed, network, recipe, seed, classifier.mean, classifier.std)
     check_every_class(source.patches, boxed.classes, recipe)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)

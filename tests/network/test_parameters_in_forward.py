@@ -28,13 +28,13 @@ class Scaled(nn.Module):
         self.scale = nn.Parameter(torch.rand(16, 1, 1, generator=generator) + 0.5)
         self.register_buffer("blur", torch.ones(16, 1, 2, 2) / 4)
         self.fc6, self.fc7, self.fc8 = nn.Linear(8 * 25, 12), nn.Linear(12, 12), nn.Linear(12, 3)
-        self.gain = nn.Parameter(torch.rand(12, generator=generator) + 0.5)
+        self.gain = nn.Parameter(torch.rand(1, 1, 12, 1, 1, generator=generator) + 0.5)
         self.shift = nn.Parameter(torch.rand(3, generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.conv2d(F.relu(self.first(x)) * self.scale, self.blur, stride=1, groups=16)
         x = F.relu(self.second(x)).flatten(1)
-        return self.fc8(F.relu(self.fc7(F.relu(self.fc6(x)))) * self.gain) + self.shift
+        return self.fc8(F.relu(self.fc7(F.relu(self.fc6(x)))) * self.gain.flatten()) + self.shift
 
 
 OPTIONS: dict[str, Any] = {"patch_size": 23, "labels": ("a", "b", "c"), "scales": (1, 1.7)}
@@ -98,6 +98,9 @@ KINDS = (
     "timm:inception_next_atto",
     "timm:mambaout_femto",  # channels last
     "timm:convnext_zepto_rms",  # RMSNorm in the head
+    "timm:fastvit_t8",  # layer scale of one number per map
+    "timm:nf_resnet26",  # weight standardization
+    "timm:efficientnet_b0_g16_evos",  # evolved norms
 )
 
 
@@ -115,9 +118,13 @@ def test_one_patch_has_the_networks_own_scores(name: str) -> None:
         elif "scale" in name or name.endswith(("gamma", "grn.weight")):
             nn.init.uniform_(parameter, 0.5, 1)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    scorer = DenseScorer(module, patch_size=64, scales=(1,), runtime="torch")
-    logits = module(scorer.normalize(image))
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    last = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
+    nn.init.zeros_(last.bias)  # beside small features, it alone would decide the scores
+    last.weight.mul_(2 / module(pixels).std())  # logits of order 1: no probability is 0, no two scores are the same
+    scorer = DenseScorer(module, patch_size=64, mean=(0,) * 3, std=(1,) * 3, scales=(1,), runtime="torch")
+    logits = module(pixels)
+    assert logits.std() > 1
     given = scorer.score(image).patch_scores.log()
-    assert logits.std() > 1e-3
     difference = (given - logits.log_softmax(1)).abs().max()
     assert difference <= 1e-4 * (1 + float(logits.abs().max()))

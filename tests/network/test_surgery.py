@@ -306,6 +306,8 @@ def test_what_is_local_or_averages_the_level_is_accepted(
             r"no linear layer follows layer classifier.3 \(Adaptive",
         ),
         (lambda: torchvision.models.alexnet(), 320, r"layer avgpool \(AdaptiveAvgPool2d\) makes a 9×9 map 6×6"),
+        (lambda: timm.create_model("convmixer_768_32"), 224, "grows by 9×18 cells .* a stride that divides 64"),
+        (Net(Means(), stride=7), 28, r"layer trunk.0 \(Conv2d\) grows by 10×19 cells .* a stride that divides 64"),
         (Net(MaxPools()), 16, "operation amax"),
         (Net(Branches()), 16, "Net cannot be traced: tail"),
         (

@@ -62,6 +62,17 @@ class Branching(nn.Module):
         return 3 * self.last(self.hidden(small).relu())
 
 
+class Volume(nn.Module):
+    """Convolves across channels, as the lambda layer does: a weight of five dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.volume, self.last = nn.Conv3d(1, 4, (3, 16, 16), stride=16), nn.Linear(64, 5)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.last(self.volume(pixels[:, None]).relu().flatten(1))
+
+
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "vit": lambda: VisionTransformer(patch_size=16, depth=2, num_heads=2, **SMALL),
     "swin": lambda: SwinTransformer(patch_size=4, window_size=4, depths=(1, 1), num_heads=(2, 2), **SMALL),
@@ -69,8 +80,9 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "clip": ClipLike,
     "distilled": lambda: VisionTransformerDistilled(patch_size=16, depth=1, num_heads=2, **SMALL),
     "branching": Branching,
+    "volume": Volume,
 }
-WIDTHS = {"vit": 24, "swin": 48, "mixer": 24, "clip": 24, "distilled": 24, "branching": 12}
+WIDTHS = {"vit": 24, "swin": 48, "mixer": 24, "clip": 24, "distilled": 24, "branching": 12, "volume": 64}
 
 
 def module_of(kind: str) -> nn.Module:
