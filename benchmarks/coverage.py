@@ -117,7 +117,7 @@ def liven(module: nn.Module, crop: Tensor) -> None:
                 if not any(parameter.any() for parameter in layer.parameters()):  # some start from zeros
                     layer.reset_parameters()  # type: ignore[operator]
                 if getattr(layer, "bias", None) is not None:
-                    layer.bias.zero_()  # type: ignore[operator, union-attr]
+                    layer.bias.zero_()  # type: ignore[operator]
                 deviation = float(module(crop).std())
                 for parameter in layer.parameters() if deviation > 0 else ():
                     parameter.mul_(2 / deviation)

@@ -20,6 +20,8 @@ from densescore.network.surgery import to_dense
 class Scaled(nn.Module):
     """One parameter or buffer in each part: the trunk (between layers and as a kernel), FC7 and FC8."""
 
+    blur: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
