@@ -2,6 +2,5 @@
 
 from importlib.util import find_spec
 
-collect_ignore = [
-    f"densescore/demo/{name}.py" for name in ("http", "page", "protocol", "server") if find_spec("fastapi") is None
-]
+_PAGE = [f"densescore/demo/{name}.py" for name in ("http", "page", "protocol", "server")]
+collect_ignore = [] if find_spec("fastapi") else [*_PAGE, "tests/demo/fuzz_page.py"]
