@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from densescore.data.boxed_set import BoxedImage, BoxedSet
     from densescore.data.labeled_set import LabeledImage, LabeledSet
     from densescore.data.load import load_boxed, load_set
-    from densescore.errors import DensescoreError
+    from densescore.errors import (
+        DensescoreError,
+        MissingPackageError,
+        NotConvolutionalError,
+        OutOfMemoryError,
+        WriteError,
+    )
     from densescore.evaluation.evaluate import evaluate_classes, score_set
     from densescore.geometry import PAPER_SCALES, Level, Pyramid
     from densescore.io.images import read_image
@@ -44,7 +50,7 @@ _EXPORTS = {
     "data.boxed_set": ("BoxedImage", "BoxedSet"),
     "data.labeled_set": ("LabeledImage", "LabeledSet"),
     "data.load": ("load_boxed", "load_set"),
-    "errors": ("DensescoreError",),
+    "errors": ("DensescoreError", "MissingPackageError", "NotConvolutionalError", "OutOfMemoryError", "WriteError"),
     "evaluation.evaluate": ("evaluate_classes", "score_set"),
     "geometry": ("PAPER_SCALES", "Level", "Pyramid"),
     "io.images": ("read_image",),
@@ -80,12 +86,16 @@ __all__ = [
     "LabeledImage",
     "LabeledSet",
     "Level",
+    "MissingPackageError",
+    "NotConvolutionalError",
+    "OutOfMemoryError",
     "Place",
     "Pyramid",
     "Ranked",
     "Recipe",
     "Region",
     "Scored",
+    "WriteError",
     "__version__",
     "best_patches",
     "cached_scores",

@@ -2,7 +2,14 @@
 
 from densescore_kernels.errors import DensescoreError, reason_of
 
-__all__ = ["DensescoreError", "NotConvolutionalError", "reason_of"]
+__all__ = [
+    "DensescoreError",
+    "MissingPackageError",
+    "NotConvolutionalError",
+    "OutOfMemoryError",
+    "WriteError",
+    "reason_of",
+]
 
 
 class NotConvolutionalError(DensescoreError):
@@ -10,3 +17,15 @@ class NotConvolutionalError(DensescoreError):
 
     It can still score patches one crop at a time: ``DenseScorer(module, context="patch")``.
     """
+
+
+class MissingPackageError(DensescoreError):
+    """A package of an extra is not installed; the message names the extra."""
+
+
+class OutOfMemoryError(DensescoreError):
+    """Memory ran out, in small parts, too."""
+
+
+class WriteError(DensescoreError):
+    """A file or folder cannot be written: a full disk, no permission, a name that is too long."""

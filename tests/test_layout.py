@@ -220,3 +220,17 @@ def test_public_names() -> None:
         assert name in dir(densescore)
     with pytest.raises(AttributeError, match="no attribute 'classfy'"):
         densescore.classfy  # noqa: B018
+
+
+def test_what_a_caller_would_tell_apart_has_an_exception_of_its_own(tmp_path: Path) -> None:
+    import densescore
+    from densescore.io.files import atomic_write
+
+    kinds = (
+        densescore.MissingPackageError, densescore.NotConvolutionalError, densescore.OutOfMemoryError,
+        densescore.WriteError,
+    )  # fmt: skip
+    assert all(issubclass(kind, densescore.DensescoreError) for kind in kinds)
+    (tmp_path / "file").touch()
+    with pytest.raises(densescore.WriteError), atomic_write(tmp_path / "file" / "below"):
+        pass

@@ -11,7 +11,7 @@ import typer
 from densescore.cli.command import Without, command
 from densescore.cli.console import note
 from densescore.cli.options import ScorerOptions
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, MissingPackageError
 
 if TYPE_CHECKING:
     from densescore.scoring.scorer import DenseScorer
@@ -49,7 +49,7 @@ def demo(
         from densescore.demo.server import build_app, serve
         from densescore.demo.service import Service
     except ImportError as error:
-        raise DensescoreError(f"the page needs {error.name}: pip install 'densescore[demo]'") from error
+        raise MissingPackageError(f"the page needs {error.name}: pip install 'densescore[demo]'") from error
     from densescore.io.find_images import list_images
 
     names = model or [options.model]

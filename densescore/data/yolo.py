@@ -14,7 +14,7 @@ from densescore.data.labeled_set import LabeledSet
 from densescore.data.pictures import names_in_set, pictures_in
 from densescore.data.problems import Corners, Problems, check_class_names, finite_number, repeated
 from densescore.data.splits import ALIASES, is_split
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, MissingPackageError
 
 _DESCRIPTIONS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _LISTS = ("classes.txt", "obj.names")  # class names, which labeling tools leave among the labels
@@ -199,7 +199,7 @@ def _parse_yaml(path: Path, text: str) -> dict[str, Any]:
     try:
         import yaml
     except ImportError as error:
-        raise DensescoreError("YOLO data needs PyYAML: pip install 'densescore[train]'") from error
+        raise MissingPackageError("YOLO data needs PyYAML: pip install 'densescore[train]'") from error
 
     class Loader(yaml.BaseLoader):
         def compose_node(self, parent: Any, index: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, MissingPackageError
 from densescore.io.color import usable_profile
 from densescore.io.png import is_rgb16, rgb16, without_text
 from densescore.io.samples import Pixels, Samples
@@ -120,7 +120,7 @@ def _register_heif(name: str) -> None:
     try:
         import pillow_heif
     except ImportError as error:
-        raise DensescoreError(f"{name}: HEIC needs pillow-heif: pip install 'densescore[heic]'") from error
+        raise MissingPackageError(f"{name}: HEIC needs pillow-heif: pip install 'densescore[heic]'") from error
     pillow_heif.register_heif_opener()
 
 

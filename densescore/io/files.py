@@ -12,7 +12,7 @@ from typing import IO
 
 from safetensors import SafetensorError
 
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, WriteError
 from densescore.io.locks import take
 from densescore.io.marks import MARK, SCRATCH, foreign, is_blank, read_mark, write_mark
 
@@ -59,7 +59,7 @@ def atomic_write(
             temporary.replace(path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DensescoreError(f"{path}: cannot be written: {reason}") from error
+        raise WriteError(f"{path}: cannot be written: {reason}") from error
 
 
 def check_replaceable(path: Place, *, overwrite: bool = False, folder: str = "", inputs: Iterable[Place] = ()) -> None:
@@ -83,7 +83,7 @@ def check_replaceable(path: Place, *, overwrite: bool = False, folder: str = "",
     except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError) as error:  # the name is too long, or holds a NUL; no permission to look
-        raise DensescoreError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        raise WriteError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
     if not overwrite:
         raise DensescoreError(f"{path}: exists already; choose another name, or overwrite")
     try:

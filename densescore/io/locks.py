@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, WriteError
 from densescore.io.names import shorten
 
 if sys.platform == "win32":
@@ -62,7 +62,7 @@ def exclusive(path: Path) -> Iterator[None]:
         beside.parent.mkdir(parents=True, exist_ok=True)
         held = take(beside)
     except OSError as error:
-        raise DensescoreError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise WriteError(f"{path}: cannot be written: {error.strerror or error}") from error
     if held is None:
         raise DensescoreError(f"{path}: another run is writing it at this moment")
     try:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, WriteError
 
 MARK = ".densescore"
 
@@ -117,4 +117,4 @@ def claim(folder: Path, kind: str, holds: Sequence[str]) -> None:
                 "choose another name"
             )
     except OSError as error:
-        raise DensescoreError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        raise WriteError(f"{folder}: cannot be written: {error.strerror or error}") from error

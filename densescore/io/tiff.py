@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, MissingPackageError
 from densescore.io.samples import Samples
 from densescore.io.windows import Windows, choose_channels
 
@@ -74,7 +74,9 @@ def read_tiff(file: Any, name: str) -> tuple[NDArray[Any], Samples]:
     try:
         import tifffile
     except ImportError as error:
-        raise DensescoreError(f"{name}: this kind of TIFF needs tifffile: pip install 'densescore[huge]'") from error
+        raise MissingPackageError(
+            f"{name}: this kind of TIFF needs tifffile: pip install 'densescore[huge]'"
+        ) from error
     with tifffile.TiffFile(file) as tiff:
         level = main_level(tiff, name)
         image, limit = describe(tiff, level, name), Image.MAX_IMAGE_PIXELS

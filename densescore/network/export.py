@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.fx.experimental import _config as fx_config
 
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, MissingPackageError
 from densescore.io.files import atomic_write
 from densescore.models import load_classifier
 from densescore.models.adaptation import Activation
@@ -143,7 +143,7 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, described: di
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise DensescoreError(
+        raise MissingPackageError(
             "ONNX needs onnx, onnxscript and onnxruntime: pip install 'densescore[export]'"
         ) from error
     with redirect_stdout(io.StringIO()):  # the exporter reports its progress

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, MissingPackageError
 from densescore.results.regions import Region, find_regions
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def to_supervision(
     try:
         import supervision
     except ImportError as error:
-        raise DensescoreError("to_supervision needs supervision: pip install 'densescore[train]'") from error
+        raise MissingPackageError("to_supervision needs supervision: pip install 'densescore[train]'") from error
     found = _regions(scores, _chosen(scores, labels), share)
     return supervision.Detections(
         xyxy=np.array([region.box for _, region in found], np.float32).reshape(-1, 4),

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from densescore.errors import DensescoreError, reason_of
+from densescore.errors import OutOfMemoryError, reason_of
 from densescore.scoring.out_of_memory import free_memory, is_out_of_memory
 
 Result = TypeVar("Result")
@@ -51,7 +51,7 @@ class CropBatch:
                 reason = reason_of(error)
             free_memory()
             if batch == 1:
-                raise DensescoreError(f"out of memory on {size}, with one crop at a time, too ({reason})")
+                raise OutOfMemoryError(f"out of memory on {size}, with one crop at a time, too ({reason})")
             self.size = min(self.size, batch // 2)  # another thread may have halved it, too
             if not retried:
                 warnings.warn(f"out of memory on {size}: scoring it again in smaller parts ({reason})", stacklevel=5)

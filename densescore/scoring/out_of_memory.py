@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from densescore.errors import DensescoreError, reason_of
+from densescore.errors import OutOfMemoryError, reason_of
 
 PARTS = 8
 """An image that ran out of memory is scored again in parts so many times smaller."""
@@ -38,7 +38,7 @@ def in_memory(work: Callable[[int], Result], size: str) -> tuple[Result, int]:
         free_memory()
         if parts == 1:
             warnings.warn(f"out of memory on {size}: scoring it again in smaller parts ({reason})", stacklevel=5)
-    raise DensescoreError(
+    raise OutOfMemoryError(
         f"out of memory on {size}, in small parts, too ({reason}): use fewer or smaller scales, or score_huge"
     )
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, WriteError
 from densescore.geometry import Level
 from densescore.io.files import atomic_write, check_replaceable, clear_scratch, remove_folder
 from densescore.io.marks import ZARR, claim
@@ -122,7 +122,7 @@ class Job:
         try:
             yield
         except OSError as error:
-            raise DensescoreError(
+            raise WriteError(
                 f"{self.folder}: cannot be written: {error.strerror or error}; what is done is kept, and goes on when "
                 "called again"
             ) from error

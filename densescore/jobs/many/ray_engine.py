@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, MissingPackageError
 from densescore.io.names import as_text, from_text
 from densescore.jobs.many.rows import Kept, Row, encode, keep, schema
 from densescore.jobs.many.run import Run
@@ -48,7 +48,7 @@ def ray_engine(
         import ray
         import ray.data
     except ImportError as error:
-        raise DensescoreError("the Ray engine needs Ray: pip install 'densescore[ray]'") from error
+        raise MissingPackageError("the Ray engine needs Ray: pip install 'densescore[ray]'") from error
     if cpus <= 0 or (workers is not None and workers < 1):
         raise DensescoreError(f"workers must be at least 1 and cpus above 0, got {workers} and {cpus}")
 

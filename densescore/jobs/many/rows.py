@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, WriteError
 from densescore.io.names import as_message, as_text, text_values
 from densescore.models.labels import find_label
 from densescore.results.formats import to_row
@@ -131,7 +131,7 @@ def _clear_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DensescoreError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        raise WriteError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
 def array_key(index: int) -> str:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, WriteError
 from densescore.io.files import atomic_write, check_replaceable, clear_scratch, remove_folder
 from densescore.io.locks import exclusive
 from densescore.io.marks import ARRAYS, ZARR, claim, read_mark
@@ -132,7 +132,7 @@ class Run:
                 if self.arrays.exists():
                     self.arrays.rename(self._final_arrays)
         except OSError as error:
-            raise DensescoreError(f"{self.out}: cannot be written: {error.strerror or error}") from error
+            raise WriteError(f"{self.out}: cannot be written: {error.strerror or error}") from error
         self.complete = True
         self._sweep()
 
@@ -256,4 +256,4 @@ def _write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise DensescoreError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise WriteError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from densescore.errors import DensescoreError
+from densescore.errors import MissingPackageError
 from densescore.jobs.many.rows import Kept, Row, encode, keep, open_arrays, schema
 from densescore.jobs.many.run import Run
 from densescore.scoring.fingerprint import Context
@@ -52,7 +52,7 @@ def score_table(
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise DensescoreError(f"a table of scores needs {error.name}: pip install 'densescore[many]'") from error
+        raise MissingPackageError(f"a table of scores needs {error.name}: pip install 'densescore[many]'") from error
     kept = kept or Kept()
     kept.check(scorer.labels)
     engine, context = engine or local_engine(scorer), context or scorer.context

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, fx, nn
 
-from densescore.errors import DensescoreError, reason_of
+from densescore.errors import DensescoreError, MissingPackageError, reason_of
 from densescore.network.finer_stride import static_padding
 from densescore.network.tracing import TRACING
 
@@ -47,7 +47,9 @@ class OpenVINOTrunk(nn.Module):
         try:
             import openvino
         except ImportError as error:
-            raise DensescoreError("runtime 'openvino' needs OpenVINO: pip install 'densescore[openvino]'") from error
+            raise MissingPackageError(
+                "runtime 'openvino' needs OpenVINO: pip install 'densescore[openvino]'"
+            ) from error
         if dtype not in _HINTS:
             raise DensescoreError(f"runtime 'openvino' computes in float32 or bfloat16, not {dtype}")
         try:
