@@ -26,8 +26,8 @@ from densescore.paper.pretrain.pipeline import pretrain_krizhevsky
 from densescore.paper.pretrain.source_classes import choose, differences_from_paper
 from densescore.paper.pretrain.training import Event
 from densescore.paper.pretrain.wordnet import DEFAULT_WORDNET, WordNet
-from densescore.paper.reproduce.plan import Plan
-from densescore.paper.reproduce.tables import TABLES, PaperTable, Row, as_markdown, as_record
+from densescore.paper.reproduce.plan import Sizes
+from densescore.paper.reproduce.tables import TABLES, PaperRow, PaperTable, as_markdown, as_record
 from densescore.scoring.scorer import DenseScorer
 from densescore.transfer.feature_cache import DEFAULT_BYTES, FeatureCache
 from densescore.transfer.from_scratch import train_from_scratch
@@ -54,7 +54,7 @@ class Chain:
         callback: called with the events of pre-training.
     """
 
-    plan: Plan
+    plan: Sizes
     data: dict[str, Path]
     work: Path
     device: torch.device
@@ -120,7 +120,7 @@ class Chain:
                 "another --out"
             )
 
-    def _object_row(self, number: int, row: Row, table: PaperTable) -> float:
+    def _object_row(self, number: int, row: PaperRow, table: PaperTable) -> float:
         folder = self._voc(table)
         path = self.work / f"table{number}-{row.name.replace(' ', '-').lower()}.safetensors"
         source = None if row.source is None else self.source(row.source)
@@ -146,7 +146,7 @@ class Chain:
         cache = FeatureCache(scorer, self.work / "features", max_bytes=self.cache_bytes)
         return train_model(boxed, scorer, cache, recipe, self.seed, checkpoint=checkpoint)
 
-    def _action_row(self, row: Row, table: PaperTable) -> float:
+    def _action_row(self, row: PaperRow, table: PaperTable) -> float:
         folder = self._voc(table)
         path = self.work / f"table3-{row.name.replace(' ', '-').lower()}.safetensors"
         source = None if row.source is None else self.source(row.source)

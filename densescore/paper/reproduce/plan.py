@@ -10,7 +10,7 @@ from densescore.transfer.recipe import RECIPES, Recipe
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sizes:
     """Sizes of every step.
 
     Attributes:
@@ -32,7 +32,7 @@ class Plan:
     remark: str = ""
 
 
-PAPER = Plan(
+PAPER = Sizes(
     classes={name: PRESETS[preset] for name, preset in SOURCES.items()},
     widths={"PRE-1000C": 4096, "PRE-1000R": 4096, "PRE-1512": 6144},
     source=SourceRecipe(),
@@ -41,7 +41,7 @@ PAPER = Plan(
     crops=5_000_000,
 )
 
-SMOKE = Plan(
+SMOKE = Sizes(
     classes={"PRE-1000C": "n00000001,n00000002", "PRE-1000R": "random:2:0", "PRE-1512": "all"},
     widths={"PRE-1000C": 24, "PRE-1000R": 24, "PRE-1512": 32},
     source=SourceRecipe(batch=4, max_epochs=1, divisions=0),

@@ -8,7 +8,7 @@ Method = Literal["transfer", "scratch", "retrained"]
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """A row of a table.
 
     Attributes:
@@ -44,7 +44,7 @@ class PaperTable:
     train: str
     test: str
     note: str
-    rows: tuple[Row, ...]
+    rows: tuple[PaperRow, ...]
 
 
 SOURCES = {"PRE-1000C": "pre-1000c", "PRE-1000R": "pre-1000r", "PRE-1512": "pre-1512"}
@@ -58,23 +58,23 @@ _NO_LABELS = (
 TABLES = {
     1: PaperTable(
         "VOC 2007 classification, AP by the rule of 2007", "voc07", "VOC2007", "trainval", "test", "",
-        (Row("PRE-1000C", "PRE-1000C", "transfer", 77.7),),
+        (PaperRow("PRE-1000C", "PRE-1000C", "transfer", 77.7),),
     ),
     2: PaperTable(
         "VOC 2012 classification", "voc12", "VOC2012", "train", "val", _NO_LABELS,
         (
-            Row("NO PRETRAIN", None, "scratch", 70.9),
-            Row("PRE-1000C", "PRE-1000C", "transfer", 78.7),
-            Row("PRE-1000R", "PRE-1000R", "transfer", 76.3),
-            Row("PRE-1512", "PRE-1512", "transfer", 82.8),
+            PaperRow("NO PRETRAIN", None, "scratch", 70.9),
+            PaperRow("PRE-1000C", "PRE-1000C", "transfer", 78.7),
+            PaperRow("PRE-1000R", "PRE-1000R", "transfer", 76.3),
+            PaperRow("PRE-1512", "PRE-1512", "transfer", 82.8),
         ),
     ),
     3: PaperTable(
         "VOC 2012 action classification", "voc12", "VOC2012", "train", "val", _NO_LABELS,
         (
-            Row("NO PRETRAIN", None, "scratch", 49.7),
-            Row("PRE-1512", "PRE-1512", "transfer", 68.4),
-            Row("PRE-1512U", "PRE-1512", "retrained", 70.2),
+            PaperRow("NO PRETRAIN", None, "scratch", 49.7),
+            PaperRow("PRE-1512", "PRE-1512", "transfer", 68.4),
+            PaperRow("PRE-1512U", "PRE-1512", "retrained", 70.2),
         ),
     ),
 }  # fmt: skip
