@@ -92,10 +92,10 @@ def mutated(module: ModuleType, name: str, old: str, new: str, folder: Path) -> 
 def test_a_bug_is_caught(
     name: str, check: Check, old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import densescore_kernels.power_mean.triton_kernels as power_kernels
-    import densescore_kernels.power_mean.triton_long_rows as long_kernels
-    import densescore_kernels.response_map.triton_kernels as map_kernels
+    from densescore_kernels.power_mean import triton_kernels as power_kernels
     from densescore_kernels.power_mean import triton_launch as power_launches
+    from densescore_kernels.power_mean import triton_long_rows as long_kernels
+    from densescore_kernels.response_map import triton_kernels as map_kernels
     from densescore_kernels.response_map import triton_launch as map_launches
 
     sources = (power_kernels, long_kernels, map_kernels)
