@@ -17,16 +17,13 @@ class Meaning(NamedTuple):
         wnid: its number in WordNet 3.0, such as ``n02084071``.
         words: its nouns.
         columns: the classes, as columns of a network's output.
+        is_class: it is itself the class.
     """
 
     wnid: str
     words: tuple[str, ...]
     columns: tuple[int, ...]
-
-    @property
-    def is_class(self) -> bool:
-        """Whether it is itself one of the classes."""
-        return self.wnid in _class_wnids()
+    is_class: bool
 
 
 class _Sense(NamedTuple):
@@ -82,7 +79,9 @@ def _senses() -> dict[str, list[_Sense]]:
     for line in Path(__file__).with_name("imagenet_groups.txt").read_text("utf-8").splitlines():
         wnid, columns, words = line.split("\t")
         numbered = [word.partition("=") for word in words.split(", ")]
-        meaning = Meaning(wnid, tuple(word for word, _, _ in numbered), tuple(_columns(columns)))
+        is_class = columns.startswith("class ")
+        found_columns = tuple(_columns(columns.removeprefix("class ")))
+        meaning = Meaning(wnid, tuple(word for word, _, _ in numbered), found_columns, is_class)
         for word, _, number in [*numbered, (wnid, "", "")]:
             found[word.casefold()].append(_Sense(word, int(number or 1), meaning))
     return {word: sorted(senses, key=lambda sense: sense.number) for word, senses in found.items()}

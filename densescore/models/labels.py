@@ -148,5 +148,5 @@ def _hint(name: str, labels: Sequence[str]) -> str:
     """The names that are most like one that is not known."""
     known = [*labels, *group_names()] if tuple(labels) == imagenet_labels() else [*labels]
     near = difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.6)
-    near += [label for label in labels if name.casefold() in label.casefold()]
+    near += [label for label in labels if name and name.casefold() in label.casefold()]
     return f"did you mean {', '.join(dict.fromkeys(near[:5]))}?" if near else f"the network has {len(labels)} others"

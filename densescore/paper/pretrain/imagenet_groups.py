@@ -1,8 +1,9 @@
 """Makes ``densescore/models/imagenet_groups.txt``: WordNet's nouns that stand for some of ImageNet's 1,000 classes.
 
 ``python -m densescore.paper.pretrain.imagenet_groups FILE --wordnet FOLDER``. One line per synset, in the order of the
-wnids: wnid, the columns of the classes below it (or of itself), and its words. A word that has several of these
-meanings is followed by ``=`` and the number of its sense in WordNet, which counts from the most frequent one.
+wnids: wnid, the columns of the classes below it (or ``class`` and its own column), and its words. A word that has
+several of these meanings is followed by ``=`` and the number of its sense in WordNet, which counts from the most
+frequent one.
 """
 
 from collections import Counter, defaultdict
@@ -30,6 +31,7 @@ def group_lines(folder: Path = DEFAULT_WORDNET) -> list[str]:
     for column, wnid in enumerate(ilsvrc()):
         for above in nouns.and_above(wnid):
             columns[above].add(column)
+    classes = {wnid: f"class {column}" for column, wnid in enumerate(ilsvrc())}
     words = {wnid: nouns.name(wnid).split(", ") for wnid in sorted(columns)}
     counts = Counter(word.casefold() for some in words.values() for word in some)
 
@@ -38,7 +40,7 @@ def group_lines(folder: Path = DEFAULT_WORDNET) -> list[str]:
         return f"{word}={senses[word.casefold()].index(wnid) + 1}" if several else word
 
     return [
-        f"{wnid}\t{ranges(columns[wnid])}\t{', '.join(numbered(word, wnid) for word in some)}"
+        f"{wnid}\t{classes.get(wnid) or ranges(columns[wnid])}\t{', '.join(numbered(word, wnid) for word in some)}"
         for wnid, some in words.items()
     ]
 
