@@ -14,8 +14,9 @@ from starlette.exceptions import HTTPException
 from densescore.demo.http import BODY, ClassesQuery, file_response, json_response
 from densescore.demo.limits import Clients
 from densescore.demo.service import Answer, Service
-from densescore.demo.view import jpeg, maps_file, view
+from densescore.demo.view import maps_file, view
 from densescore.io.images import read_image
+from densescore.results.thumbnails import jpeg
 
 _FILES = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 _THUMBNAIL_SIDE = 160
