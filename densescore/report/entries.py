@@ -19,6 +19,7 @@ PHOTO_SIDE, MAP_SIDE = 480, 96
 _WORK_SIDE = 1000  # longest side of the maps that boxes are read from
 _MOST_BOXES = 10  # per image and class
 _PHOTO_QUALITY, _MAP_QUALITY = 80, 90
+_SMOOTHING = 1.2  # standard deviation in pixels of a map's picture: the steps of the cells are no signal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,7 @@ def photo_picture(pixels: Pixels) -> str:
 def map_picture(values: NDArray[np.float32]) -> str:
     """A response map ``[H, W]`` as a small picture, from black, 0, to white, the map's peak."""
     small = cv2.resize(values, fit(values.shape[1], values.shape[0], MAP_SIDE), interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (0, 0), _SMOOTHING)
     relative = np.rint(255 * small / max(float(small.max()), 1e-30)).astype(np.uint8)
     encoded = cv2.imencode(
         ".webp", cv2.cvtColor(relative, cv2.COLOR_GRAY2BGR), [cv2.IMWRITE_WEBP_QUALITY, _MAP_QUALITY]

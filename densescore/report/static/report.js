@@ -27,8 +27,18 @@ const shown = new Set(); // entries whose cards are filled
 const counts = new Map();
 for (const image of images) for (const {label} of image.classes) counts.set(label, (counts.get(label) ?? 0) + 1);
 const labels = [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a) || (a < b ? -1 : 1));
+const folder = commonFolder(images.map(({name}) => name));
 const at = (image, label) => image.classes.find((found) => found.label === label);
 const wanted = () => labels[chosen.value]; // undefined: of each image its best class
+
+// Names that are no valid text are in quotes, with escapes, and are shown whole.
+function commonFolder(names) {
+  const paths = names.filter((name) => !name.startsWith('"'));
+  if (!paths.length) return '';
+  let common = paths[0].slice(0, paths[0].lastIndexOf('/') + 1);
+  while (!paths.every((name) => name.startsWith(common))) common = common.slice(0, common.lastIndexOf('/', common.length - 2) + 1);
+  return common;
+}
 
 function rank() {
   const label = wanted();
@@ -125,14 +135,15 @@ function say() {
 images.forEach((image, index) => {
   const picture = make('div', {className: 'picture'});
   picture.style.aspectRatio = `${image.width} / ${image.height}`;
-  image.card = make('li', {className: 'card'}, picture, make('p', {className: 'name', textContent: image.name}),
+  image.card = make('li', {className: 'card'}, picture,
+    make('p', {className: 'name', title: image.name, textContent: image.name.startsWith(folder) ? image.name.slice(folder.length) : image.name}),
     make('div', {className: 'labels'}));
   image.card.dataset.index = index;
   near.observe(image.card);
 });
 chosen.append(make('option', {value: '', textContent: 'the best one of each image'}),
   ...labels.map((label, index) => make('option', {value: index, textContent: `${label} (${counts.get(label).toLocaleString('en')})`})));
-find('#about').textContent = about.text;
+find('#about').textContent = about.text + (folder && folder !== '/' ? ` Images in ${folder}` : '');
 find('#errors').hidden = !failed.length;
 find('#errors summary').textContent = `${number(failed.length, 'image')} could not be shown`;
 find('#errors ul').append(...failed.map(({name, error}) =>
