@@ -95,7 +95,10 @@ class ScoreTable:
         Raises:
             DensescoreError: the table has no scores of a class.
         """
-        chosen = [find_classes(name, self.labels).label for name in classes]
+        found = [find_classes(name, self.labels) for name in classes]
+        if group := next((each.label for each in found if each.is_group), None):
+            raise DensescoreError(f"{self.path}: has no scores of the group {group!r}; score with --classes {group!r}")
+        chosen = [each.label for each in found]
         arrays = _open_arrays(self.path.with_suffix(".zarr"))
         columns = [name for name in (*_COLUMNS, "classes") if name in self._file.schema_arrow.names]
         for batch in self._file.iter_batches(64, columns=columns):

@@ -17,6 +17,9 @@ from typer.testing import CliRunner, Result
 
 from densescore import DensescoreError, DenseScorer
 from densescore.cli.main import app
+from densescore.jobs.many.rows import Kept
+from densescore.jobs.many.table import score_table
+from densescore.models.labels import imagenet_labels
 from densescore.report.entries import PHOTO_SIDE, Entry, Finding, entry_of
 from densescore.report.page import write_report
 from densescore.report.sources import ScoreTable, find_again, scored_entries
@@ -305,3 +308,17 @@ def test_a_table_knows_its_length_and_labels(toy: None, photos: Path, tmp_path: 
     assert run("score", photos, "--out", tmp_path / "all.parquet").exit_code == 1
     table = ScoreTable(tmp_path / "all.parquet")
     assert (len(table), table.labels) == (3, ("a", "b", "c"))
+
+
+def test_a_group_that_a_table_was_not_made_for_is_refused(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    scorer = DenseScorer(Toy(1000), labels=imagenet_labels(), patch_size=20, scales=(1,), runtime="torch")
+    paths = [str(photos / "cat.png")]
+    score_table(paths, tmp_path / "plain.parquet", scorer)
+    with pytest.raises(DensescoreError, match="has no scores of the group 'dog'; score with --classes 'dog'"):
+        next(ScoreTable(tmp_path / "plain.parquet").entries(["Dog"]))
+    score_table(paths, tmp_path / "dogs.parquet", scorer, Kept(classes=("dog", "tabby")))
+    (entry,) = ScoreTable(tmp_path / "dogs.parquet").entries(["Dog"])
+    (finding,) = entry.findings
+    assert finding.label == "dog"
+    assert finding.confidence == pytest.approx(scorer.score(paths[0]).select("dog").confidence().item(), rel=1e-5)

@@ -36,7 +36,10 @@ function commonFolder(names) {
   const paths = names.filter((name) => !name.startsWith('"'));
   if (!paths.length) return '';
   let common = paths[0].slice(0, paths[0].lastIndexOf('/') + 1);
-  while (!paths.every((name) => name.startsWith(common))) common = common.slice(0, common.lastIndexOf('/', common.length - 2) + 1);
+  while (!paths.every((name) => name.startsWith(common))) {
+    const above = common.slice(0, -1);
+    common = above.slice(0, above.lastIndexOf('/') + 1);
+  }
   return common;
 }
 
