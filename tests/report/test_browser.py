@@ -5,6 +5,7 @@ Pictures of it go to the folder that DENSESCORE_SCREENSHOTS names.
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ Open = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
-    """Four photographs, for cat, dog and food; a broken file, and an image under a name that is markup."""
+    """Four photographs, for a few groups, and a broken file."""
     folder = tmp_path_factory.mktemp("photos")
     for name, pixels in {
         "cat.png": skimage.data.chelsea(),
@@ -42,13 +43,12 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
     scorer = DenseScorer("lite0", scales=(1, 1.6, 2.4), runtime="torch")
     classes = ["cat", "dog", "beverage", "missile"]
     found = [*scored_entries(sorted(map(str, folder.iterdir())), scorer, classes)]
-    odd = Entry(name=INJECTION, width=30, height=20, photo_url=found[1].photo_url)
-    return [*found, odd, Entry(name=INJECTION, error=f"{INJECTION}: broken")]
+    return [replace(entry, name=f"photos/{Path(entry.name).name}") for entry in found]
 
 
 @pytest.fixture(scope="module")
 def report(entries: list[Entry], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("report") / "report.html"
+    path: Path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(path, entries, {"text": "Scored by lite0, k = 5."})
     return path
 
@@ -58,7 +58,7 @@ def open_page(browser: Any, report: Path) -> Iterator[Open]:
     contexts = []
     complaints: list[str] = []
 
-    def start(**options: Any) -> Any:
+    def start(path: Path = report, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
         contexts.append(context)
         page = context.new_page()
@@ -67,7 +67,7 @@ def open_page(browser: Any, report: Path) -> Iterator[Open]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
         page.on("request", lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url))
-        page.goto(report.as_uri())
+        page.goto(path.as_uri())
         expect(page.locator("#images img").first).to_be_visible(timeout=WAIT)
         return page
 
@@ -92,7 +92,7 @@ def test_images_are_ranked_filtered_and_their_maps_drawn(open_page: Open, entrie
     page = open_page()
     best = [entry for entry in entries if entry.findings]
     best.sort(key=lambda entry: -entry.findings[0].confidence)
-    assert names(page)[:4] == [Path(entry.name).name for entry in best]
+    assert names(page) == [Path(entry.name).name for entry in best]
     page.get_by_label("Class").select_option(label="cat (4)")
     ranked = sorted(best, key=lambda entry: -next(f.confidence for f in entry.findings if f.label == "cat"))
     assert names(page) == [Path(entry.name).name for entry in ranked]
@@ -108,7 +108,7 @@ def test_images_are_ranked_filtered_and_their_maps_drawn(open_page: Open, entrie
 
     page.get_by_label("Confidence from").fill("0.3")
     assert names(page) == ["cat.png"]
-    expect(page.locator("#count")).to_have_text("1 image of 5, best first")
+    expect(page.locator("#count")).to_have_text("1 image of 4, best first")
     page.get_by_label("Confidence from").fill("0.99")
     expect(page.locator("#count")).to_contain_text("No image is left")
     page.get_by_label("Confidence from").fill("0")
@@ -140,15 +140,32 @@ def test_another_class_of_a_card_by_the_keyboard_and_boxes_by_their_peak(open_pa
     assert np.abs(colors(card).astype(int) - before).mean() > 1
 
 
-def test_errors_are_listed_and_names_are_text(open_page: Open) -> None:
+def test_errors_are_listed(open_page: Open) -> None:
     page = open_page()
     page.locator("#errors summary").click()
     listed = page.locator("#errors li").all_inner_texts()
-    assert len(listed) == 2
+    assert len(listed) == 1
     assert "broken.jpg: not an image" in listed[0]
-    assert listed[1] == f"{INJECTION}: broken"
-    expect(page.locator("#images .name").last).to_have_text(INJECTION)
-    assert page.locator("#images img").count() == page.locator("#images li").count()
+
+
+def test_names_and_labels_are_text(open_page: Open, entries: list[Entry], tmp_path: Path) -> None:
+    found = [replace(entries[0].findings[0], label=INJECTION)]
+    odd = [
+        replace(entries[0], name=INJECTION, findings=found),
+        replace(entries[0], name="photos/a.png", findings=[]),
+        Entry(name=INJECTION, error=f"{INJECTION}: broken"),
+        Entry(name="b.png", error=INJECTION),
+    ]
+    write_report(tmp_path / "odd.html", odd, {"text": INJECTION})
+    page = open_page(tmp_path / "odd.html")
+    expect(page.locator("#about")).to_have_text(INJECTION)
+    expect(page.locator("#images .name").first).to_have_text(INJECTION)
+    expect(page.locator("#images button").first).to_contain_text(INJECTION)
+    expect(page.locator("#class option").last).to_have_text(f"{INJECTION} (1)")
+    page.locator("#errors summary").click()
+    assert page.locator("#errors li").all_inner_texts() == [f"{INJECTION}: broken", f"b.png: {INJECTION}"]
+    assert page.locator("img").count() == 2
+    assert page.locator("script:not([type])").count() == 1
 
 
 @pytest.mark.parametrize(
