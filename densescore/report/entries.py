@@ -99,7 +99,7 @@ def entry_of(name: str, pixels: Pixels, scores: DenseScores) -> Entry:
             Finding(
                 label=best.label,
                 confidence=best.confidence,
-                boxes=[(*(side * scale for side in region.box), region.peak) for region in regions],  # type: ignore[misc]
+                boxes=[(*(side * scale for side in region.box), region.peak) for region in regions],
                 place=(place.x * scale, place.y * scale),
                 peak=float(values.max()),
                 map_url=map_picture(maps[best.label]),

@@ -58,6 +58,14 @@ def open_page(browser: Any, report: Path) -> Iterator[Open]:
     contexts = []
     complaints: list[str] = []
 
+    def complain_of_dialog(dialog: Any) -> None:
+        complaints.append(dialog.message)
+        dialog.dismiss()
+
+    def complain_of_request(request: Any) -> None:
+        if not request.url.startswith(("file:", "data:")):
+            complaints.append(request.url)
+
     def start(path: Path = report, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
         contexts.append(context)
@@ -65,8 +73,8 @@ def open_page(browser: Any, report: Path) -> Iterator[Open]:
         page.set_default_timeout(WAIT)
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url))
+        page.on("dialog", complain_of_dialog)
+        page.on("request", complain_of_request)
         page.goto(path.as_uri())
         expect(page.locator("#images img").first).to_be_visible(timeout=WAIT)
         return page
