@@ -1,7 +1,10 @@
 """Photographs, networks and data that several tests share."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +46,28 @@ def imagenet_samples() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs {folder}, which the repository does not ship")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium, driven by Playwright."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs the extra: pip install 'densescore[browser]'")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs a Chromium on the path")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
+
+
+def keep_picture(page: Any, name: str) -> None:
+    """Put a picture of a page into the folder that DENSESCORE_SCREENSHOTS names, if it is set."""
+    folder = os.environ.get("DENSESCORE_SCREENSHOTS")
+    if folder:
+        page.wait_for_timeout(1000)  # images fade in
+        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
 
 
 class Toy(torch.nn.Module):

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = (
     "errors", "geometry", "io", "data", "models", "network", "results", "scoring", "evaluation", "transfer", "jobs",
-    "paper", "demo", "bench", "cli",
+    "report", "paper", "demo", "bench", "cli",
 )  # fmt: skip
 """From the bottom to the top: each may import itself and those before it."""
 HEAVY = (

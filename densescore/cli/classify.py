@@ -8,28 +8,37 @@ import typer
 from densescore.cli.command import command
 from densescore.cli.console import say_json, show_table
 from densescore.cli.images import Images, JsonLines, each
-from densescore.cli.options import ScorerOptions
+from densescore.cli.options import ClassOptions, ScorerOptions
 
 
 @command(
     "densescore classify photo.jpg",
     "densescore classify photos/ --top 3 --json > scores.jsonl",
+    "densescore classify photos/ --classes dog,cat",
 )
 def classify(
     images: Images,
     top: Annotated[int, typer.Option(help="Classes to name per image.", min=1)] = 5,
+    classes: ClassOptions = ClassOptions(),
     as_json: JsonLines = False,
     options: ScorerOptions = ScorerOptions(),
 ) -> None:
-    """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
+    """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores.
+
+    With --classes, only these: classes, or groups such as dog, whose breeds' probabilities add up.
+    """
     options.arguments()
+    options.check_classes(classes.names)
     from densescore.io.find_images import list_images
 
     paths = list_images(images)
     scorer = options.build()
+    chosen = classes.among(scorer.labels)
 
     def work(path: Path) -> None:
         scores = scorer.score(path)
+        if chosen:
+            scores = scores.select(chosen)
         if as_json:
             from densescore.results.heatmaps import describe
 

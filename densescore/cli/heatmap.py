@@ -43,13 +43,11 @@ def heatmap(
     from densescore.io.find_images import list_images
     from densescore.io.images import read_image
     from densescore.io.names import folder_names
-    from densescore.models.labels import find_label
     from densescore.results.heatmaps import HEATMAPS, export_heatmaps
 
     paths = list_images(images)
     scorer = options.build()
-    for name in classes.names:
-        find_label(name, scorer.labels)
+    chosen = classes.among(scorer.labels)
     folders = dict(zip(paths, folder_names(path.stem for path in paths), strict=True))
     inputs = [*paths, *options.files]
     clear_scratch(out)  # of killed runs
@@ -59,7 +57,7 @@ def heatmap(
         check_new(folder, overwrite, inputs, HEATMAPS)
         pixels = read_image(path)
         scores = scorer.score(pixels)
-        labels = classes.names or [best.label for best in scores.top(top)]
+        labels = chosen or [best.label for best in scores.top(top)]
         manifest = export_heatmaps(
             scores,
             pixels,

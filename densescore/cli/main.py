@@ -18,12 +18,13 @@ from densescore.cli.huge import huge
 from densescore.cli.labels import labels
 from densescore.cli.models import models
 from densescore.cli.pretrain import convert_caffe, pretrain, source_classes
+from densescore.cli.report import report
 from densescore.cli.reproduce import reproduce
 from densescore.cli.score import score
 from densescore.cli.train import train
 
 COMMANDS = {
-    "Score images": (classify, heatmap, score, huge, demo),
+    "Score images": (classify, heatmap, score, report, huge, demo),
     "Classes of your own": (labels, train, evaluate, tune_k),
     "Models": (models, export),
     "Reproducing the paper": (reproduce, source_classes, pretrain, convert_caffe, train_actions, evaluate_actions),

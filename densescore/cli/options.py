@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from densescore.cli.console import detail
+from densescore.cli.console import detail, note
 from densescore.errors import DensescoreError
-from densescore.models.labels import find_label, known_labels
+from densescore.models.labels import find_classes, known_labels
 
 if TYPE_CHECKING:
     from densescore.scoring.scorer import DenseScorer
@@ -163,25 +163,30 @@ class ScorerOptions:
         return scorer
 
     def check_classes(self, names: Sequence[str]) -> None:
-        """Refuse a class that the model does not have, if that is known before its weights are read.
+        """Refuse a class or group that the model does not have, if that is known before its weights are read.
 
         Raises:
-            DensescoreError: no such class; the message lists the nearest names.
+            DensescoreError: no such class or group; the message lists the nearest names.
         """
         labels = known_labels(self.model, self.weights) if names and self.labels is None else None
         if labels is not None:
             for name in names:
-                find_label(name, labels)
+                find_classes(name, labels)
 
 
 @dataclass(frozen=True)
 class ClassOptions:
-    """A choice of classes: ``--classes a,b``, or ``--class a --class b``, where a name may hold commas."""
+    """A choice of classes or groups: ``--classes a,b``, or ``--class a --class b``, where a name may hold commas."""
 
-    classes: Annotated[str, typer.Option(help="Names of classes, with commas between.", show_default=False)] = ""
+    classes: Annotated[
+        str,
+        typer.Option(
+            help="Names of classes, with commas between; or of groups, such as dog for all breeds.", show_default=False
+        ),
+    ] = ""
     class_: Annotated[
         list[str] | None,
-        typer.Option("--class", help="Name of a class, commas and all; may be repeated.", show_default=False),
+        typer.Option("--class", help="Name of a class or group, commas and all; may be repeated.", show_default=False),
     ] = None
 
     @property
@@ -189,6 +194,23 @@ class ClassOptions:
         """The chosen classes, each once; none by default."""
         listed = [name.strip() for name in self.classes.split(",")] if self.classes else []
         return tuple(dict.fromkeys([*listed, *(self.class_ or ())]))
+
+    def among(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """The chosen classes and groups as a model's results name them, each once; a note says what a group is.
+
+        Args:
+            labels: of the model.
+
+        Raises:
+            DensescoreError: no such class or group.
+        """
+        found = {classes.label: classes for classes in (find_classes(name, labels) for name in self.names)}
+        for label, classes in found.items():
+            if classes.is_group:
+                first = ", ".join(labels[column] for column in classes.columns[:3])
+                count = len(classes.columns)
+                note(f"{label}: {count} {'class' if count == 1 else 'classes'}: {first}{', …' if count > 3 else ''}")
+        return tuple(found)
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:

@@ -29,6 +29,7 @@ _WORK = "How the work is done"
 @command(
     "densescore score photos/ -o scores.parquet",
     "densescore score 'photos/**/*.jpg' -o scores.parquet --class goldfish --maps",
+    "densescore score photos/ -o pets.parquet --classes dog,cat",
 )
 def score(
     inputs: Inputs,
@@ -74,8 +75,8 @@ def score(
     from densescore.jobs.many.table import local_engine, score_table
 
     paths = find_inputs(inputs)
-    kept = Kept(top, all_scores, mapped, classes.names, maps, patch_scores)
     scorer = options.build()
+    kept = Kept(top, all_scores, mapped, classes.among(scorer.labels), maps, patch_scores)
     if engine == "local":
         work = local_engine(scorer, decoders)
     else:  # the workers use the device and the runtime that were chosen here

@@ -32,6 +32,9 @@ BODY = {
 }
 """What endpoints that take an image say of it in ``/openapi.json``."""
 
+ClassesQuery = Annotated[
+    str, Query(max_length=1000, description="rank these alone: classes or groups, such as `dog,cat`; all by default")
+]
 _FORM_EXTRA = 50_000  # bytes that a form may have around its file
 _STATUS: dict[type[DensescoreError], int] = {
     TooLargeError: 413,
@@ -72,12 +75,14 @@ def build_api(service: Service, clients: Clients) -> FastAPI:
     async def score(
         request: Request,
         model: model_query = default,
+        classes: ClassesQuery = "",
         top: Annotated[int, Query(ge=1, le=1000, description="classes to rank")] = 5,
         patches: Annotated[int, Query(ge=0, le=100, description="best patches of the best class")] = 5,
     ) -> Response:
         """Rank the classes of the image in the body; regions and patches of the best one."""
 
         def describe(answer: Answer) -> dict[str, Any]:
+            answer = answer.of(classes)
             row = answer.scores.to_row(top)
             best = best_patches(answer.scores, row["label"], patches)
             return {"model": answer.scores.model, **row, "best_patches": [patch._asdict() for patch in best]}
@@ -86,7 +91,7 @@ def build_api(service: Service, clients: Clients) -> FastAPI:
 
     @app.post("/map", openapi_extra=BODY)
     async def response_map(request: Request, label: str, model: model_query = default) -> Response:
-        """The class's raw response map of the image in the body, as a float32 ``[H, W]`` NumPy file (.npy)."""
+        """The raw response map of a class or group, float32 ``[H, W]``, as a NumPy file (.npy)."""
 
         def encode(answer: Answer) -> bytes:
             file = io.BytesIO()

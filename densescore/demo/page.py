@@ -11,11 +11,12 @@ from typing import Annotated
 from fastapi import FastAPI, Query, Request, Response
 from starlette.exceptions import HTTPException
 
-from densescore.demo.http import BODY, file_response, json_response
+from densescore.demo.http import BODY, ClassesQuery, file_response, json_response
 from densescore.demo.limits import Clients
 from densescore.demo.service import Answer, Service
-from densescore.demo.view import jpeg, maps_file, view
+from densescore.demo.view import maps_file, view
 from densescore.io.images import read_image
+from densescore.results.thumbnails import jpeg
 
 _FILES = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 _THUMBNAIL_SIDE = 160
@@ -56,12 +57,12 @@ def add_page(app: FastAPI, service: Service, clients: Clients, examples: Sequenc
         return Response(body, media_type="application/octet-stream")
 
     @app.post("/view", openapi_extra=BODY)
-    async def look(request: Request, model: model_query = default) -> Response:
+    async def look(request: Request, model: model_query = default, classes: ClassesQuery = "") -> Response:
         """What the page shows of the image in the body."""
         zipped = "gzip" in request.headers.get("accept-encoding", "")
 
         def encode(answer: Answer) -> bytes:
-            text = json.dumps(view(answer)).encode()
+            text = json.dumps(view(answer.of(classes))).encode()
             return gzip.compress(text, 1) if zipped else text
 
         response = await file_response(request, service, clients, model, encode)
@@ -71,10 +72,10 @@ def add_page(app: FastAPI, service: Service, clients: Clients, examples: Sequenc
         return response
 
     @app.post("/maps", openapi_extra=BODY)
-    async def maps(request: Request, model: model_query = default) -> Response:
+    async def maps(request: Request, model: model_query = default, classes: ClassesQuery = "") -> Response:
         """The raw maps of the page's classes, as a NumPy archive (.npz): as many as fit in the most pixels."""
         return await file_response(
-            request, service, clients, model, lambda answer: maps_file(answer, service.limits.pixels)
+            request, service, clients, model, lambda answer: maps_file(answer.of(classes), service.limits.pixels)
         )
 
 

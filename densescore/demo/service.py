@@ -23,6 +23,15 @@ class Answer(NamedTuple):
     pixels: Pixels
     scores: DenseScores
 
+    def of(self, classes: str) -> "Answer":
+        """The scores of some classes or groups alone: names with commas between; all classes where there is no name.
+
+        Raises:
+            DensescoreError: no such class or group.
+        """
+        names = [name.strip() for name in classes.split(",") if name.strip()]
+        return self._replace(scores=self.scores.select(names)) if names else self
+
 
 class Service:
     """Scores uploaded images with one of a few models, one image at a time.

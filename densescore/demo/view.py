@@ -3,10 +3,8 @@
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-import cv2
 import numpy as np
 from matplotlib import colormaps
 
@@ -15,6 +13,7 @@ from densescore.demo.service import Answer
 from densescore.io.images import Pixels
 from densescore.results.best_patches import best_patches
 from densescore.results.scores import DenseScores
+from densescore.results.thumbnails import jpeg, smaller
 
 TOP, PATCHES = 8, 6
 """Classes that the page lists, and patches that it shows of each."""
@@ -34,8 +33,8 @@ def view(answer: Answer) -> dict[str, Any]:
     pixels, scores = answer
     ranked = scores.top(TOP)
     labels = [best.label for best in ranked]
-    maps = _smaller(scores, _PHOTO_SIDE).response_map(labels).cpu().numpy()  # [TOP, h, w]
-    small = _smaller(scores, _MAP_SIDE)
+    maps = smaller(scores, _PHOTO_SIDE).response_map(labels).cpu().numpy()  # [TOP, h, w]
+    small = smaller(scores, _MAP_SIDE)
     shown = small.response_map(labels).cpu().numpy().astype("<f4")  # [TOP, rows, columns]
     counts = small.coverage.numpy()
     weights = (2 * counts / (counts + counts.max())).astype("<f4")  # [rows, columns]
@@ -80,28 +79,6 @@ def maps_file(answer: Answer, most: int) -> bytes:
     file = io.BytesIO()
     np.savez_compressed(file, maps=answer.scores.response_map(labels).cpu().numpy(), labels=np.array(labels))
     return file.getvalue()
-
-
-def jpeg(pixels: Pixels, side: int) -> str:
-    """A picture of at most so many pixels a side, as a data URL."""
-    height, width = pixels.shape[:2]
-    size = _fit(width, height, side)
-    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    if small.dtype != np.uint8:
-        small = np.rint(small * 255).astype(np.uint8)
-    encoded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-    return "data:image/jpeg;base64," + _text(encoded.tobytes())
-
-
-def _smaller(scores: DenseScores, side: int) -> DenseScores:
-    """The same patches of a smaller image, so that its maps cost as little as their own pixels."""
-    width, height = _fit(scores.pyramid.width, scores.pyramid.height, side)
-    return replace(scores, pyramid=replace(scores.pyramid, width=width, height=height))
-
-
-def _fit(width: int, height: int, side: int) -> tuple[int, int]:
-    shrink = min(1.0, side / max(width, height))
-    return max(1, round(width * shrink)), max(1, round(height * shrink))
 
 
 def _patches(pixels: Pixels, scores: DenseScores, label: str) -> Sequence[dict[str, Any]]:

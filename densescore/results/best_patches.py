@@ -24,7 +24,7 @@ def best_patches(scores: DenseScores, label: str, count: int = 6) -> list[BestPa
 
     Args:
         scores: of one image.
-        label: a class name.
+        label: a class name, or a group's.
         count: patches to give, or as many as there are.
 
     Example:
@@ -33,7 +33,7 @@ def best_patches(scores: DenseScores, label: str, count: int = 6) -> list[BestPa
         >>> round(sum(patch.share for patch in best), 3)
         1.0
     """
-    column = scores.patch_scores[:, scores.index(label)].cpu().numpy()  # [M]
+    column = scores.select(label).patch_scores[:, 0].cpu().numpy()  # [M]
     return rank_patches(column, scores.pyramid, scores.k, count)
 
 

@@ -72,17 +72,20 @@ def to_supervision(
 
     Returns:
         ``xyxy`` in image pixels; ``confidence``, the map's peak in the region; ``class_id``, the column of
-        ``patch_scores``; ``data["class_name"]``.
+        ``patch_scores``, or for groups of classes C, C + 1 and so on; ``data["class_name"]``.
     """
     try:
         import supervision
     except ImportError as error:
         raise MissingPackageError("to_supervision needs supervision: pip install 'densescore[train]'") from error
-    found = _regions(scores, _chosen(scores, labels), share)
+    chosen = _chosen(scores, labels)
+    found = _regions(scores, chosen, share)
+    names = list(dict.fromkeys([*scores.labels, *chosen]))
+    ids = {label: column for column, label in enumerate(names)}
     return supervision.Detections(
         xyxy=np.array([region.box for _, region in found], np.float32).reshape(-1, 4),
         confidence=np.array([region.peak for _, region in found], np.float32),
-        class_id=np.array([scores.index(label) for label, _ in found], np.int64),
+        class_id=np.array([ids[label] for label, _ in found], np.int64),
         data={"class_name": np.array([label for label, _ in found], np.str_)},
     )
 
@@ -125,7 +128,7 @@ def to_coco(
 def _chosen(scores: "DenseScores", labels: str | Sequence[str] | None) -> Sequence[str]:
     if labels is None:
         return [scores.top(1)[0].label]
-    return [labels] if isinstance(labels, str) else labels
+    return scores.select(labels).labels
 
 
 def _regions(

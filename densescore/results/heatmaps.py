@@ -42,7 +42,7 @@ def export_heatmaps(
     Args:
         scores: of the image.
         image: RGB ``[H, W, 3]``, as `densescore.read_image` gives it.
-        labels: the classes to write.
+        labels: the classes, or groups, to write.
         folder: a new folder; it appears complete or not at all.
         source: the image's name, for the manifest.
         colors: of the pictures; see `densescore.results.overlay.Colors`. Maps in files are raw, whatever the colors.
@@ -61,10 +61,12 @@ def export_heatmaps(
     size = (scores.pyramid.height, scores.pyramid.width)
     if image.shape[:2] != size:
         raise DensescoreError(f"image: expected the {size} pixels that were scored, got {image.shape[:2]}")
-    labels = list(dict.fromkeys(labels))
-    maps = scores.response_map(labels).cpu().numpy()  # [len(labels), H, W]
-    by_column = label_file_names(scores.labels)
-    names = [by_column[scores.index(label)] for label in labels]
+    chosen = scores.select(labels)
+    labels = chosen.labels
+    maps = chosen.response_map().cpu().numpy()  # [len(labels), H, W]
+    known = list(dict.fromkeys([*scores.labels, *labels]))
+    file_names = dict(zip(known, label_file_names(known), strict=True))
+    names = [file_names[label] for label in labels]
     manifest = describe(scores, source)
     manifest["classes"] = [
         _describe_class(scores, label, values, name) for label, values, name in zip(labels, maps, names, strict=True)
@@ -110,10 +112,9 @@ def describe(scores: DenseScores, source: str) -> dict[str, Any]:
 
 
 def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32], name: str) -> dict[str, Any]:
-    column = scores.index(label)
     return {
         "label": as_text(label),
-        "image_score": scores.image_scores()[column].item(),
+        "image_score": scores.select(label).image_scores()[0].item(),
         "overlay": f"{name}.png",
         "map": f"{name}.npz",
         "map_minimum": float(values.min()),

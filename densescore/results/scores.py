@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ from densescore.geometry import Level, Pyramid
 from densescore.io.files import atomic_write
 from densescore.io.names import unique_labels
 from densescore.models import BACKGROUND
-from densescore.models.labels import find_label
+from densescore.models.labels import find_classes, find_label
 from densescore.models.weights import read_metadata, read_weights
 from densescore.results import formats
 from densescore.results.regions import Region, find_regions
@@ -145,24 +145,56 @@ class DenseScores:
         """Column of a class in `patch_scores`.
 
         Raises:
-            DensescoreError: no such class; the message lists the nearest names.
+            DensescoreError: no such class; the message lists the nearest names. Or a group of classes, which has no
+                column; see `select`.
         """
         return find_label(label, self.labels)
+
+    def select(self, labels: str | Sequence[str]) -> "DenseScores":
+        """The scores of some classes and groups of classes alone, each once, a column each.
+
+        With ImageNet's 1,000 labels, the name of a group stands for all classes below that noun of WordNet; see
+        `densescore.models.labels.find_classes`. The score of a patch for a group is the sum of its scores for these
+        classes, at most 1, so image scores, maps and boxes of the group are those of the summed probabilities.
+
+        Args:
+            labels: names of classes and groups.
+
+        Returns:
+            Scores with ``patch_scores`` ``[M, len(labels)]``; a group's label is its name.
+
+        Raises:
+            DensescoreError: no such class or group, or an ambiguous name.
+
+        Example:
+            >>> import densescore, skimage
+            >>> scores = densescore.classify(skimage.data.chelsea(), scales=(1, 1.3))
+            >>> [ranked.label for ranked in scores.select(["dog", "cat", "wolf spider"]).top()]
+            ['cat', 'dog', 'wolf spider']
+        """
+        names = [labels] if isinstance(labels, str) else labels
+        kept = dict.fromkeys(find_classes(name, self.labels).label for name in names)
+        return replace(self, patch_scores=self._columns([*kept]), labels=tuple(kept), own_scores=None)
+
+    def _columns(self, names: Sequence[str]) -> Tensor:
+        """Scores of each patch for classes and groups: ``[M, len(names)]``."""
+        found = [self.patch_scores[:, list(find_classes(name, self.labels).columns)].sum(1) for name in names]
+        return torch.stack(found, 1).clamp(max=1) if found else self.patch_scores[:, :0]
 
     def response_map(self, labels: str | Sequence[str] | None = None) -> Tensor:
         """At each pixel, the mean score of all patches of all scales that hold the pixel's center.
 
         Args:
-            labels: class names; all classes by default.
+            labels: names of classes, or of groups (see `select`); all classes by default.
 
         Returns:
             float32 ``[len(labels), H, W]`` in [0, 1]: raw averages, never rescaled, so comparable across images.
 
         Raises:
-            DensescoreError: no such class.
+            DensescoreError: no such class or group.
         """
-        names = self.labels if labels is None else [labels] if isinstance(labels, str) else labels
-        return response_map(self.patch_scores, self._grid, classes=[self.index(name) for name in names])
+        names = [labels] if isinstance(labels, str) else labels
+        return response_map(self.patch_scores if names is None else self._columns(names), self._grid)
 
     @cached_property
     def _grid(self) -> Grid:
@@ -229,7 +261,7 @@ class DenseScores:
         """Boxes of the connected regions where a class's response map reaches a share of its peak.
 
         Args:
-            label: a class name.
+            label: a class name, or a group's.
             share: of the map's maximum, in (0, 1].
 
         Returns:

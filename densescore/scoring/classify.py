@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,13 @@ MAX_SCORERS = 4
 """Scorers that the process keeps; past that, the least recently used one goes."""
 
 
-def classify(image: ImageLike, model: str | os.PathLike[str] = "lite0", **options: Any) -> DenseScores:
+def classify(
+    image: ImageLike,
+    model: str | os.PathLike[str] = "lite0",
+    *,
+    classes: str | Sequence[str] | None = None,
+    **options: Any,
+) -> DenseScores:
     """Score every patch of an image with a named model; the model is loaded once per process and choice of options.
 
     May be called from any number of threads; those that come while the model is loaded wait for it.
@@ -28,6 +34,7 @@ def classify(image: ImageLike, model: str | os.PathLike[str] = "lite0", **option
     Args:
         image: a path, encoded bytes, a file object, a PIL image, an array or a tensor.
         model: a name, or the file of a trained adaptation head.
+        classes: rank and keep these classes or groups alone, such as ``["dog", "cat"]``; see `DenseScores.select`.
         **options: those of `DenseScorer`.
 
     Returns:
@@ -41,7 +48,8 @@ def classify(image: ImageLike, model: str | os.PathLike[str] = "lite0", **option
         >>> classify(skimage.data.chelsea(), scales=(1, 1.3)).top(1)[0].label
         'Egyptian cat'
     """
-    return shared_scorer(model, options).score(image)
+    scores = shared_scorer(model, options).score(image)
+    return scores if classes is None else scores.select(classes)
 
 
 _lock = threading.Lock()

@@ -45,8 +45,21 @@ def test_scores_and_maps(serve: Serve, service: Service, toy: DenseScorer) -> No
     np.testing.assert_array_equal(np.load(io.BytesIO(body)), scores.response_map("b")[0].numpy())
     assert json.loads(call(f"{url}/models")[1]) == ["toy"]
     described = json.loads(call(f"{url}/openapi.json")[1])["paths"]["/score"]["post"]
-    assert {parameter["name"] for parameter in described["parameters"]} == {"model", "top", "patches"}
+    assert {parameter["name"] for parameter in described["parameters"]} == {"model", "classes", "top", "patches"}
     assert "application/octet-stream" in described["requestBody"]["content"]
+
+
+def test_only_some_classes(serve: Serve, service: Service, toy: DenseScorer) -> None:
+    url = serve(service)
+    chosen = toy.score(png()).select(["c", "b"])
+    found = json.loads(call(f"{url}/score?classes=%20c,b,", png())[1])
+    assert found["labels"] == [best.label for best in chosen.top()]
+    assert {region["label"] for region in found["regions"]} == {chosen.top(1)[0].label}
+    shown = json.loads(call(f"{url}/view?classes=b", png())[1])["classes"]
+    assert [entry["label"] for entry in shown] == ["b"]
+    assert shown[0]["confidence"] == pytest.approx(chosen.confidence()[1].item(), rel=1e-6)
+    with np.load(io.BytesIO(call(f"{url}/maps?classes=b,a", png())[1])) as maps:
+        assert {*maps["labels"].tolist()} == {"a", "b"}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +69,8 @@ def test_scores_and_maps(serve: Serve, service: Service, toy: DenseScorer) -> No
         ("/score", bytes(300_000), 413, "300,000 bytes; at most 200,000"),
         ("/score?model=../../etc/passwd", png(), 422, "no model '../../etc/passwd'"),
         ("/map?label=d", png(), 422, "no class 'd'"),
+        ("/score?classes=a,d", png(), 422, "no class 'd'"),
+        ("/view?classes=" + "a" * 1001, png(), 422, "at most 1000 characters"),
     ],
 )
 def test_errors_are_json(serve: Serve, service: Service, path: str, data: bytes, status: int, message: str) -> None:

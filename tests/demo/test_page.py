@@ -4,9 +4,7 @@ Pictures of it go to the folder that DENSESCORE_SCREENSHOTS names.
 """
 
 import base64
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,27 +16,16 @@ from PIL import Image
 
 pytest.importorskip("fastapi", reason="needs the extra: pip install 'densescore[demo]'")
 pytest.importorskip("playwright", reason="needs the extra: pip install 'densescore[browser]'")
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from densescore import DenseScorer
 from densescore.demo.decoder import Decoder
 from densescore.demo.limits import Limits
 from densescore.demo.service import Service
+from tests.conftest import keep_picture
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WAIT = 60_000  # milliseconds: a shared machine may be slow
 Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs a Chromium on the path")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +70,6 @@ def upload(page: Any, path: Path) -> None:
     page.set_input_files("#upload input[type=file]", str(path))
 
 
-def keep_picture(page: Any, name: str) -> None:
-    folder = os.environ.get("DENSESCORE_SCREENSHOTS")
-    if folder:
-        page.wait_for_timeout(1000)  # images fade in
-        page.screenshot(path=str(Path(folder) / f"demo_{name}.png"), full_page=True)
-
-
 @pytest.fixture
 def photograph(tmp_path: Path, cat: NDArray[np.uint8]) -> Path:
     path = tmp_path / "photograph.png"
@@ -114,7 +94,7 @@ def test_upload_choose_point_and_download(
     captions = re.findall(r"(\d\.\d\d), (\d+)%", page.locator("#patches").inner_text())
     assert [float(score) for score, _ in captions] == sorted((float(score) for score, _ in captions), reverse=True)
     assert len(captions) == 6
-    keep_picture(page, "light")
+    keep_picture(page, "demo_light")
 
     page.locator("#classes label", has_text="tabby").click()
     expect(reading).to_contain_text("tabby: peak", timeout=WAIT)
@@ -176,12 +156,33 @@ def test_a_bad_file_gets_a_readable_message_and_the_next_one_works(
     upload(page, bad)
     message = page.locator("#message")
     expect(message).to_contain_text("This could not be scored: holiday.jpg: not an image", timeout=WAIT)
-    keep_picture(page, "bad_file")
+    keep_picture(page, "demo_bad_file")
     page.locator("#upload button[aria-label='Clear']").click()
     expect(message).to_be_hidden(timeout=WAIT)
     upload(page, photograph)
     expect(page.locator("#classes label").first).to_contain_text("Egyptian cat", timeout=WAIT)
     expect(message).to_be_hidden()
+
+
+def test_only_the_classes_and_groups_that_are_asked_for(open_page: Open, photograph: Path, scorer: DenseScorer) -> None:
+    page = open_page()
+    upload(page, photograph)
+    expect(page.locator("#classes label")).to_have_count(8, timeout=WAIT)
+    page.get_by_label("Only").fill("dog, cat")
+    page.keyboard.press("Enter")
+    expect(page.locator("#classes label")).to_have_count(2, timeout=WAIT)
+    best = scorer.score(photograph).select(["dog", "cat"]).top(1)[0]
+    assert page.locator("#classes label").first.inner_text().split() == ["cat", f"{best.confidence:.2g}"]
+    expect(page.locator("#stage .reading")).to_contain_text("cat: peak")
+    page.get_by_label("Only").fill("dogs")
+    page.keyboard.press("Enter")
+    expect(page.locator("#message")).to_contain_text("no class 'dogs': did you mean dog", timeout=WAIT)
+
+
+def test_the_examples_are_thumbnails(open_page: Open) -> None:
+    picture = open_page().locator("#examples img[alt='cat.png']")
+    expect(picture).to_be_visible(timeout=WAIT)
+    assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [160, 106]
 
 
 def test_an_example_and_another_model(open_page: Open) -> None:
@@ -207,7 +208,7 @@ def test_in_the_dark_and_on_a_phone(open_page: Open, photograph: Path, name: str
     upload(page, photograph)
     expect(page.locator("#stage .reading")).to_contain_text("peak", timeout=WAIT)
     expect(page.locator("#patches img").nth(5)).to_be_visible(timeout=WAIT)
-    keep_picture(page, name)
+    keep_picture(page, f"demo_{name}")
     edges = page.evaluate("[...document.querySelectorAll('#stage *')].map(e => e.getBoundingClientRect().right)")
     edges.append(page.evaluate("document.documentElement.scrollWidth"))
     assert max(edges) <= page.viewport_size["width"]  # nothing is cut off, or to scroll sideways for

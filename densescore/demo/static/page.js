@@ -1,6 +1,7 @@
 // The page keeps the picture; the server keeps nothing. All that comes from files or labels is put in as text.
 const find = (selector) => document.querySelector(selector);
 const [upload, models, classes, stage, patches] = ['#upload', '#model', '#classes', '#stage', '#patches'].map(find);
+const wanted = find('#wanted input');
 const input = upload.querySelector('input');
 const model = models.querySelector('select');
 const bytes = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
@@ -17,7 +18,7 @@ let chosen = null; // the class whose map is drawn
 let asking = null; // ends the request that is under way
 
 async function ask(path, picture, signal) {
-  const query = new URLSearchParams({model: model.value});
+  const query = new URLSearchParams({model: model.value, classes: wanted.value});
   let response;
   try {
     response = await fetch(`${path}?${query}`, {method: 'POST', body: picture.data, signal,
@@ -158,6 +159,7 @@ async function download() {
 input.addEventListener('change', () => { if (input.files[0]) take(input.files[0], input.files[0].name); });
 upload.querySelector('.clear').addEventListener('click', () => { input.value = ''; take(null); });
 model.addEventListener('change', score);
+wanted.addEventListener('change', score);
 find('#maps').addEventListener('click', download);
 stage.querySelector('.picture').addEventListener('pointermove', read);
 stage.querySelector('.picture').addEventListener('pointerdown', read);

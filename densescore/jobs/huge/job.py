@@ -104,17 +104,28 @@ class Job:
                 journal.write(f"{tile.number}\n")
         self.done.add(tile.number)
 
-    def column(self, level: int, label: int) -> NDArray[np.float32]:
-        """Scores of one class at every cell of a level: ``[rows, cols]``."""
-        return np.asarray(self._arrays[str(level)][:, :, label])
+    def sum_of(self, level: int, classes: Sequence[int]) -> NDArray[np.float32]:
+        """Scores of one class, or sums of several, at most 1, at every cell of a level: ``[rows, cols]``."""
+        array = self._arrays[str(level)]
+        first, last = min(classes), max(classes)
+        own = np.array(classes) - first
+        total = np.zeros(array.shape[:2], np.float32)
+        for rows, cols in self._chunks(level):
+            total[rows, cols] = np.asarray(array[rows, cols, first : last + 1])[..., own].sum(2)
+        return np.minimum(total, 1)
 
     def reduce(self, level: int, function: Callable[[NDArray[np.float32]], None]) -> None:
         """Call `function` with all scores of a level, ``[≤ rows, cols, C]`` at a time."""
+        for rows, cols in self._chunks(level):
+            function(np.asarray(self._arrays[str(level)][rows, cols]))
+
+    def _chunks(self, level: int) -> Iterator[tuple[slice, slice]]:
+        """The parts of a level that its file holds together."""
         array = self._arrays[str(level)]
-        step = array.chunks[0]
-        for row in range(0, array.shape[0], step):
-            for col in range(0, array.shape[1], array.chunks[1]):
-                function(np.asarray(array[row : row + step, col : col + array.chunks[1]]))
+        height, width = array.chunks[:2]
+        for row in range(0, array.shape[0], height):
+            for col in range(0, array.shape[1], width):
+                yield slice(row, row + height), slice(col, col + width)
 
     @contextmanager
     def writing(self) -> Iterator[None]:

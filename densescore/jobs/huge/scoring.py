@@ -21,7 +21,7 @@ from densescore.jobs.huge.maps import write_map
 from densescore.jobs.huge.resampling import level_window
 from densescore.jobs.huge.source import HugeImage, open_huge
 from densescore.models import BACKGROUND
-from densescore.models.labels import find_label
+from densescore.models.labels import find_classes
 from densescore.network.dense_network import DenseNetwork
 from densescore.network.tiling import Tile, bytes_per_pixel, own_part, reach, tiles
 from densescore.results.best_patches import rank_patches
@@ -58,7 +58,7 @@ def score_huge(
         scorer: with `patch_sizes`, in pixels of the image, or with `scales`.
         image: a TIFF or zarr image; see `open_huge`.
         folder: to write to: ``scores.zarr`` (per level ``[rows, cols, C]``), ``maps/CLASS.tif`` and ``result.json``.
-        classes: to map.
+        classes: to map: classes, or groups of classes, whose scores add up; see `DenseScores.select`.
         top: number of best classes to map, if `classes` is empty.
         map_step: image pixels per pixel of the maps.
         memory: GB that one tile may take in the trunk. More is faster for networks with wide receptive fields.
@@ -77,9 +77,7 @@ def score_huge(
     if map_step < 1 or not memory > 0:
         raise DensescoreError(f"map_step and memory must be positive, got {map_step} and {memory}")
     network = dense_only(scorer.network, "scoring a huge image by tiles")
-    chosen = [label.strip() for label in classes]
-    for label in chosen:
-        find_label(label, scorer.labels)
+    chosen = [find_classes(label.strip(), scorer.labels).label for label in classes]
     with exclusive(Path(folder)), open_huge(image, bands) as opened:
         pyramid = scorer.pyramid(opened.height, opened.width, max_cells=_ANY_NUMBER)
         side = _tile_side(scorer.name, network, memory)
@@ -180,19 +178,22 @@ def _finish(
         for label in order
     ]
     labels = list(dict.fromkeys(chosen)) or [str(entry["label"]) for entry in ranked[:top]]
-    names = label_file_names(scorer.labels)
+    known = list(dict.fromkeys([*scorer.labels, *labels]))
+    names = dict(zip(known, label_file_names(known), strict=True))
     described = []
     for label in track(labels, "maps"):
-        column = find_label(label, scorer.labels)
-        name = names[column]
-        columns = [job.column(index, column) for index in range(len(pyramid.levels))]
+        name = names[label]
+        found = find_classes(label, scorer.labels)
+        columns = [job.sum_of(index, found.columns) for index in range(len(pyramid.levels))]
         with job.writing(), atomic_write(job.folder / "maps" / f"{name}.tif", overwrite=True) as temporary:
             peak = write_map(temporary, columns, pyramid, label, step, image.geotags)
         values = np.concatenate([part.ravel() for part in columns])  # [M]
+        top_patch = max(float(values.max()), np.finfo(np.float64).tiny)
+        score = float(np.mean((values / top_patch) ** scorer.k, dtype=np.float64)) * top_patch**scorer.k
         described.append(
             {
                 "label": label,
-                "image_score": float(scores[column]),
+                "image_score": score,
                 "map": f"maps/{name}.tif",
                 "map_step": step,
                 "map_maximum": peak,

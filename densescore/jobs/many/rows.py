@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError, WriteError
 from densescore.io.names import as_message, as_text, text_values
-from densescore.models.labels import find_label
+from densescore.models.labels import find_classes
 from densescore.results.formats import to_row
 from densescore.scoring.stream import Scored
 
@@ -30,7 +30,7 @@ class Kept:
         top: classes to rank.
         all_scores: keep the image scores of all classes, too.
         mapped: number of best classes whose regions go into the row, and whose maps are kept if `maps` is set.
-        classes: map these classes instead.
+        classes: map these classes, or groups of classes, instead, and keep their scores whatever their rank.
         maps: keep the response maps of the mapped classes, as arrays.
         patch_scores: keep the scores and boxes of all patches, as arrays.
     """
@@ -55,7 +55,7 @@ class Kept:
         if self.maps and not (self.mapped or self.classes):
             raise DensescoreError("maps are kept of the mapped classes, of which there are none: mapped is 0")
         for label in self.classes:
-            find_label(label, labels)
+            find_classes(label, labels)
 
     @property
     def arrays(self) -> bool:
@@ -78,9 +78,12 @@ def keep(index: int, name: str, scored: Scored, kept: Kept, arrays: Path) -> Row
     scores = scored.scores
     if scores is None:
         return row
-    labels = kept.classes or [best.label for best in scores.top(kept.mapped)]
+    chosen = scores.select(kept.classes)
+    labels = chosen.labels or [best.label for best in scores.top(kept.mapped)]
     maps = scores.response_map(labels).cpu().numpy() if labels else None  # [len(labels), H, W]
     row |= text_values(to_row(scores, kept.top, labels, maps))
+    if kept.classes:
+        row["classes"] = text_values([ranked._asdict() for ranked in chosen.top(len(labels))])
     if kept.all_scores:
         row["image_scores"] = scores.image_scores().cpu().numpy()
     if kept.arrays:
@@ -158,6 +161,9 @@ def schema(kept: Kept, classes: int) -> "pa.Schema":
         ("scores", pa.list_(pa.float32())),
         ("regions", pa.list_(region)),
     ]
+    if kept.classes:
+        ranked = pa.struct([("label", pa.string()), ("score", pa.float32()), ("confidence", pa.float32())])
+        columns.append(("classes", pa.list_(ranked)))
     if kept.all_scores:
         columns.append(("image_scores", pa.list_(pa.float32(), classes)))
     return pa.schema([*columns, ("error", pa.string())])

@@ -33,6 +33,7 @@ class WordNet:
         self.folder = Path(folder)
         self._words: dict[str, list[str]] = {}
         self._hyponyms: dict[str, list[str]] = {}
+        self._hypernyms: dict[str, list[str]] = {}
         try:
             with path.open(encoding="latin-1") as lines:
                 for line in lines:
@@ -48,6 +49,7 @@ class WordNet:
         pointers = [fields[start + 4 * index : start + 4 * index + 4] for index in range(int(fields[start - 1]))]
         self._words[wnid] = [word.replace("_", " ") for word in fields[4 : start - 1 : 2]]
         self._hyponyms[wnid] = [f"n{offset}" for symbol, offset, _, _ in pointers if symbol == "~"]
+        self._hypernyms[wnid] = [f"n{offset}" for symbol, offset, _, _ in pointers if symbol == "@"]
 
     def __contains__(self, wnid: object) -> bool:
         return wnid in self._words
@@ -76,11 +78,19 @@ class WordNet:
 
     def subtree(self, wnid: str) -> list[str]:
         """The synset and all kinds of it, sorted; classes only, no instances (Secretariat is no kind of horse)."""
-        found: set[str] = set()
-        left = [wnid]
-        while left:
-            current = left.pop()
-            if current not in found:
-                found.add(current)
-                left += self._hyponyms[current]
-        return sorted(found)
+        return _reached(wnid, self._hyponyms)
+
+    def and_above(self, wnid: str) -> list[str]:
+        """The synset and all that it is a kind of, sorted."""
+        return _reached(wnid, self._hypernyms)
+
+
+def _reached(start: str, links: dict[str, list[str]]) -> list[str]:
+    found: set[str] = set()
+    left = [start]
+    while left:
+        current = left.pop()
+        if current not in found:
+            found.add(current)
+            left += links[current]
+    return sorted(found)

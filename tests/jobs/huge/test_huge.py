@@ -21,6 +21,7 @@ from densescore import DensescoreError, DenseScorer, Pyramid
 from densescore.cli.main import app
 from densescore.io.images import level_pixels, read_image
 from densescore.io.names import as_text, from_text
+from densescore.models.labels import imagenet_labels
 from tests.conftest import Toy
 
 tifffile = pytest.importorskip("tifffile")
@@ -96,6 +97,20 @@ def test_a_window_of_a_level_is_cut_from_the_whole(
         np.testing.assert_array_equal(window, expected)
     else:  # OpenCV may join a product and a sum there, which moves a few pixels to the next byte
         np.testing.assert_allclose(window.astype(int), expected.astype(int), atol=1)
+
+
+def test_a_group_of_classes_is_mapped_by_its_sum(coffee_tiff: Path, tmp_path: Path) -> None:
+    labels = imagenet_labels()
+    scorer = DenseScorer(Toy(1000), labels=labels, patch_size=20, patch_sizes=(32, 61.5), runtime="torch")
+    whole = scorer.score(tifffile.imread(coffee_tiff))
+    result = score_huge(scorer, coffee_tiff, tmp_path / "out", classes=["Insect", "pug"], memory=SMALL["plain"])
+    for entry, label in zip(result["classes"], ["insect", "pug"], strict=True):
+        chosen = whole.select(label)
+        assert entry["label"] == label
+        assert entry["image_score"] == pytest.approx(chosen.image_scores().item(), rel=1e-4)
+        written = tifffile.imread(tmp_path / "out" / "maps" / f"{label}.tif")
+        np.testing.assert_allclose(written, chosen.response_map()[0], rtol=1e-4)
+    assert result["classes"][0]["map_maximum"] > 5 * result["classes"][1]["map_maximum"]
 
 
 @pytest.mark.parametrize("network", ["plain", "padded"])

@@ -13,6 +13,8 @@ from densescore import DensescoreError, DenseScorer
 from densescore.jobs.many.rows import Kept, Row, array_key, schema
 from densescore.jobs.many.run import Run, read_description
 from densescore.jobs.many.table import local_engine, score_table
+from densescore.models.labels import imagenet_labels
+from tests.conftest import Toy
 
 
 def rows_of(path: Path) -> list[Row]:
@@ -48,6 +50,24 @@ def test_one_row_per_image_with_the_scorers_own_numbers(
         ]
         np.testing.assert_array_equal([kept["peak"] for kept in row["regions"]], [r.peak for _, r in regions])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["pictures", "results.parquet"]
+
+
+def test_chosen_classes_and_groups_have_their_scores_in_the_table(pictures: list[str], tmp_path: Path) -> None:
+    labels = imagenet_labels()
+    scorer = DenseScorer(Toy(1000), labels=labels, patch_size=20, scales=(1, 1.5), runtime="torch")
+    out = tmp_path / "results.parquet"
+    score_table(pictures[:4], out, scorer, Kept(top=1, classes=("Dog", "tabby", "insect", "dog"), all_scores=True))
+    rows = rows_of(out)
+    assert rows[3]["classes"] is None
+    for row in rows[:3]:
+        scores = scorer.score(row["image"])
+        assert row["classes"] == [best._asdict() for best in scores.select(["dog", "tabby", "insect"]).top()]
+        assert row["classes"][0]["score"] > row["classes"][2]["score"] > 0  # a breed has less than all dogs
+        assert row["label"] == scores.top(1)[0].label
+        assert row["image_scores"] == scores.image_scores().tolist()
+        assert {region["label"] for region in row["regions"]} == {"dog", "tabby", "insect"}
+        dogs = [(r["x0"], r["y0"], r["x1"], r["y1"]) for r in row["regions"] if r["label"] == "dog"]
+        assert dogs == [region.box for region in scores.boxes_from_map("dog")]
 
 
 def test_scores_of_a_picture_do_not_depend_on_its_part_its_neighbors_or_the_threads(

@@ -1,0 +1,321 @@
+"""The page of a report: what it holds, from images and from tables; strange names, broken files, and no more memory."""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import re
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from densescore import DensescoreError, DenseScorer
+from densescore.cli.main import app
+from densescore.jobs.many.rows import Kept
+from densescore.jobs.many.table import score_table
+from densescore.models.labels import imagenet_labels
+from densescore.report.entries import PHOTO_SIDE, Entry, Finding, entry_of
+from densescore.report.page import write_report
+from densescore.report.sources import ScoreTable, find_again, scored_entries
+from tests.conftest import Toy
+
+ABOUT = {"text": "Scored by a test."}
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def blocks(page: Path, kind: str) -> list[Any]:
+    """The values in a page's blocks of JSON."""
+    found = re.findall(rf'<script type="application/json" class="{kind}">(.*)</script>', page.read_text("utf-8"))
+    return [json.loads(text) for text in found]
+
+
+@pytest.fixture
+def scorer() -> DenseScorer:
+    return DenseScorer(Toy(), labels=("a", "b", "c"), patch_size=20, scales=(1, 1.5), runtime="torch")
+
+
+@pytest.fixture
+def toy(scorer: DenseScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small network in the place of a named one."""
+    monkeypatch.setattr("densescore.scoring.scorer.DenseScorer", lambda **options: scorer)
+    monkeypatch.setattr("densescore.cli.options.known_labels", lambda *_: None)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, cat: NDArray[np.uint8], coffee: NDArray[np.uint8]) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(cat).save(folder / "cat.png")
+    (folder / "broken.jpg").write_bytes(b"not a picture")
+    Image.fromarray(coffee).save(folder / "coffee.png")
+    return folder
+
+
+def decode(url: str) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB"))
+
+
+def test_an_entry_has_the_scores_own_numbers(scorer: DenseScorer, coffee: NDArray[np.uint8]) -> None:
+    scores = scorer.score(coffee)
+    entry = entry_of("coffee.png", coffee, scores.select(["c", "a"]))
+    assert (entry.width, entry.height) == (600, 400)
+    photo = decode(entry.photo_url)
+    assert photo.shape == (320, PHOTO_SIDE, 3)
+    expected = cv2.resize(coffee, (PHOTO_SIDE, 320), interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(photo - expected).mean() < 6
+    assert [found.label for found in entry.findings] == [best.label for best in scores.select(["c", "a"]).top()]
+    for found in entry.findings:
+        assert found.confidence == pytest.approx(scores.select(found.label).confidence().item(), rel=1e-6)
+        assert found.place == scores.locate(found.label)[0][:2]
+        assert found.peak == pytest.approx(scores.shrunk_map(found.label).max().item(), rel=1e-6)
+        regions = scores.boxes_from_map(found.label)[:10]
+        assert [box[:4] for box in found.boxes] == [region.box for region in regions]
+        drawn = decode(found.map_url)[:, :, 0].astype(float)
+        values = scores.shrunk_map(found.label)[0].numpy()
+        shown = cv2.resize(values, drawn.shape[::-1], interpolation=cv2.INTER_AREA)
+        assert np.corrcoef(drawn.ravel(), shown.ravel())[0, 1] > 0.95
+        assert drawn.max() > 245
+
+
+def test_boxes_and_places_of_a_large_image_are_in_its_own_pixels(scorer: DenseScorer) -> None:
+    pixels = np.zeros((600, 2500, 3), np.uint8)
+    pixels[:, 2000:] = 255
+    scores = scorer.score(pixels)
+    entry = entry_of("wide.png", pixels, scores)
+    for found in entry.findings:
+        for got, expected in zip(found.boxes, scores.boxes_from_map(found.label), strict=False):
+            np.testing.assert_allclose(got[:4], expected.box, atol=2.5 * 3)  # computed on a width of 1,000
+        assert max(box[2] for box in found.boxes) > 2400
+
+
+def test_a_folder_becomes_a_page(toy: None, scorer: DenseScorer, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    result = run("report", photos, "--classes", "B,a", "--out", out, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == {"out": str(out), "images": 3, "failed": 1, "bytes": out.stat().st_size}
+    assert result.stderr.count("broken.jpg") == 1
+    broken, cat, coffee = blocks(out, "facts")
+    assert broken["name"] == str(photos / "broken.jpg")
+    assert "not an image" in broken["error"]
+    for facts in (cat, coffee):
+        expected = scorer.score(facts["name"]).select(["b", "a"]).top()
+        assert [found["label"] for found in facts["classes"]] == [best.label for best in expected]
+        np.testing.assert_allclose(
+            [found["confidence"] for found in facts["classes"]], [best.confidence for best in expected], rtol=1e-3
+        )
+    assert [len(pictures["maps"]) for pictures in blocks(out, "pictures")] == [2, 2]
+    before = out.read_bytes()
+    assert "exists already" in run("report", photos, "--out", out).stderr
+    assert out.read_bytes() == before
+    assert run("report", photos, "--out", out, "--top", "1", "--overwrite").exit_code == 1
+    assert [len(facts["classes"]) for facts in blocks(out, "facts")[1:]] == [1, 1]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["photos", "report.html"]
+
+
+@pytest.mark.parametrize("maps", [True, False])
+def test_a_table_becomes_the_same_page(toy: None, photos: Path, tmp_path: Path, maps: bool) -> None:
+    pytest.importorskip("pyarrow")
+    table, scored, tabled = (tmp_path / name for name in ("scores.parquet", "scored.html", "tabled.html"))
+    assert run("score", photos, "--out", table, "--classes", "b,a", *(["--maps"] if maps else [])).exit_code == 1
+    assert run("report", photos, "--classes", "b,a", "--out", scored).exit_code == 1
+    result = run("report", table, "--out", tabled)
+    assert result.exit_code == 1, result.output
+    for mine, theirs in zip(blocks(tabled, "facts"), blocks(scored, "facts"), strict=True):
+        assert (mine["name"], mine.get("error")) == (theirs["name"], theirs.get("error"))
+        for here, there in zip(mine.get("classes", []), theirs.get("classes", []), strict=True):
+            assert here["label"] == there["label"]
+            assert here["confidence"] == pytest.approx(there["confidence"], rel=1e-3)
+            assert [box[:4] for box in here["boxes"]][:10] == [box[:4] for box in there["boxes"]]
+            assert (here["place"] is not None) == maps
+    for mine, theirs in zip(blocks(tabled, "pictures"), blocks(scored, "pictures"), strict=True):
+        assert mine["photo"] == theirs["photo"]
+        assert [bool(url) for url in mine["maps"]] == [maps, maps]
+    chosen = run("report", table, "--out", tabled, "--classes", "B", "--overwrite")
+    assert chosen.exit_code == 1, chosen.output
+    assert [[found["label"] for found in facts["classes"]] for facts in blocks(tabled, "facts")[1:]] == [["b"], ["b"]]
+    unknown = run("report", table, "--out", tabled, "--classes", "c", "--overwrite")
+    assert unknown.exit_code == 2
+    assert "no class 'c'" in unknown.stderr
+
+
+def test_the_images_of_a_table_are_found_again(
+    toy: None, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.chdir(tmp_path)
+    assert run("score", "photos", "--out", "scores.parquet").exit_code == 1
+    (tmp_path / "moved").mkdir()
+    photos.rename(tmp_path / "moved" / "photos")
+    lost = run("report", "scores.parquet", "--out", "report.html")
+    assert lost.exit_code == 1
+    assert [bool(facts.get("error")) for facts in blocks(Path("report.html"), "facts")] == [True, True, True]
+    found = run("report", "scores.parquet", "--out", "report.html", "--images", "moved", "--overwrite")
+    assert found.exit_code == 1
+    names = [facts["name"] for facts in blocks(Path("report.html"), "facts") if "error" not in facts]
+    assert names == ["photos/cat.png", "photos/coffee.png"]
+    Image.new("RGB", (5, 5)).save(tmp_path / "moved" / "photos" / "cat.png")
+    run("report", "scores.parquet", "--out", "report.html", "--images", "moved", "--overwrite")
+    assert "5×5 pixels now, 451×300 then" in blocks(Path("report.html"), "facts")[1]["error"]
+
+
+def test_a_file_is_found_by_the_end_of_its_path(tmp_path: Path) -> None:
+    for name in ("b/c.png", "a/b/c.png", "d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_again("/x/a/b/c.png", tmp_path) == tmp_path / "a" / "b" / "c.png"
+    assert find_again("/x/y/b/c.png", tmp_path) == tmp_path / "b" / "c.png"
+    assert find_again("../d.png", tmp_path) == tmp_path / "d.png"
+    assert find_again("d.png", None) == Path("d.png")
+    with pytest.raises(DensescoreError, match=r"/x/e\.png: no such file in"):
+        find_again("/x/e.png", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["photos", "--out", "report.pdf"], "--out: expected a name that ends in .html"),
+        (["photos", "--classes", "d"], "no class 'd'"),
+        (["photos", "--images", "photos"], "--images: is for a table"),
+        (["no.parquet"], "no.parquet: cannot be read as a table"),
+        (["broken.parquet"], "broken.parquet: cannot be read as a table"),
+        (["other.parquet"], "other.parquet: not a table that densescore score has made"),
+        (["nothing"], "nothing: no such file or folder"),
+        (["photos", "--out", "photos/cat.png/report.html"], "cannot be written"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(
+    toy: None, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    pq.write_table(pa.table({"image": ["a.png"]}), "other.parquet")
+    before = sorted(tmp_path.rglob("*"))
+    result = run("report", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+NAMES = (
+    "</script><script>alert(1)</script>.png", "<!--<script>.png", "]]>&lt;&amp;.png", "' onerror='alert(1).png",
+    '"quoted".png', "a\u2028b\u2029.png", "line\nbreak.png", "caf\udce9.png", "\u202egnp.exe.png",
+    "{policy}{script}.png", "<!-- entries -->.png",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_and_labels_are_data(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    finding = Finding(label=name, confidence=0.5)
+    entries = [Entry(name=name, width=1, height=1, findings=[finding]), Entry(name=name, error=f"{name}: broken")]
+    assert write_report(out, entries, {"text": name}) == 1
+    first, second = blocks(out, "facts")
+    assert (first["name"], first["classes"][0]["label"], second["error"]) == (name, name, f"{name}: broken")
+    assert blocks(out, "about")[0]["text"] == name
+    text = out.read_text("utf-8")
+    assert text.count("<script") == text.count("</script>") == 5  # about, facts, pictures, facts and the page's own
+    for part in re.findall(r">(.*)</script>\n", text):
+        assert not re.search(r"[<>&\u2028\u2029]", part)
+
+
+def test_odd_file_names_are_scored_and_shown(toy: None, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in NAMES:
+        if "/" not in name:
+            with open(os.path.join(os.fsencode(folder), os.fsencode(name)), "wb") as file:
+                Image.new("RGB", (30, 24), "red").save(file, "png")
+    out = tmp_path / "report.html"
+    result = run("report", folder, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert len(blocks(out, "pictures")) == sum("/" not in name for name in NAMES)
+
+
+def test_the_policy_lets_the_pages_own_script_run_and_no_other(tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", [], ABOUT)
+    text = (tmp_path / "report.html").read_text("utf-8")
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy is not None
+    script = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    style = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    for kind, parts in (("script", script), ("style", style)):
+        (part,) = parts
+        digest = base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy[1]
+    assert "default-src 'none'; img-src data:;" in policy[1]
+    assert "unsafe" not in policy[1]
+    assert not re.search(r"""(src|href)=|\bon\w+="|https?://(?!www\.w3\.org/2000/svg')""", text)
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    def entries(count: int) -> Iterator[Entry]:
+        for number in range(count):
+            finding = Finding(label=f"class {number}", confidence=0.5, map_url="m" * 2000)
+            yield Entry(name=f"{number}.png", width=9, height=9, photo_url="p" * 50_000, findings=[finding])
+
+    peaks = []
+    for count in (20, 400):
+        tracemalloc.start()
+        write_report(tmp_path / f"{count}.html", entries(count), ABOUT)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (tmp_path / "400.html").stat().st_size > 400 * 50_000
+    assert peaks[1] < peaks[0] + 500_000
+
+
+def test_an_error_while_it_is_made_leaves_nothing(tmp_path: Path) -> None:
+    def entries() -> Iterator[Entry]:
+        yield Entry(name="a.png", width=9, height=9)
+        raise KeyboardInterrupt
+
+    (tmp_path / "report.html").write_text("before")
+    with pytest.raises(KeyboardInterrupt):
+        write_report(tmp_path / "report.html", entries(), ABOUT, overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text() == "before"
+
+
+def test_a_picture_that_changes_while_it_is_scored_is_an_error(
+    scorer: DenseScorer, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("densescore.report.sources.read_image", lambda _: np.zeros((9, 9, 3), np.uint8))
+    (entry,) = scored_entries([photos / "cat.png"], scorer)
+    assert entry.error is not None
+    assert "changed while it was scored" in entry.error
+
+
+def test_a_table_knows_its_length_and_labels(toy: None, photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    assert run("score", photos, "--out", tmp_path / "all.parquet").exit_code == 1
+    table = ScoreTable(tmp_path / "all.parquet")
+    assert (len(table), table.labels) == (3, ("a", "b", "c"))
+
+
+def test_a_group_that_a_table_was_not_made_for_is_refused(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    scorer = DenseScorer(Toy(1000), labels=imagenet_labels(), patch_size=20, scales=(1,), runtime="torch")
+    paths = [str(photos / "cat.png")]
+    score_table(paths, tmp_path / "plain.parquet", scorer)
+    with pytest.raises(DensescoreError, match="has no scores of the group 'dog'; score with --classes 'dog'"):
+        next(ScoreTable(tmp_path / "plain.parquet").entries(["Dog"]))
+    score_table(paths, tmp_path / "dogs.parquet", scorer, Kept(classes=("dog", "tabby")))
+    (entry,) = ScoreTable(tmp_path / "dogs.parquet").entries(["Dog"])
+    (finding,) = entry.findings
+    assert finding.label == "dog"
+    assert finding.confidence == pytest.approx(scorer.score(paths[0]).select("dog").confidence().item(), rel=1e-5)

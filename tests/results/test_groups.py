@@ -1,0 +1,112 @@
+"""The probabilities of a group's classes add up per patch; all else of the group follows from the sums."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from densescore import DensescoreError, DenseScores, Pyramid, best_patches, export_heatmaps
+from densescore.models.labels import find_classes, imagenet_labels
+
+PYRAMID = Pyramid.of(90, 130, scales=(1, 1.6), patch=20, stride=4)
+DOGS, CATS = range(151, 269), range(281, 288)
+
+
+def make() -> DenseScores:
+    """Scores over ImageNet's labels, a third of all probability each on dogs, on cats and on the rest."""
+    logits = torch.randn(len(PYRAMID), 1000, generator=torch.Generator().manual_seed(0)) * 2
+    logits[:, DOGS] += 2
+    logits[:, CATS] += 5
+    return DenseScores(logits.softmax(1), imagenet_labels(), PYRAMID)
+
+
+def test_a_group_is_scored_mapped_and_placed_by_its_sum() -> None:
+    scores = make()
+    sums = scores.patch_scores[:, DOGS].double().sum(1).float()  # [M]
+    assert 0.05 < sums.min() < sums.max() < 0.95
+    alone = DenseScores(sums[:, None], ("dog",), PYRAMID)
+    chosen = scores.select("dog")
+    assert chosen.labels == ("dog",)
+    for got, expected in (
+        (chosen.patch_scores, alone.patch_scores),
+        (chosen.image_scores(), alone.image_scores()),
+        (chosen.confidence(), alone.confidence()),
+        (scores.response_map("dog"), alone.response_map()),
+        (scores.shrunk_map("Dog"), alone.shrunk_map()),
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
+    assert scores.locate("dog")[0][:2] == alone.locate()[0][:2]
+    assert [region.box for region in scores.boxes_from_map("dog")] == [
+        region.box for region in alone.boxes_from_map("dog")
+    ]
+    assert [patch.box for patch in best_patches(scores, "dog")] == [patch.box for patch in best_patches(alone, "dog")]
+
+
+def test_groups_that_overlap_and_classes_in_them_are_each_scored_in_full() -> None:
+    scores = make()
+    chosen = scores.select(["carnivore", "dog", "Pug", "dog", "DOG", "entity", "tabby cat"])
+    assert chosen.labels == ("carnivore", "dog", "pug", "entity", "tabby")
+    carnivores, dogs, pugs, entity, tabby = chosen.patch_scores.T
+    assert (carnivores > dogs).all()
+    assert (dogs > pugs).all()
+    torch.testing.assert_close(entity, torch.ones(len(PYRAMID)), rtol=1e-5, atol=0)
+    assert entity.max() <= 1  # though sums may round above it
+    assert torch.equal(pugs, scores.patch_scores[:, 254])
+    assert torch.equal(tabby, scores.patch_scores[:, 281])
+    ranked = [best.label for best in chosen.top(10)]
+    assert ranked[:2] == ["entity", "carnivore"]
+    assert {*ranked} == {*chosen.labels}
+
+
+def test_sums_above_one_are_clipped() -> None:
+    """As from a network with a sigmoid per class, whose probabilities do not add up to 1."""
+    scores = DenseScores(torch.full((len(PYRAMID), 1000), 0.25), imagenet_labels(), PYRAMID)
+    assert scores.select(["dog", "Welsh corgi"]).image_scores(1).tolist() == [1, 0.5]
+
+
+def test_classes_are_what_they_were() -> None:
+    scores = make()
+    assert torch.equal(scores.response_map(["tabby", "pug"]), scores.response_map()[[281, 254]])
+    assert scores.response_map(["pug", "pug"]).shape == (2, 90, 130)
+    assert scores.select([]).patch_scores.shape == (len(PYRAMID), 0)
+    again = scores.select(["tabby", "cat"]).select("cat")  # of a choice, its own names
+    assert torch.equal(again.patch_scores, scores.select("cat").patch_scores)
+    with pytest.raises(DensescoreError, match="no class 'dog'"):
+        scores.select(["tabby", "cat"]).select("dog")
+    assert scores.index("Pug") == 254
+    with pytest.raises(DensescoreError, match="'dog' is a group of 118 classes"):
+        scores.index("dog")
+
+
+def test_groups_in_other_libraries_forms() -> None:
+    pytest.importorskip("supervision")
+    scores = make()
+    found = scores.to_supervision(["Cat", "pug", "dog"])
+    ids = dict(zip(found.data["class_name"].tolist(), found.class_id.tolist(), strict=True))
+    assert ids == {"cat": 1000, "pug": 254, "dog": 1001}
+    with pytest.raises(DensescoreError, match="'dog' is a group"):
+        scores.to_coco(1, "dog")
+    assert {record["category_id"] for record in scores.to_coco(1, "dog", category_ids={"dog": 18})} == {18}
+
+
+def test_heatmaps_of_a_group(tmp_path: Path) -> None:
+    scores = make()
+    pixels = np.zeros((90, 130, 3), np.uint8)
+    manifest = export_heatmaps(scores, pixels, ["dog", "DOG", "domestic dog", "tabby cat"], tmp_path / "maps")
+    assert [entry["overlay"] for entry in manifest["classes"]] == ["dog.png", "domestic_dog.png", "tabby.png"]
+    dog = manifest["classes"][0]
+    assert dog["image_score"] == pytest.approx(scores.select("dog").image_scores().item(), rel=1e-6)
+    assert dog["image_score"] > 1e-3
+    with np.load(tmp_path / "maps" / "dog.npz") as saved:
+        np.testing.assert_array_equal(saved["map"], scores.response_map("dog")[0])
+    assert json.loads((tmp_path / "maps" / "manifest.json").read_text())["classes"][0]["label"] == "dog"
+
+
+def test_a_group_is_of_the_columns_that_wordnet_says() -> None:
+    scores = make()
+    columns = list(find_classes("bird", imagenet_labels()).columns)
+    assert len(columns) == 59
+    expected = scores.patch_scores[:, columns].double().sum(1).float()
+    torch.testing.assert_close(scores.select("bird").patch_scores[:, 0], expected, rtol=1e-5, atol=0)
