@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from densescore.cli.command import command
-from densescore.cli.console import say, say_json
+from densescore.cli.console import describe_map, say, say_json
 from densescore.cli.images import Images, JsonLines, each
 from densescore.cli.options import ClassOptions, Overwrite, ScorerOptions, check_new, one_of, out_option
 
@@ -76,6 +76,6 @@ def heatmap(
             say_json({"folder": str(folder), **manifest})
             return
         for entry in manifest["classes"]:
-            say(f"{folder / entry['overlay']}  {entry['label']}: map peak {entry['map_maximum']:.3f}")
+            say(f"{folder / entry['overlay']}  {describe_map(entry)}")
 
     each(paths, as_json, work)

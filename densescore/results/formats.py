@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from densescore.results.scores import DenseScores
 
+SIDES = ("x0", "y0", "x1", "y1")
+
 
 def to_row(
     scores: "DenseScores",
@@ -30,9 +32,10 @@ def to_row(
         maps: their response maps ``[len(labels), H, W]``, where they are known already.
 
     Returns:
-        ``height``, ``width``, ``patches``; ``label`` and ``score`` of the best class; ``labels`` and ``scores`` of the
-        ranked ones; ``regions``, of each mapped class in turn, highest peak first: ``label``, ``x0 y0 x1 y1`` in
-        image pixels (``x1`` and ``y1`` exclusive) and ``peak``.
+        ``height``, ``width``, ``patches``; ``label``, ``score`` and ``confidence`` of the best class, and its
+        ``best_patch``: ``x0 y0 x1 y1`` in image pixels and ``score``; ``labels``, ``scores``, ``confidences`` and
+        ``best_patch_scores`` of the ranked classes; ``regions``, of each mapped class in turn, highest peak
+        first: ``label``, ``x0 y0 x1 y1`` (``x1`` and ``y1`` exclusive) and ``peak``.
 
     Example:
         >>> import densescore, skimage
@@ -43,19 +46,26 @@ def to_row(
     ranked = scores.top(top)
     if not ranked:
         raise DensescoreError(f"top must be at least 1, got {top}")
-    chosen = [ranked[0].label] if labels is None else labels
+    first = ranked[0]
+    chosen = [first.label] if labels is None else labels
     regions = [
-        {"label": label, **dict(zip(("x0", "y0", "x1", "y1"), region.box, strict=True)), "peak": region.peak}
+        {"label": label, **dict(zip(SIDES, region.box, strict=True)), "peak": region.peak}
         for label, region in _regions(scores, chosen, maps=maps)
     ]
+    best = int(scores.patch_scores[:, scores.index(first.label)].argmax())
+    box = dict(zip(SIDES, scores.boxes[best].tolist(), strict=True))
     return {
         "height": scores.pyramid.height,
         "width": scores.pyramid.width,
         "patches": len(scores.pyramid),
-        "label": ranked[0].label,
-        "score": ranked[0].score,
-        "labels": [best.label for best in ranked],
-        "scores": [best.score for best in ranked],
+        "label": first.label,
+        "score": first.score,
+        "confidence": first.confidence,
+        "best_patch": {**box, "score": first.best_patch},
+        "labels": [item.label for item in ranked],
+        "scores": [item.score for item in ranked],
+        "confidences": [item.confidence for item in ranked],
+        "best_patch_scores": [item.best_patch for item in ranked],
         "regions": regions,
     }
 

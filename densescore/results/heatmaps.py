@@ -114,6 +114,7 @@ def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32]
     return {
         "label": as_text(label),
         "image_score": scores.image_scores()[column].item(),
+        "confidence": scores.confidence()[column].item(),
         "overlay": f"{name}.png",
         "map": f"{name}.npz",
         "map_minimum": float(values.min()),

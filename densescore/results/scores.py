@@ -34,11 +34,12 @@ Locate = Literal["shrunk", "mean"]
 
 
 class Ranked(NamedTuple):
-    """A class, its image score, and that score's k-th root; see `DenseScores.confidence`."""
+    """A class, its image score, that score's k-th root (`DenseScores.confidence`), and the score of its best patch."""
 
     label: str
     score: float
     confidence: float
+    best_patch: float
 
 
 class Place(NamedTuple):
@@ -136,10 +137,10 @@ class DenseScores:
 
         Classes are ranked by `confidence`, which tells them apart where image scores are too small for float32.
         """
-        scores, confidence = self.image_scores(), self.confidence()
+        scores, confidence, best = self.image_scores(), self.confidence(), self.patch_scores.amax(0)  # [C]
         order = torch.argsort(confidence, descending=True, stable=True).tolist()
         kept = [c for c in order if self.labels[c] != BACKGROUND][:n]
-        return [Ranked(self.labels[c], scores[c].item(), confidence[c].item()) for c in kept]
+        return [Ranked(self.labels[c], scores[c].item(), confidence[c].item(), best[c].item()) for c in kept]
 
     def index(self, label: str) -> int:
         """Column of a class in `patch_scores`.

@@ -52,6 +52,7 @@ def test_a_folder_with_maps_pictures_and_a_manifest(
         best = scores.patch_scores[:, scores.index(label)].max().item()
         assert entry["best_patches"][0]["score"] == pytest.approx(best)
         assert entry["image_score"] == pytest.approx(scores.image_scores()[scores.index(label)].item())
+        assert entry["confidence"] == pytest.approx(entry["image_score"] ** (1 / 5))
 
 
 def test_nothing_half_written_and_nothing_overwritten(

@@ -176,7 +176,12 @@ def _finish(
     scores, confidence = mean * best**scorer.k, best * mean ** (1 / scorer.k)
     order = [label for label in np.argsort(-confidence, kind="stable") if scorer.labels[label] != BACKGROUND]
     ranked = [
-        {"label": scorer.labels[label], "score": float(scores[label]), "confidence": float(confidence[label])}
+        {
+            "label": scorer.labels[label],
+            "score": float(scores[label]),
+            "confidence": float(confidence[label]),
+            "best_patch": float(best[label]),
+        }
         for label in order
     ]
     labels = list(dict.fromkeys(chosen)) or [str(entry["label"]) for entry in ranked[:top]]
@@ -193,6 +198,7 @@ def _finish(
             {
                 "label": label,
                 "image_score": float(scores[column]),
+                "confidence": float(confidence[column]),
                 "map": f"maps/{name}.tif",
                 "map_step": step,
                 "map_maximum": peak,

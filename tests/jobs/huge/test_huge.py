@@ -117,6 +117,7 @@ def test_tiles_give_the_scores_and_maps_of_one_piece(
         expected = whole.response_map([name])[0].numpy()
         np.testing.assert_allclose(tifffile.imread(tmp_path / "out" / entry["map"]), expected, rtol=1e-4)
         assert entry["image_score"] == pytest.approx(float(whole.image_scores()[whole.index(name)]), rel=1e-4)
+        assert entry["confidence"] == pytest.approx(float(whole.confidence()[whole.index(name)]), rel=1e-4)
         assert entry["map_maximum"] == pytest.approx(float(expected.max()), rel=1e-4)
         best = int(whole.patch_scores[:, whole.index(name)].argmax())
         assert entry["best_patches"][0]["box"] == pytest.approx(whole.boxes[best].tolist(), abs=0.02)
@@ -125,6 +126,7 @@ def test_tiles_give_the_scores_and_maps_of_one_piece(
             "label": ranked.label,
             "score": pytest.approx(ranked.score, rel=1e-4),
             "confidence": pytest.approx(ranked.confidence, rel=1e-4),
+            "best_patch": pytest.approx(ranked.best_patch, rel=1e-4),
         }
 
 
