@@ -13,7 +13,7 @@ from densescore.cli.options import ClassOptions, Overwrite, ScorerOptions, check
 
 @command(
     "densescore heatmap photo.jpg --classes 'tabby,Egyptian cat'",
-    "densescore heatmap photos/ --top 3 -o maps",
+    "densescore heatmap photos/ --top 6 --sheet -o maps",
 )
 def heatmap(
     images: Images,
@@ -31,6 +31,9 @@ def heatmap(
     ] = "relative",
     opacity: Annotated[float, typer.Option(help="Of the color at the peak.", min=0, max=1)] = 0.65,
     colormap: Annotated[str, typer.Option(help="A colormap of matplotlib.")] = "turbo",
+    sheet: Annotated[
+        bool, typer.Option("--sheet", help="Also one picture per image: it and its maps side by side, on one scale.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: JsonLines = False,
     options: ScorerOptions = ScorerOptions(),
@@ -45,7 +48,11 @@ def heatmap(
     from densescore.io.names import folder_names
     from densescore.models.labels import find_label
     from densescore.results.heatmaps import HEATMAPS, export_heatmaps
+    from densescore.results.overlay import check_look
+    from densescore.results.sheet import check_sheet_look
 
+    check = check_sheet_look if sheet else check_look
+    check(colors, opacity, colormap)  # type: ignore[arg-type]
     paths = list_images(images)
     scorer = options.build()
     for name in classes.names:
@@ -69,12 +76,15 @@ def heatmap(
             colors=colors,  # type: ignore[arg-type]
             opacity=opacity,
             colormap=colormap,
+            with_sheet=sheet,
             overwrite=overwrite,
             inputs=inputs,
         )
         if as_json:
             say_json({"folder": str(folder), **manifest})
             return
+        if sheet:
+            say(f"{folder / manifest['sheet']}  {len(labels)} maps side by side")
         for entry in manifest["classes"]:
             say(f"{folder / entry['overlay']}  {describe_map(entry)}")
 

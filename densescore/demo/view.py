@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -14,6 +13,7 @@ from densescore.demo.limits import TooLargeError
 from densescore.demo.service import Answer
 from densescore.io.images import Pixels
 from densescore.results.best_patches import best_patches
+from densescore.results.overlay import fit, smaller
 from densescore.results.scores import DenseScores
 
 TOP, PATCHES = 8, 6
@@ -34,8 +34,8 @@ def view(answer: Answer) -> dict[str, Any]:
     pixels, scores = answer
     ranked = scores.top(TOP)
     labels = [best.label for best in ranked]
-    maps = _smaller(scores, _PHOTO_SIDE).response_map(labels).cpu().numpy()  # [TOP, h, w]
-    small = _smaller(scores, _MAP_SIDE)
+    maps = smaller(scores, _PHOTO_SIDE).response_map(labels).cpu().numpy()  # [TOP, h, w]
+    small = smaller(scores, _MAP_SIDE)
     shown = small.response_map(labels).cpu().numpy().astype("<f4")  # [TOP, rows, columns]
     counts = small.coverage.numpy()
     weights = (2 * counts / (counts + counts.max())).astype("<f4")  # [rows, columns]
@@ -86,23 +86,12 @@ def maps_file(answer: Answer, most: int) -> bytes:
 def jpeg(pixels: Pixels, side: int) -> str:
     """A picture of at most so many pixels a side, as a data URL."""
     height, width = pixels.shape[:2]
-    size = _fit(width, height, side)
+    size = fit(width, height, side)
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     if small.dtype != np.uint8:
         small = np.rint(small * 255).astype(np.uint8)
     encoded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
     return "data:image/jpeg;base64," + _text(encoded.tobytes())
-
-
-def _smaller(scores: DenseScores, side: int) -> DenseScores:
-    """The same patches of a smaller image, so that its maps cost as little as their own pixels."""
-    width, height = _fit(scores.pyramid.width, scores.pyramid.height, side)
-    return replace(scores, pyramid=replace(scores.pyramid, width=width, height=height))
-
-
-def _fit(width: int, height: int, side: int) -> tuple[int, int]:
-    shrink = min(1.0, side / max(width, height))
-    return max(1, round(width * shrink)), max(1, round(height * shrink))
 
 
 def _patches(pixels: Pixels, scores: DenseScores, label: str) -> Sequence[dict[str, Any]]:

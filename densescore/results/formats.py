@@ -10,6 +10,7 @@ from densescore.errors import DensescoreError, MissingPackageError
 from densescore.results.regions import Region, find_regions
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from supervision import Detections
 
     from densescore.results.scores import DenseScores
@@ -68,6 +69,45 @@ def to_row(
         "best_patch_scores": [item.best_patch for item in ranked],
         "regions": regions,
     }
+
+
+def to_df(scores: "DenseScores", labels: str | Sequence[str] | None = None) -> "DataFrame":
+    """A row per patch and class, as a pandas DataFrame.
+
+    Args:
+        scores: of one image.
+        labels: a class or classes; the best one by default.
+
+    Returns:
+        ``label``, ``patch`` (its row in ``patch_scores``), ``score``, ``scale`` and ``x0 y0 x1 y1`` in image pixels,
+        not clipped to the image.
+
+    Raises:
+        DensescoreError: no such class, or pandas is not installed.
+
+    Example:
+        >>> import densescore, skimage
+        >>> table = densescore.classify(skimage.data.chelsea(), scales=(1, 2)).to_df(["Egyptian cat", "tabby"])
+        >>> best = table.loc[table.groupby("label")["score"].idxmax()]
+        >>> best["label"].tolist(), (best["score"] > 0.1).tolist()
+        (['Egyptian cat', 'tabby'], [True, True])
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingPackageError("to_df needs pandas: pip install pandas") from error
+    names = _chosen(scores, labels)
+    geometry = {
+        "scale": np.concatenate([np.full(level.rows * level.cols, level.scale) for level in scores.levels]),
+        **dict(zip(SIDES, scores.boxes.numpy().T, strict=True)),
+    }
+    numbers, values = range(len(scores)), scores.patch_scores.cpu().numpy()  # [M, C]
+    tables = [
+        pandas.DataFrame({"label": name, "patch": numbers, "score": values[:, scores.index(name)], **geometry})
+        for name in names
+    ]
+    empty = pandas.DataFrame(columns=["label", "patch", "score", *geometry])
+    return pandas.concat(tables, ignore_index=True) if tables else empty
 
 
 def to_supervision(
