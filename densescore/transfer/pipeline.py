@@ -19,7 +19,8 @@ from densescore.results.scores import DenseScores
 from densescore.scoring.scorer import DenseScorer
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.recipe import Recipe
-from densescore.transfer.train_head import Callback, train_head
+from densescore.transfer.rounds import Callback, within
+from densescore.transfer.train_head import STAGES, train_head
 from densescore.transfer.training_patches import (
     Features,
     TrainingPatches,
@@ -27,7 +28,7 @@ from densescore.transfer.training_patches import (
     check_every_class,
     gather,
 )
-from densescore.transfer.tune_on_images import train_on_images, tune_on_images
+from densescore.transfer.tune_on_images import image_stages, train_on_images, tune_on_images
 
 
 def cached_features(scorer: DenseScorer, cache: FeatureCache) -> Features:
@@ -80,7 +81,7 @@ def train_model(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
-    callback: Callback = lambda *_: None,
+    callback: Callback = lambda _: None,
 ) -> HeadFile:
     """Draw patches, gather their features and train a head for the set's classes.
 
@@ -111,7 +112,7 @@ def train_both(
     seed: int,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
-    callback: Callback = lambda *_: None,
+    callback: Callback = lambda _: None,
 ) -> AdaptationHead:
     """Train on labeled patches, then on image labels: `train_head` and `tune_on_images`.
 
@@ -120,9 +121,11 @@ def train_both(
     files = [None if checkpoint is None else Path(checkpoint) / name for name in ("patches.pt", "images.pt")]
     if not len(patches.features):
         return train_on_images(patches, classes, recipe, seed, checkpoint=files[1], callback=callback)
-    head = train_head(patches, classes, recipe, seed, checkpoint=files[0], callback=callback)
+    stages = STAGES + (len(image_stages(patches, recipe)) if recipe.image_rounds else 0)
+    head = train_head(patches, classes, recipe, seed, checkpoint=files[0], callback=within(callback, 0, stages))
     if recipe.image_rounds:
-        tune_on_images(head, patches, recipe, seed, checkpoint=files[1], callback=callback)
+        after = within(callback, STAGES, stages)
+        tune_on_images(head, patches, recipe, seed, checkpoint=files[1], callback=after)
     return head
 
 

@@ -8,7 +8,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,13 +108,20 @@ class Job:
         """Scores of one class at every cell of a level: ``[rows, cols]``."""
         return np.asarray(self._arrays[str(level)][:, :, label])
 
-    def reduce(self, level: int, function: Callable[[NDArray[np.float32]], None]) -> None:
-        """Call `function` with all scores of a level, ``[≤ rows, cols, C]`` at a time."""
-        array = self._arrays[str(level)]
-        step = array.chunks[0]
-        for row in range(0, array.shape[0], step):
-            for col in range(0, array.shape[1], array.chunks[1]):
-                function(np.asarray(array[row : row + step, col : col + array.chunks[1]]))
+    def blocks(self) -> list[tuple[str, int, int]]:
+        """Level, first row and first column of each block of scores, as `block` takes them."""
+        return [
+            (level, row, col)
+            for level in sorted(self._arrays.array_keys(), key=int)
+            for array in [self._arrays[level]]
+            for row in range(0, array.shape[0], array.chunks[0])
+            for col in range(0, array.shape[1], array.chunks[1])
+        ]
+
+    def block(self, level: str, row: int, col: int) -> NDArray[np.float32]:
+        """Scores of a block of cells: ``[≤ rows, ≤ cols, C]``."""
+        array = self._arrays[level]
+        return np.asarray(array[row : row + array.chunks[0], col : col + array.chunks[1]])
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -170,8 +170,8 @@ def _finish(
         total = total * (best / better) ** scorer.k + ((scores / better) ** scorer.k).sum((0, 1))
         best = better
 
-    for index in range(len(pyramid.levels)):
-        job.reduce(index, add)
+    for place in track(job.blocks(), "image scores"):
+        add(job.block(*place))
     mean = total / len(pyramid)
     scores, confidence = mean * best**scorer.k, best * mean ** (1 / scorer.k)
     order = [label for label in np.argsort(-confidence, kind="stable") if scorer.labels[label] != BACKGROUND]
@@ -187,12 +187,16 @@ def _finish(
     labels = list(dict.fromkeys(chosen)) or [str(entry["label"]) for entry in ranked[:top]]
     names = label_file_names(scorer.labels)
     described = []
-    for label in track(labels, "maps"):
+    for number, label in enumerate(labels, 1):
         column = find_label(label, scorer.labels)
         name = names[column]
         columns = [job.column(index, column) for index in range(len(pyramid.levels))]
+        text = f"map {number} of {len(labels)}"
         with job.writing(), atomic_write(job.folder / "maps" / f"{name}.tif", overwrite=True) as temporary:
-            peak = write_map(temporary, columns, pyramid, label, step, image.geotags)
+            peak = write_map(
+                temporary, columns, pyramid, label, step, image.geotags,
+                track=lambda tiles, text=text: track(tiles, text),
+            )  # fmt: skip
         values = np.concatenate([part.ravel() for part in columns])  # [M]
         described.append(
             {

@@ -226,6 +226,22 @@ def test_each_class_has_a_map_of_its_own_whichever_run_writes_it(coffee_tiff: Pa
     assert all(file.exists() for file in files)
 
 
+def test_each_part_of_the_work_shows_how_far_it_is(coffee_tiff: Path, tmp_path: Path) -> None:
+    found: dict[str, tuple[int, int]] = {}
+
+    def track(items: Sequence[Any], text: str) -> Iterable[Any]:
+        for begun, item in enumerate(items, 1):
+            found[text] = begun, len(items)
+            yield item
+
+    scorer = scorer_of("plain", patch_sizes=(30, 60))
+    result = score_huge(scorer, coffee_tiff, tmp_path / "out", classes=scorer.labels[:2], memory=2e-4, track=track)
+    assert list(found) == ["tiles", "image scores", "map 1 of 2", "map 2 of 2"]
+    assert found["tiles"][0] == result["tiles"]
+    assert found["image scores"][0] > len(result["geometry"]["levels"])  # every block of every level
+    assert all(begun == count > 0 for begun, count in found.values())
+
+
 def test_interrupted_leaves_valid_scores(coffee_tiff: Path, tmp_path: Path) -> None:
     scorer = scorer_of("plain", patch_sizes=(30,))
 
