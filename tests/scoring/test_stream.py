@@ -51,9 +51,12 @@ def test_decoding_overlaps_scoring(scorer: DenseScorer, monkeypatch: pytest.Monk
         return np.zeros((24, 30, 3), np.uint8)
 
     monkeypatch.setattr(stream, "read_image", reading)
-    monkeypatch.setattr(scorer, "score", lambda pixels, context: read.wait(20))
+    waited: list[bool] = []
+    score = scorer.score
+    monkeypatch.setattr(scorer, "score", lambda pixels, context: waited.append(read.wait(20)) or score(pixels))
     first = next(score_many(["first", "second"], scorer))
-    assert first.scores, first.error  # true: the event came in time
+    assert first.scores, first.error
+    assert waited == [True]  # the event came in time
     assert threading.current_thread() not in threads
 
 
