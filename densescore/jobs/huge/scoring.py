@@ -191,12 +191,9 @@ def _finish(
         column = find_label(label, scorer.labels)
         name = names[column]
         columns = [job.column(index, column) for index in range(len(pyramid.levels))]
-        text = f"map {number} of {len(labels)}"
         with job.writing(), atomic_write(job.folder / "maps" / f"{name}.tif", overwrite=True) as temporary:
-            peak = write_map(
-                temporary, columns, pyramid, label, step, image.geotags,
-                track=lambda tiles, text=text: track(tiles, text),
-            )  # fmt: skip
+            shown = _described(track, f"map {number} of {len(labels)}")
+            peak = write_map(temporary, columns, pyramid, label, step, image.geotags, track=shown)
         values = np.concatenate([part.ravel() for part in columns])  # [M]
         described.append(
             {
@@ -210,3 +207,8 @@ def _finish(
             }
         )
     return {"k": scorer.k, "top": ranked[: max(top, 5)], "classes": described}
+
+
+def _described(track: Track, text: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
+    """`track` for items that are described by `text`."""
+    return lambda items: track(items, text)
