@@ -56,7 +56,7 @@ def sheet(
     columns, panel = arrange(1 + len(labels), width / height)
     rows = -(-(1 + len(labels)) // columns)
     figure = Picture(columns * panel + _BAR, rows * (panel * height / width + _TITLE))
-    figure.get_layout_engine().set(w_pad=_GAP / 200, h_pad=_GAP / 200, wspace=0, hspace=0)  # type: ignore[union-attr]
+    figure.set_layout_engine("constrained", w_pad=_GAP / 200, h_pad=_GAP / 200, wspace=0, hspace=0)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     draw_photograph(axes[0], image, _SIDE)
     axes[0].set_title("the photograph", fontsize=10)

@@ -4,7 +4,7 @@ import base64
 import html
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from densescore.errors import DensescoreError
 from densescore.io.images import ImageLike, Pixels, read_image
@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 class Shown:
     """The part of `DenseScores` that shows it."""
 
+    @property
+    def _scores(self) -> "DenseScores":
+        return cast("DenseScores", self)
+
     def plot(
-        self: "DenseScores",
+        self,
         label: str | None = None,
         *,
         image: ImageLike | None = None,
@@ -62,16 +66,16 @@ class Shown:
         """
         from densescore.results.overlay import check_look, describe_peak, draw_map, overlay
 
-        label, pixels = self._best(label), self.photograph(image)
+        scores, label, pixels = self._scores, self._best(label), self.photograph(image)
         if ax is None:
-            return overlay(pixels, self, label, colors=colors, opacity=opacity, colormap=colormap)
+            return overlay(pixels, scores, label, colors=colors, opacity=opacity, colormap=colormap)
         check_look(colors, opacity, colormap)
-        draw_map(ax, pixels, self, label, colors=colors, opacity=opacity, colormap=colormap)
-        ax.set_title(describe_peak(self, label), parse_math=False)
-        return ax.get_figure(root=True)
+        draw_map(ax, pixels, scores, label, colors=colors, opacity=opacity, colormap=colormap)
+        ax.set_title(describe_peak(scores, label), parse_math=False)
+        return cast("Figure", ax.figure)
 
     def plot_sheet(
-        self: "DenseScores",
+        self,
         labels: str | Sequence[str] | None = None,
         *,
         top: int = 6,
@@ -95,12 +99,12 @@ class Shown:
         """
         from densescore.results.sheet import sheet
 
-        names = [best.label for best in self.top(top)] if labels is None else labels
+        names = [best.label for best in self._scores.top(top)] if labels is None else labels
         names = [names] if isinstance(names, str) else names
-        return sheet(self.photograph(image), self, names, colors=colors, opacity=opacity, colormap=colormap)
+        return sheet(self.photograph(image), self._scores, names, colors=colors, opacity=opacity, colormap=colormap)
 
     def save_heatmap(
-        self: "DenseScores",
+        self,
         path: str | os.PathLike[str],
         label: str | None = None,
         *,
@@ -126,12 +130,12 @@ class Shown:
         """
         from densescore.results.overlay import overlay
 
-        pixels = self.photograph(image)
-        picture = overlay(pixels, self, self._best(label), colors=colors, opacity=opacity, colormap=colormap)
-        files = [given for given in (self.source, image) if isinstance(given, str | os.PathLike)]
+        scores, pixels = self._scores, self.photograph(image)
+        picture = overlay(pixels, scores, self._best(label), colors=colors, opacity=opacity, colormap=colormap)
+        files = [given for given in (scores.source, image) if isinstance(given, str | os.PathLike)]
         picture.save(path, overwrite=overwrite, inputs=files)
 
-    def photograph(self: "DenseScores", image: ImageLike | None = None) -> Pixels:
+    def photograph(self, image: ImageLike | None = None) -> Pixels:
         """The pixels that were scored: RGB ``[H, W, 3]``.
 
         Args:
@@ -140,60 +144,62 @@ class Shown:
         Raises:
             DensescoreError: the scores do not hold it and none is given; it cannot be read; or it has another size.
         """
-        given = self.source if image is None else image
+        given = self._scores.source if image is None else image
         if given is None:
             raise DensescoreError(
                 "these scores do not hold their photograph: they were loaded from a file, or are of one image of many; "
                 "pass it as image="
             )
         pixels = read_image(given)
-        expected = (self.pyramid.height, self.pyramid.width)
+        expected = (self._scores.pyramid.height, self._scores.pyramid.width)
         if pixels.shape[:2] != expected:
             name = f"{os.fspath(given)}" if isinstance(given, str | os.PathLike) else "image"
             raise DensescoreError(f"{name}: expected the {expected} pixels that were scored, got {pixels.shape[:2]}")
         return pixels
 
-    def _best(self: "DenseScores", label: str | None) -> str:
-        return self.top(1)[0].label if label is None else label
+    def _best(self, label: str | None) -> str:
+        return self._scores.top(1)[0].label if label is None else label
 
-    def __repr__(self: "DenseScores") -> str:
-        best = ", ".join(f"{found.label!r} {found.confidence:.2g}" for found in self.top(3))
-        return f"DenseScores({self.model!r}; {describe_patches(self.pyramid)}; best {best})"
+    def __repr__(self) -> str:
+        scores = self._scores
+        best = ", ".join(f"{found.label!r} {found.confidence:.2g}" for found in scores.top(3))
+        return f"DenseScores({scores.model!r}; {describe_patches(scores.pyramid)}; best {best})"
 
-    def _repr_html_(self: "DenseScores") -> str:
+    def _repr_html_(self) -> str:
         """For notebooks: the line, the best classes, and the picture where there is a photograph."""
+        scores = self._scores
         rows = "".join(
             f"<tr><td><bdi>{html.escape(as_text(found.label))}</bdi></td><td>{found.confidence:.2g}</td>"
             f"<td>{found.best_patch:.2g}</td><td>{found.score:.2g}</td></tr>"
-            for found in self.top(5)
+            for found in scores.top(5)
         )
-        model = html.escape(as_text(self.model))
+        model = html.escape(as_text(scores.model))
         return (
-            f"<div><p><b>{model}</b> {describe_patches(self.pyramid)}</p>"
+            f"<div><p><b>{model}</b> {describe_patches(scores.pyramid)}</p>"
             '<div style="display: flex; flex-wrap: wrap; gap: 1.5em; align-items: flex-start">'
             "<table><thead><tr><th>class</th><th>confidence</th><th>best patch</th><th>score</th></tr></thead>"
             f"<tbody>{rows}</tbody></table>{self._picture_tag()}</div></div>"
         )
 
-    def _picture_tag(self: "DenseScores") -> str:
-        if self.source is None:
+    def _picture_tag(self) -> str:
+        if self._scores.source is None:
             return ""
         from densescore.results.overlay import describe_peak, overlay
 
         label = self._best(None)
         try:
-            picture = overlay(self.photograph(), self, label)
+            picture = overlay(self.photograph(), self._scores, label)
         except DensescoreError as error:  # the file is gone, or another one
             return f"<p>{html.escape(as_text(str(error)))}</p>"
         data = base64.b64encode(picture.encode("jpeg")).decode()
-        alt = html.escape(describe_peak(self, label))
+        alt = html.escape(describe_peak(self._scores, label))
         return f'<img src="data:image/jpeg;base64,{data}" alt="{alt}" style="max-width: min(100%, 720px)">'
 
-    def _repr_png_(self: "DenseScores") -> bytes | None:
+    def _repr_png_(self) -> bytes | None:
         """For notebooks that show no HTML: the picture; None where there is no photograph."""
         from densescore.results.overlay import overlay
 
         try:
-            return overlay(self.photograph(), self, self._best(None)).encode()
+            return overlay(self.photograph(), self._scores, self._best(None)).encode()
         except DensescoreError:
             return None

@@ -46,9 +46,10 @@ def test_one_call_draws_and_one_saves_what_the_command_draws(
     figure: Any = scores.plot("dog")
     expected = pixels_of(tmp_path / "command.png")
     assert expected.std() > 20
-    for found in (tmp_path / "dog.png", figure._repr_png_(), scores._repr_png_()):
+    for found in (tmp_path / "dog.png", figure._repr_png_(), scores._repr_png_() or b""):
         np.testing.assert_array_equal(pixels_of(found), expected)
-    assert not np.array_equal(pixels_of(scores.plot("a<b>&")._repr_png_()), expected)  # type: ignore[attr-defined]
+    other: Any = scores.plot("a<b>&")
+    assert not np.array_equal(pixels_of(other._repr_png_()), expected)
     scores.save_heatmap(tmp_path / "dog.JPG", "dog", colors="absolute", opacity=0.2, colormap="magma")
     assert Image.open(tmp_path / "dog.JPG").format == "JPEG"
     assert np.abs(pixels_of(tmp_path / "dog.JPG").astype(float) - expected).mean() > 5
@@ -70,7 +71,7 @@ def test_a_large_photograph_is_drawn_small_in_its_own_pixels() -> None:
     values = torch.zeros(len(pyramid), 1)
     values[-1] = 1  # the patch below, right
     scores = DenseScores(values, ("x",), pyramid)
-    axes = Figure().add_subplot()
+    axes: Any = Figure().add_subplot()
     scores.plot("x", image=np.zeros((1500, 4000, 3), np.uint8), ax=axes)
     assert max(max(image.get_size()) for image in axes.images) <= 1000
     assert axes.get_xlim() == (0, 4000)
@@ -183,7 +184,9 @@ def test_without_the_photograph_there_is_no_picture_and_image_brings_it(
         assert "<img" not in scores._repr_html_()
         with pytest.raises(DensescoreError, match="pass it as image="):
             scores.plot()
-        assert np.array_equal(pixels_of(scores.plot(image=path)._repr_png_()), pixels_of(given.plot()._repr_png_()))
+        figures: list[Any] = [scores.plot(image=path), given.plot()]
+        first, second = (pixels_of(figure._repr_png_()) for figure in figures)
+        np.testing.assert_array_equal(first, second)
     path.unlink()  # the scores outlive the file
     assert given._repr_png_() is None
     assert "&lt;i&gt;photo.png: cannot be read" in given._repr_html_()
