@@ -19,7 +19,7 @@ import numpy as np
 from densescore.errors import DensescoreError, WriteError
 from densescore.io.files import atomic_write, check_replaceable, scratch_folder
 from densescore.io.marks import MARK
-from densescore.io.names import as_text, folder_names, from_text
+from densescore.io.names import as_text, from_text, shorten
 from densescore.jobs.many.rows import Row
 from densescore.jobs.many.run import parts_of, read_description
 
@@ -27,6 +27,7 @@ LABELS = "labels in YOLO's layout"
 """What the mark of a folder says that `Exports.write` wrote."""
 
 _MAX_ID = 2**53  # whole numbers that every reader of JSON keeps
+_MAX_STEM = 251  # bytes of a file name before ".txt"
 
 
 @dataclass(frozen=True)
@@ -214,8 +215,10 @@ def _fill_yolo(table: Path, folder: Path) -> None:
     categories = _categories(table)
     names = "".join(f"  {number}: {_yaml_text(label)}\n" for label, number in categories.items())
     (folder / "data.yaml").write_text(f"train: images\nnames:\n{names}", encoding="utf-8")
-    files = label_files(_images(table))
-    for row in _rows(table):
+    images = [os.path.abspath(image) for image in _images(table)]
+    base = os.path.commonpath([os.path.dirname(image) for image in images])
+    taken: set[str] = set()
+    for image, row in zip(images, _rows(table), strict=True):
         if row["error"] is not None:
             continue
         lines = []
@@ -224,7 +227,7 @@ def _fill_yolo(table: Path, folder: Path) -> None:
             y0, y1 = region["y0"] / row["height"], region["y1"] / row["height"]
             numbers = ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)
             lines.append(" ".join([str(categories[region["label"]]), *(f"{number:.6f}" for number in numbers)]) + "\n")
-        file = folder / "labels" / files[row["index"]]
+        file = folder / "labels" / label_file(os.path.relpath(image, base), taken)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(lines))
 
@@ -235,21 +238,24 @@ def _yaml_text(text: str) -> str:
     return re.sub("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda found: f"\\u{ord(found[0]):04x}", quoted)
 
 
-def label_files(images: Sequence[str]) -> list[str]:
-    """A label file for each image: as YOLO has it, under the image's own name, in the same subfolder.
+def label_file(image: str, taken: set[str]) -> str:
+    """The label file of an image: its own path with ``.txt``, by which YOLO's tools find it.
 
-    Of several images of one name but for the suffix, the later ones are numbered.
+    Args:
+        image: its path below the folder that holds all images.
+        taken: label files of images before; the new one is added. Of images that differ in the suffix alone, the later
+            ones are numbered.
 
     Example:
-        >>> label_files(["photos/a/1.jpg", "photos/b/1.jpg", "photos/b/1.png"])
+        >>> taken = set()
+        >>> [label_file(image, taken) for image in ("a/1.jpg", "b/1.jpg", "b/1.png")]
         ['a/1.txt', 'b/1.txt', 'b/1-2.txt']
     """
-    folders = [os.path.dirname(os.path.abspath(image)) for image in images]
-    base = os.path.commonpath(folders)
-    found = [""] * len(images)
-    for folder in dict.fromkeys(folders):
-        inside = [number for number, other in enumerate(folders) if other == folder]
-        below = os.path.relpath(folder, base)
-        for number, name in zip(inside, folder_names(Path(images[i]).stem for i in inside), strict=True):
-            found[number] = os.path.normpath(os.path.join(below, f"{name}.txt"))
+    path = Path(image)
+    stem = path.stem if len(os.fsencode(path.stem)) <= _MAX_STEM else shorten(path.stem)
+    found, number = str(path.with_name(f"{stem}.txt")), 1
+    while found in taken:
+        number += 1
+        found = str(path.with_name(f"{stem}-{number}.txt"))
+    taken.add(found)
     return found

@@ -19,7 +19,7 @@ from densescore import DensescoreError, DenseScorer, load_boxed
 from densescore.cli.main import app
 from densescore.io.names import from_text
 from densescore.jobs.many import exports
-from densescore.jobs.many.exports import Exports
+from densescore.jobs.many.exports import Exports, label_file
 from densescore.jobs.many.rows import Kept, Row
 from densescore.jobs.many.table import score_table
 
@@ -149,6 +149,26 @@ def test_yolos_labels_are_read_back_with_the_images_beside_them(
         expected = sorted(tuple(region[side] for side in ("x0", "y0", "x1", "y1")) for region in row["regions"])
         np.testing.assert_allclose(sorted(map(tuple, found.boxes.tolist())), expected, atol=1e-3)
         assert sorted(scorer.labels[label] for label in found.classes) == sorted(r["label"] for r in row["regions"])
+
+
+def test_a_label_file_is_called_as_its_image() -> None:
+    names = ["Cat.png", "cat.png", "con.jpg", "dots...png", "end .png", "a/con/x.y.webp", "x" * 251 + ".png", ".jpg"]
+    taken: set[str] = set()
+    assert [label_file(name, taken) for name in names] == [str(Path(name).with_suffix(".txt")) for name in names]
+    long = label_file("deep/" + "x" * 255, taken)
+    assert len(Path(long).name) <= 255
+    assert long.startswith("deep/xxx")
+    assert [label_file(name, taken) for name in ("cat.jpg", "cat.bmp")] == ["cat-2.txt", "cat-3.txt"]
+
+
+def test_a_broken_image_takes_no_other_ones_label_file(
+    scorer: DenseScorer, pictures: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"not a picture")
+    shutil.copy(pictures[0], tmp_path / "x.png")
+    folder = tmp_path / "labels"
+    write(scorer, [str(tmp_path / "x.jpg"), str(tmp_path / "x.png")], tmp_path / "s.parquet", yolo=folder)
+    assert [path.name for path in (folder / "labels").iterdir()] == ["x.txt"]
 
 
 def run(*arguments: str | Path) -> Result:
