@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from densescore.transfer.feature_basis import feature_basis, in_basis
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.head_ensemble import mean_head
 from densescore.transfer.recipe import Recipe
-from densescore.transfer.train_head import STAGES, Callback, train_head
+from densescore.transfer.rounds import Callback, within
+from densescore.transfer.train_head import STAGES, train_head
 from densescore.transfer.training_patches import (
     Features,
     TrainingPatches,
@@ -30,7 +30,7 @@ from densescore.transfer.training_patches import (
     check_every_class,
     gather,
 )
-from densescore.transfer.tune_on_images import IMAGE_STAGES, train_on_images, tune_on_images
+from densescore.transfer.tune_on_images import image_stages, train_on_images, tune_on_images
 
 
 def cached_features(scorer: DenseScorer, cache: FeatureCache) -> Features:
@@ -83,7 +83,7 @@ def train_model(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
-    callback: Callback = lambda *_: None,
+    callback: Callback = lambda _: None,
 ) -> HeadFile:
     """Draw patches, gather their features and train a head for the set's classes.
 
@@ -114,7 +114,7 @@ def train_both(
     seed: int,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
-    callback: Callback = lambda *_: None,
+    callback: Callback = lambda _: None,
 ) -> AdaptationHead:
     """Train on labeled patches, then on image labels: `train_head` and `tune_on_images`.
 
@@ -135,16 +135,13 @@ def train_both(
     basis = feature_basis(patches, recipe.components) if recipe.standardize else None
     patches = patches if basis is None else in_basis(patches, basis)
     seeds = [seed, *np.random.SeedSequence(seed).generate_state(recipe.heads - 1).tolist()]
+    stages = (STAGES if len(patches.features) else 0) + len(image_stages(patches, recipe))  # of a head
     heads = []
     for number, own_seed in enumerate(seeds):
-        later = partial(_later, callback, number * (STAGES + IMAGE_STAGES))
-        heads.append(_train_one(patches, classes, recipe, own_seed, checkpoint, number, later))
+        own = within(callback, number * stages, recipe.heads * stages)
+        heads.append(_train_one(patches, classes, recipe, own_seed, checkpoint, number, own))
     head = mean_head(heads) if len(heads) > 1 else heads[0]
     return head if basis is None else basis.fold(head)
-
-
-def _later(callback: Callback, offset: int, stage: int, number: int, loss: float) -> None:
-    callback(offset + stage, number, loss)
 
 
 def _train_one(
@@ -163,7 +160,8 @@ def _train_one(
         return train_on_images(patches, classes, recipe, seed, checkpoint=files[1], callback=callback)
     head = train_head(patches, classes, recipe, seed, checkpoint=files[0], callback=callback)
     if recipe.image_rounds:
-        tune_on_images(head, patches, recipe, seed, checkpoint=files[1], callback=callback)
+        after = within(callback, STAGES)
+        tune_on_images(head, patches, recipe, seed, checkpoint=files[1], callback=after)
     return head
 
 

@@ -1,7 +1,6 @@
 """Train FCa and FCb on the features of drawn patches: SGD with momentum, three stages, resumable."""
 
 import os
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from densescore.errors import DensescoreError
 from densescore.models.adaptation import AdaptationHead
 from densescore.transfer.recipe import Objective, Recipe
+from densescore.transfer.rounds import PATCH_LOSS, Callback, Round
 from densescore.transfer.schedule import Schedule, fingerprint
 from densescore.transfer.training_patches import TrainingPatches
 
@@ -19,9 +19,6 @@ STAGES = 3
 
 BELOW_RATE = 0.1
 """Learning rate of layers that were trained before, over that of the new ones."""
-
-Callback = Callable[[int, int, float], None]
-"""(stage, round, mean loss of the round) → nothing."""
 
 
 def train_head(
@@ -32,7 +29,7 @@ def train_head(
     *,
     below: nn.Module | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    callback: Callback = lambda *_: None,
+    callback: Callback = lambda _: None,
 ) -> AdaptationHead:
     """Train a head, and the layers below it if they are given.
 
@@ -74,7 +71,9 @@ def train_head(
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] / 10**schedule.stage
         loss = _run_round(network, optimizer, features, labels, weights, recipe, [seed, schedule.total])
-        callback(schedule.stage, schedule.round, loss)
+        callback(
+            Round(schedule.stage + 1, STAGES, schedule.round + 1, recipe.max_rounds, loss, PATCH_LOSS[recipe.objective])
+        )
         check_finite(loss, recipe.learning_rate)
         schedule.advance(loss, recipe.tolerance, recipe.patience, recipe.max_rounds)
     network.eval()

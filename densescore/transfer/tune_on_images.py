@@ -16,19 +16,16 @@ from torch import Tensor
 from densescore.errors import DensescoreError
 from densescore.models.adaptation import AdaptationHead
 from densescore.transfer.recipe import Recipe
+from densescore.transfer.rounds import IMAGE_LOSS, Callback, Round
 from densescore.transfer.schedule import Schedule, fingerprint
 from densescore.transfer.train_head import (
     STAGES,
-    Callback,
     check_finite,
     new_head,
     patch_loss,
 )
 from densescore.transfer.training_patches import TrainingPatches
 from densescore_kernels import power_mean
-
-IMAGE_STAGES = 2
-"""The recipe's learning rate, then a tenth of it for the last quarter of the passes."""
 
 
 def tune_on_images(
@@ -38,7 +35,7 @@ def tune_on_images(
     seed: int,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
-    callback: Callback = lambda *_: None,
+    callback: Callback = lambda _: None,
 ) -> AdaptationHead:
     """Train a head that `train_head` gave on the labels of images: `Recipe.image_rounds` passes over them.
 
@@ -48,7 +45,7 @@ def tune_on_images(
         recipe: see `Recipe`; the last quarter of the passes has a tenth of the learning rate.
         seed: of the order and of dropout.
         checkpoint: as in `train_head`; another file.
-        callback: called after each pass; its stages follow those of `train_head`.
+        callback: called after each pass.
 
     Returns:
         The head, in evaluation mode.
@@ -63,20 +60,27 @@ def tune_on_images(
         checkpoint, fingerprint(recipe, seed, patches.labels, patches.truth, patches.bags), head, optimizer
     )
     schedule.resume()
-    passes = recipe.label_rounds if patches.only_labels else recipe.image_rounds
-    lengths = (passes - passes // 4, passes // 4)
+    lengths = image_stages(patches, recipe)
     head.train()
-    while schedule.stage < len(lengths) and lengths[schedule.stage] > 0:
+    while schedule.stage < len(lengths):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate / 10**schedule.stage
         draw = np.random.default_rng([seed, STAGES, schedule.total])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(draw.integers(2**62)))  # of dropout
             loss = _run_round(head, optimizer, patches, recipe, draw)
-        callback(STAGES + schedule.stage, schedule.round, loss)
+        callback(Round(schedule.stage + 1, len(lengths), schedule.round + 1, lengths[schedule.stage], loss, IMAGE_LOSS))
         check_finite(loss, recipe.learning_rate)
-        schedule.advance(loss, 0.0, passes + 1, lengths[schedule.stage])
+        schedule.advance(loss, 0.0, sum(lengths) + 1, lengths[schedule.stage])
     return head.eval()
+
+
+def image_stages(patches: TrainingPatches, recipe: Recipe) -> list[int]:
+    """Passes over the images in each stage of `tune_on_images`: about three quarters of them, then the others."""
+    if not recipe.image_rounds:
+        return []
+    passes = recipe.label_rounds if patches.only_labels else recipe.image_rounds
+    return [length for length in (passes - passes // 4, passes // 4) if length]
 
 
 def train_on_images(
@@ -86,7 +90,7 @@ def train_on_images(
     seed: int,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
-    callback: Callback = lambda *_: None,
+    callback: Callback = lambda _: None,
 ) -> AdaptationHead:
     """Train a head from random weights on the labels of images alone.
 

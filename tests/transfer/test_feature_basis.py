@@ -12,14 +12,15 @@ from densescore.transfer.feature_basis import feature_basis, in_basis
 from densescore.transfer.head_ensemble import mean_head
 from densescore.transfer.pipeline import train_both
 from densescore.transfer.recipe import Recipe
+from densescore.transfer.rounds import Round
 from densescore.transfer.training_patches import TrainingPatches
 
 
 def patches(count: int = 400, width: int = 12, bags: bool = True) -> TrainingPatches:
     """Features far from the origin, of unlike spread, that vary along few directions."""
     draw = np.random.default_rng(0)
-    values = draw.normal(0, 1, (count, 5)) @ draw.normal(0, 1, (5, width)) * np.geomspace(0.1, 10, width) + 7
-    values = values.astype(np.float16)
+    exact = draw.normal(0, 1, (count, 5)) @ draw.normal(0, 1, (5, width)) * np.geomspace(0.1, 10, width) + 7
+    values = exact.astype(np.float16)
     labels = np.where(values[:, :2] > np.median(values[:, :2], 0), 1, -1).astype(np.int8)
     made = TrainingPatches(values, labels, np.zeros(count, np.int64))
     return replace(made, bags=values.reshape(-1, 20, width), truth=np.ones((count // 20, 2), np.int8)) if bags else made
@@ -74,21 +75,21 @@ def test_several_heads_train_from_weights_of_their_own(tmp_path: Path) -> None:
     given = patches(bags=False)
     recipe = Recipe(objective="multilabel", components=6, heads=3, width=16, round=400, batch=50, max_rounds=2)
     stages: list[int] = []
-    head = train_both(given, 2, recipe, 0, callback=lambda stage, number, loss: stages.append(stage))
+    head = train_both(given, 2, recipe, 0, callback=lambda done: stages.append(done.stage))
     assert head.fca.weight.shape == (48, 12)
     first, second = head.fca.weight[:16], head.fca.weight[16:32]
     assert not torch.allclose(first, second)
-    assert sorted(set(stages)) == [0, 1, 2, 5, 6, 7, 10, 11, 12]
+    assert sorted(set(stages)) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     said = head(torch.from_numpy(given.features).float()) > 0
     assert (said.numpy() == (given.labels == 1)).mean() > 0.9
 
-    def kill_in_the_second(stage: int, number: int, loss: float) -> None:
-        if stage == 6:
+    def kill_in_the_second(done: Round) -> None:
+        if done.stage == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train_both(given, 2, recipe, 0, checkpoint=tmp_path, callback=kill_in_the_second)
     again: list[int] = []
-    resumed = train_both(given, 2, recipe, 0, checkpoint=tmp_path, callback=lambda stage, *_: again.append(stage))
-    assert min(again) >= 5  # the first head was done
+    resumed = train_both(given, 2, recipe, 0, checkpoint=tmp_path, callback=lambda done: again.append(done.stage))
+    assert min(again) >= 4  # the first head was done
     assert torch.equal(resumed.fca.weight, head.fca.weight)
