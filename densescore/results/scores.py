@@ -25,6 +25,7 @@ from densescore.results import formats
 from densescore.results.patches import Patch, each_patch
 from densescore.results.regions import Region, find_regions
 from densescore.results.shown import Shown
+from densescore.results.smoothing import RADIUS, smooth
 from densescore_kernels import Grid, GridLevel, power_mean, response_map
 
 if TYPE_CHECKING:
@@ -253,7 +254,8 @@ class DenseScores(Shown):
 
         Near the image's border few patches hold a pixel, and a mean of few is extreme more often: a response map's
         maximum often lies there by chance. ``by="shrunk"`` shrinks each pixel's mean towards 0 by how few patches hold
-        the pixel: ``Σ y / (n + max n)`` over its n patches.
+        the pixel, ``Σ y / (n + max n)`` over its n patches, and then takes the mean over a neighborhood of the pixel
+        (`densescore.results.smoothing`): a place in the middle of a response is more certain than its highest step.
 
         Args:
             labels: as for `response_map`.
@@ -265,14 +267,15 @@ class DenseScores(Shown):
         Example:
             >>> scores = DenseScores(torch.tensor([[0.8], [0.7]]), ("cat",), Pyramid.of(224, 256, scales=(1,)))
             >>> place = scores.locate("cat")[0]  # both patches: 1.5 / (2 + 2); the left one alone: 0.8 / (1 + 2)
-            >>> place.x, place.y, round(place.response, 2)
-            (32.5, 0.5, 0.75)
+            >>> 32 < place.x < 224, round(place.response, 2)
+            (True, 0.75)
             >>> scores.locate("cat", by="mean")[0].x
             0.5
         """
         maps = self.response_map(labels)  # [C, H, W]
         votes = self._shrink(maps) if by == "shrunk" else maps
-        best = votes.flatten(1).argmax(1)  # [C]
+        radius = round(RADIUS * max(self.pyramid.height, self.pyramid.width)) if by == "shrunk" else 0
+        best = torch.stack([(smooth(one, radius) if radius else one).argmax() for one in votes])  # [C]
         responses = maps.flatten(1).gather(1, best[:, None])[:, 0]
         width = self.pyramid.width
         pairs = zip(best.tolist(), responses.tolist(), strict=True)

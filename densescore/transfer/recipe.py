@@ -33,7 +33,9 @@ class Recipe:
             `densescore.transfer.head_ensemble`.
         width: outputs of FCa, of each head.
         dropout: share of FCa's outputs that is dropped.
+        feature_dropout: share of the head's inputs that is dropped, in [0, 1).
         learning_rate: of the first stage; each of two more stages takes a tenth of the one before.
+        max_gradient: norm to which a step's gradient is shortened, if it is longer; infinite: never.
         momentum: of SGD.
         weight_decay: of SGD.
         batch: patches per step.
@@ -43,10 +45,14 @@ class Recipe:
         max_rounds: most rounds of one stage.
         image_rounds: passes over the images at the end, on image labels through the image score; 0 leaves it out.
         label_rounds: passes instead, where not every image has boxes: image labels then carry most of the training.
+        self_labels: where no image has boxes, train a second time, on patches that the first head labeled; see
+            `densescore.transfer.self_labels`. With ``"softmax"`` there is no second time.
         image_bag: patches of each image that are kept for that, drawn from all of its patches.
         image_patches: of these, patches per image and step.
         image_batch: images per step.
         image_k: exponent of the image score in that.
+        image_learning_rate: of that, after a training on labeled patches; without one, `learning_rate` is.
+        patch_weight: of the loss on labeled patches, which goes on beside that on image labels.
     """
 
     objective: Objective = "softmax"
@@ -61,9 +67,11 @@ class Recipe:
     heads: int = 1
     width: int = 2048
     dropout: float = 0.5
+    feature_dropout: float = 0.0
     learning_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    max_gradient: float = float("inf")
     batch: int = 256
     round: int = 32_768
     tolerance: float = 0.01
@@ -71,18 +79,24 @@ class Recipe:
     max_rounds: int = 12
     image_rounds: int = 0
     label_rounds: int = 16
+    self_labels: bool = False
     image_bag: int = 256
     image_patches: int = 96
     image_batch: int = 8
     image_k: float = 5.0
+    image_learning_rate: float = 0.01
+    patch_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.objective not in get_args(Objective):
             raise DensescoreError(f"objective must be one of {', '.join(get_args(Objective))}, got {self.objective!r}")
         if not 0 < self.background <= 1:
             raise DensescoreError(f"background must lie in (0, 1], got {self.background}")
-        if not 0 <= self.dropout < 1:
-            raise DensescoreError(f"dropout must lie in [0, 1), got {self.dropout}")
+        for name in ("dropout", "feature_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise DensescoreError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if not self.max_gradient > 0:
+            raise DensescoreError(f"max_gradient must be positive, got {self.max_gradient}")
         if self.components < 0:
             raise DensescoreError(f"components must be at least 0, got {self.components}")
         for name in (
@@ -105,10 +119,19 @@ RECIPES: dict[str, Recipe] = {
         objective="multilabel",
         scales=(0.7, 1.0, 1.3, 2.0, 2.8),
         test_scales=(0.7, 1.0, 1.3, 2.0, 2.8, 4.0),
+        components=384,
+        heads=4,
+        width=512,
+        feature_dropout=0.4,
+        max_gradient=2.0,
         round=16_384,
         tolerance=0.05,
         max_rounds=4,
-        image_rounds=6,
+        image_rounds=8,
+        self_labels=True,
+        image_patches=48,
+        image_learning_rate=0.005,
+        patch_weight=2.0,
     ),
     "paper": Recipe(rule=LabelRule(overlap="touch"), flips=False, standardize=False),
 }

@@ -80,6 +80,15 @@ def train_head(
     return head
 
 
+def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, recipe: Recipe) -> None:
+    """One step down the gradient of `loss`, which is shortened to `Recipe.max_gradient`."""
+    optimizer.zero_grad()
+    loss.backward()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, recipe.max_gradient)
+    optimizer.step()
+
+
 def new_head(width: int, classes: int, recipe: Recipe, seed: int) -> AdaptationHead:
     """A head with random weights, for `classes` classes and, with ``"softmax"``, background."""
     with torch.random.fork_rng(devices=[]):
@@ -147,9 +156,8 @@ def _run_round(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(np.random.default_rng([*seeds, 1]).integers(2**62)))  # of dropout
         for batch in order.split(recipe.batch):
-            loss = patch_loss(network(features[batch].float()), labels[batch], recipe.objective)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            inputs = F.dropout(features[batch].float(), recipe.feature_dropout)  # [N, D]
+            loss = patch_loss(network(inputs), labels[batch], recipe.objective)
+            take_step(optimizer, loss, recipe)
             total += loss.item() * len(batch)
     return total / count

@@ -23,6 +23,7 @@ from densescore.transfer.train_head import (
     check_finite,
     new_head,
     patch_loss,
+    take_step,
 )
 from densescore.transfer.training_patches import TrainingPatches
 from densescore_kernels import power_mean
@@ -61,16 +62,17 @@ def tune_on_images(
     )
     schedule.resume()
     lengths = image_stages(patches, recipe)
+    rate = recipe.image_learning_rate if len(patches.features) else recipe.learning_rate
     head.train()
     while schedule.stage < len(lengths):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate / 10**schedule.stage
+            group["lr"] = rate / 10**schedule.stage
         draw = np.random.default_rng([seed, STAGES, schedule.total])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(draw.integers(2**62)))  # of dropout
             loss = _run_round(head, optimizer, patches, recipe, draw)
         callback(Round(schedule.stage + 1, len(lengths), schedule.round + 1, lengths[schedule.stage], loss, IMAGE_LOSS))
-        check_finite(loss, recipe.learning_rate)
+        check_finite(loss, rate)
         schedule.advance(loss, 0.0, sum(lengths) + 1, lengths[schedule.stage])
     return head.eval()
 
@@ -163,14 +165,13 @@ def _run_round(
         few = torch.from_numpy(draw.permutation(bags.shape[1])[: recipe.image_patches])
         sample = bags[chosen][:, few].flatten(0, 1)  # [B n, D]
         labeled = torch.from_numpy(draw.integers(0, len(features), recipe.batch if len(features) else 0))
-        logits = head(torch.cat([sample, features[labeled]]).float())
+        inputs = torch.cat([sample, features[labeled]]).float()
+        logits = head(F.dropout(inputs, recipe.feature_dropout))
         of_bags, of_patches = logits[: len(sample)], logits[len(sample) :]
         softmax = recipe.objective == "softmax"
         probabilities = of_bags.softmax(1)[:, :classes] if softmax else of_bags.sigmoid()
         loss = image_loss(image_confidence(probabilities, len(chosen), recipe.image_k), truth[chosen])
         beside = patch_loss(of_patches, labels[labeled], recipe.objective) if len(labeled) else 0.0
-        optimizer.zero_grad()
-        (loss + beside).backward()
-        optimizer.step()
+        take_step(optimizer, loss + recipe.patch_weight * beside, recipe)
         total += loss.item() * len(chosen)
     return total / len(bags)
