@@ -5,7 +5,10 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
+from densescore.geometry import Pyramid
 from densescore.io.images import Pixels
 from densescore.results.scores import DenseScores
 
@@ -20,6 +23,12 @@ def smaller(scores: DenseScores, side: int) -> DenseScores:
     """The same patches of a smaller image, so that its maps cost as little as their own pixels."""
     width, height = fit(scores.pyramid.width, scores.pyramid.height, side)
     return replace(scores, pyramid=replace(scores.pyramid, width=width, height=height))
+
+
+def shrink_weights(pyramid: Pyramid) -> NDArray[np.float32]:
+    """What a response map is multiplied by to give `DenseScores.shrunk_map`: float32 ``[H, W]``, at most 1."""
+    counts = DenseScores(torch.empty(len(pyramid), 0), (), pyramid).coverage.numpy()  # [H, W]
+    return (2 * counts / (counts + counts.max())).astype(np.float32)
 
 
 def jpeg(pixels: Pixels, side: int, quality: int = 85) -> str:
