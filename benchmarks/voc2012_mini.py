@@ -32,6 +32,7 @@ from densescore.transfer.from_scratch import train_from_scratch
 from densescore.transfer.patch_labels import LabelRule, Overlap
 from densescore.transfer.pipeline import cached_features, cached_scores, describe, head_file, train_both
 from densescore.transfer.recipe import RECIPES, Recipe
+from densescore.transfer.rounds import Round
 from densescore.transfer.training_patches import gather
 
 KS = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0)
@@ -147,9 +148,9 @@ class Experiment:
         }
 
 
-def print_round(stage: int, number: int, loss: float) -> None:
+def print_round(done: Round) -> None:
     """Print a round's loss."""
-    print(f"stage {stage + 1}, round {number + 1}: loss {loss:.4f}", flush=True)
+    print(done, flush=True)
 
 
 def save_timed(path: Path, file: HeadFile, start: float, cpu_start: float) -> None:

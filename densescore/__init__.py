@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from densescore.results.best_patches import BestPatch, best_patches
     from densescore.results.formats import to_coco, to_row, to_supervision
     from densescore.results.heatmaps import export_heatmaps
+    from densescore.results.patches import Patch, PatchFeatures
     from densescore.results.regions import Region
     from densescore.results.scores import DenseScores, Place, Ranked
     from densescore.scoring.classify import classify
@@ -61,6 +62,7 @@ _EXPORTS = {
     "results.best_patches": ("BestPatch", "best_patches"),
     "results.formats": ("to_coco", "to_row", "to_supervision"),
     "results.heatmaps": ("export_heatmaps",),
+    "results.patches": ("Patch", "PatchFeatures"),
     "results.regions": ("Region",),
     "results.scores": ("DenseScores", "Place", "Ranked"),
     "scoring.classify": ("classify",),
@@ -89,6 +91,8 @@ __all__ = [
     "MissingPackageError",
     "NotConvolutionalError",
     "OutOfMemoryError",
+    "Patch",
+    "PatchFeatures",
     "Place",
     "Pyramid",
     "Ranked",

@@ -298,6 +298,12 @@ def _cups(out: str, _: Path) -> bool:
     return len(corners) == 5 and all(float(x) + 112 < 450 and float(y) + 112 > 300 for x, y in corners)
 
 
+def _other_view(out: str, _: Path) -> bool:
+    """The wheel is nearest to the other view of it, and the cat's eye to nothing."""
+    nearest = [(line.split(": ")[1].split()[0], float(line.split()[-1])) for line in out.splitlines()]
+    return nearest[0][0] == "motorcycle_right.png" and nearest[0][1] > 0.8 and nearest[2][1] < 0.4
+
+
 # What each script is run with here, quick, and what must come of it.
 RUNS: dict[str, tuple[dict[str, Any], Callable[[str, Path], bool]]] = {
     "gallery/classify.py": ({}, _espresso),
@@ -306,6 +312,7 @@ RUNS: dict[str, tuple[dict[str, Any], Callable[[str, Path], bool]]] = {
     "gallery/train.py": ({"count": 12}, _shapes),
     "gallery/huge.py": ({"rows": 2, "cols": 2}, _cups),
     "gallery/stride_16.py": ({}, lambda *_: True),
+    "neighbors/nearest.py": ({}, _other_view),
     "method/patches.py": ({}, lambda *_: True),
     "method/surgery.py": ({}, lambda *_: True),
     "method/power_mean.py": ({}, lambda *_: True),
@@ -315,7 +322,13 @@ RUNS: dict[str, tuple[dict[str, Any], Callable[[str, Path], bool]]] = {
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_gallery(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    for package, users in {"supervision": "locate", "pandas": "many", "tifffile": "huge", "zarr": "huge"}.items():
+    for package, users in {
+        "supervision": "locate",
+        "pandas": "many",
+        "tifffile": "huge",
+        "zarr": "huge",
+        "sklearn": "nearest",
+    }.items():
         if any(user in script for user in users.split()):
             pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)

@@ -45,12 +45,9 @@ def classify(
 
             say_json({**describe(scores, str(path)), "top": [ranked._asdict() for ranked in scores.top(top)]})
             return
-        top_patch = {
-            best.label: scores.patch_scores[:, scores.index(best.label)].max().item() for best in scores.top(top)
-        }
         rows = [
-            (best.label, f"{best.confidence:.2g}", f"{top_patch[best.label]:.2g}", f"{best.score:.2g}")
-            for best in scores.top(top)
+            (label, f"{confidence:.2g}", f"{best_patch:.2g}", f"{score:.2g}")
+            for label, score, confidence, best_patch in scores.top(top)
         ]
         show_table(("class", "confidence", "best patch", "score"), rows, title=str(path))
 

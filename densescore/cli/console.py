@@ -7,7 +7,7 @@ characters that a terminal would obey instead of show are made visible. Every te
 import json
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,3 +119,8 @@ def show_table(
 def share(value: float | None) -> str:
     """A share in [0, 1] as a cell; a dash where it is not defined."""
     return "–" if value is None else f"{value:.3f}"
+
+
+def describe_map(entry: Mapping[str, Any]) -> str:
+    """A mapped class of a manifest as a part of a line."""
+    return f"{entry['label']}: confidence {entry['confidence']:.2g}, map peak {entry['map_maximum']:.2g}"

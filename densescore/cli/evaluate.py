@@ -74,9 +74,18 @@ def evaluate(
     about = {"model": model, "context": scorer.context, "scales": scorer.scales, "means": means, "mean_over": names}
     if out is not None:
         drawn = score if maps else None
-        write_results(
-            result, rows, scorer.k, out, about=about, score=drawn, overwrite=overwrite, inputs=[data, *options.files]
-        )
+        with Progress("classes") as progress:
+            write_results(
+                result,
+                rows,
+                scorer.k,
+                out,
+                about=about,
+                score=drawn,
+                track=lambda names: progress.track(names, "curves and pictures"),
+                overwrite=overwrite,
+                inputs=[data, *options.files],
+            )
     if as_json:
         say_json({**about, "set": chosen.split, "k": scorer.k, "classes": [asdict(row) for row in rows]})
         return

@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 
 from densescore.cli.command import command
-from densescore.cli.console import say, say_json
+from densescore.cli.console import describe_map, say, say_json
 from densescore.cli.images import Images, JsonLines, each
 from densescore.cli.options import ClassOptions, Overwrite, ScorerOptions, check_new, one_of, out_option
 
 
 @command(
     "densescore heatmap photo.jpg --classes 'tabby,Egyptian cat'",
-    "densescore heatmap photos/ --top 3 -o maps",
+    "densescore heatmap photos/ --top 6 --sheet -o maps",
 )
 def heatmap(
     images: Images,
@@ -31,6 +31,9 @@ def heatmap(
     ] = "relative",
     opacity: Annotated[float, typer.Option(help="Of the color at the peak.", min=0, max=1)] = 0.65,
     colormap: Annotated[str, typer.Option(help="A colormap of matplotlib.")] = "turbo",
+    sheet: Annotated[
+        bool, typer.Option("--sheet", help="Also one picture per image: it and its maps side by side, on one scale.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: JsonLines = False,
     options: ScorerOptions = ScorerOptions(),
@@ -44,7 +47,11 @@ def heatmap(
     from densescore.io.images import read_image
     from densescore.io.names import folder_names
     from densescore.results.heatmaps import HEATMAPS, export_heatmaps
+    from densescore.results.overlay import check_look
+    from densescore.results.sheet import check_sheet_look
 
+    check = check_sheet_look if sheet else check_look
+    check(colors, opacity, colormap)  # type: ignore[arg-type]
     paths = list_images(images)
     scorer = options.build()
     chosen = classes.among(scorer.labels)
@@ -67,13 +74,16 @@ def heatmap(
             colors=colors,  # type: ignore[arg-type]
             opacity=opacity,
             colormap=colormap,
+            with_sheet=sheet,
             overwrite=overwrite,
             inputs=inputs,
         )
         if as_json:
             say_json({"folder": str(folder), **manifest})
             return
+        if sheet:
+            say(f"{folder / manifest['sheet']}  {len(labels)} maps side by side")
         for entry in manifest["classes"]:
-            say(f"{folder / entry['overlay']}  {entry['label']}: map peak {entry['map_maximum']:.3f}")
+            say(f"{folder / entry['overlay']}  {describe_map(entry)}")
 
     each(paths, as_json, work)

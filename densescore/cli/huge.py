@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from densescore.cli.command import Without, command
-from densescore.cli.console import say, say_json
+from densescore.cli.console import describe_map, say, say_json
 from densescore.cli.options import ClassOptions, Json, ScorerOptions, numbers, out_option
 from densescore.cli.progress import Progress
 
@@ -54,4 +54,4 @@ def huge(
         say_json(result)
         return
     for entry in result["classes"]:
-        say(f"{out / entry['map']}  {entry['label']}: map peak {entry['map_maximum']:.3f}")
+        say(f"{out / entry['map']}  {describe_map(entry)}")

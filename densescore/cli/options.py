@@ -151,15 +151,11 @@ class ScorerOptions:
             **changes: arguments of `DenseScorer` that a command sets itself.
         """
         arguments = {**self.arguments(), **changes}  # what is wrong with the options is said before torch is loaded
+        from densescore.scoring.describe import describe_scorer
         from densescore.scoring.scorer import DenseScorer
 
         scorer = DenseScorer(**arguments)
-        sizes = "patches of " + ", ".join(f"{size:g}" for size in scorer.patch_sizes) if scorer.patch_sizes else ""
-        scales = "scales " + ", ".join(f"{scale:g}" for scale in scorer.scales)
-        detail(
-            f"{scorer.name}: {len(scorer.labels):,} classes; {sizes or scales}; a patch every {scorer.network.stride} "
-            f"pixels of a level; k = {scorer.k:g}; {scorer.dtype} on {scorer.device} by {scorer.runtime}"
-        )
+        detail(describe_scorer(scorer))
         return scorer
 
     def check_classes(self, names: Sequence[str]) -> None:

@@ -54,9 +54,9 @@ class Progress:
         self._bar.stop()
         talk.bar = False
 
-    def add(self, description: str, total: int | None = None) -> TaskID:
-        """Begin a piece of work of `total` steps."""
-        return self._bar.add_task(printable(description), total=total, unit=self._unit, failed="", rate=None)
+    def add(self, description: str, total: int | None = None, unit: str = "") -> TaskID:
+        """Begin a piece of work of `total` steps; `unit` of its rate, if it is another one."""
+        return self._bar.add_task(printable(description), total=total, unit=unit or self._unit, failed="", rate=None)
 
     def update(
         self,
@@ -80,12 +80,15 @@ class Progress:
             self._shown_at = now
             note(_line(next(found for found in self._bar.tasks if found.id == task)))
 
-    def track(self, items: Iterable[T], description: str) -> Iterator[T]:
-        """The items, counted as they are taken."""
-        task = self.add(description, len(items) if isinstance(items, Collection) else None)
-        for done, item in enumerate(items, 1):
-            yield item
-            self.update(task, done)
+    def track(self, items: Iterable[T], description: str, unit: str = "") -> Iterator[T]:
+        """The items, counted as they are taken; see `add`. Their bar goes in the end."""
+        task = self.add(description, len(items) if isinstance(items, Collection) else None, unit)
+        try:
+            for done, item in enumerate(items, 1):
+                yield item
+                self.update(task, done)
+        finally:  # also where the last items are not asked for
+            self._bar.remove_task(task)
 
 
 class _Rate(ProgressColumn):

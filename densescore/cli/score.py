@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,13 +24,36 @@ Inputs = Annotated[
         show_default=False,
     ),
 ]
-_WORK = "How the work is done"
+_WORK, _FORMS = "How the work is done", "Other forms of the table"
+
+
+@dataclass(frozen=True)
+class OtherForms:
+    """Files beside the table; see `densescore.jobs.many.exports.Exports`."""
+
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", help="The table as CSV, for spreadsheets.", show_default=False, rich_help_panel=_FORMS),
+    ] = None
+    coco: Annotated[
+        Path | None,
+        typer.Option(
+            "--coco", help="The regions as COCO's results (.json).", show_default=False, rich_help_panel=_FORMS
+        ),
+    ] = None
+    yolo: Annotated[
+        Path | None,
+        typer.Option(
+            "--yolo", help="Folder: the regions as YOLO's labels.", show_default=False, rich_help_panel=_FORMS
+        ),
+    ] = None
 
 
 @command(
     "densescore score photos/ -o scores.parquet",
     "densescore score 'photos/**/*.jpg' -o scores.parquet --class goldfish --maps",
     "densescore score photos/ -o pets.parquet --classes dog,cat",
+    "densescore score photos/ -o scores.parquet --csv scores.csv --coco results.json --yolo labels",
 )
 def score(
     inputs: Inputs,
@@ -42,6 +66,7 @@ def score(
     patch_scores: Annotated[
         bool, typer.Option("--patch-scores", help="Keep all patches' scores and boxes there.")
     ] = False,
+    forms: OtherForms = OtherForms(),
     overwrite: Overwrite = False,
     as_json: Json = False,
     options: ScorerOptions = ScorerOptions(),
@@ -69,12 +94,15 @@ def score(
     options.arguments()
     one_of(engine, ("local", "ray"), "--engine")
     options.check_classes(classes.names)
+    from densescore.jobs.many.exports import Exports
     from densescore.jobs.many.inputs import find_inputs
     from densescore.jobs.many.ray_engine import ray_engine
     from densescore.jobs.many.rows import Kept
     from densescore.jobs.many.table import local_engine, score_table
 
     paths = find_inputs(inputs)
+    exports, files = Exports(**vars(forms)), [*paths, *options.files]
+    exports.check(out, regions=bool(mapped or classes.names), overwrite=overwrite, inputs=files)
     scorer = options.build()
     kept = Kept(top, all_scores, mapped, classes.among(scorer.labels), maps, patch_scores)
     if engine == "local":
@@ -110,16 +138,17 @@ def score(
         except KeyboardInterrupt:
             note(f"stopped; what is done is in {out}.parts, and the same command goes on")
             raise typer.Exit(130) from None
-    _summarize(out, counts, time.monotonic() - started, as_json)
+    exports.write(out, overwrite=overwrite, inputs=files)
+    _summarize([out, *exports.places.values()], counts, time.monotonic() - started, as_json)
     if counts["failed"]:
         raise typer.Exit(1)
 
 
-def _summarize(out: Path, counts: dict[str, int], seconds: float, as_json: bool) -> None:
+def _summarize(out: Sequence[Path], counts: dict[str, int], seconds: float, as_json: bool) -> None:
     if as_json:
-        say_json({"out": str(out), **counts, "seconds": round(seconds, 3)})
+        say_json({"out": str(out[0]), "beside": list(map(str, out[1:])), **counts, "seconds": round(seconds, 3)})
         return
-    text = f"{out}: {counts['images']:,} images"
+    text = f"{', '.join(map(str, out))}: {counts['images']:,} images"
     if counts["before"]:
         text += f", {counts['before']:,} of them scored before"
     if counts["failed"]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,9 @@ from densescore.cli.progress import Progress
 from densescore.cli.training_options import CacheOptions, Data, DataOptions, RuleOptions, Seed
 from densescore.errors import DensescoreError
 from densescore.transfer.recipe import RECIPES
+
+if TYPE_CHECKING:
+    from densescore.transfer.rounds import Round
 
 
 @command(
@@ -89,9 +92,9 @@ def train(
     note(f"{len(images.images):,} images of {len(images.classes)} classes teach by {taught}")
     losses: list[float] = []
 
-    def callback(stage: int, number: int, loss: float) -> None:
-        losses.append(loss)
-        note(f"stage {stage + 1}, round {number + 1}: loss {loss:.4f}")
+    def callback(done: "Round") -> None:
+        losses.append(done.loss)
+        note(str(done))
 
     with checkpoint_folder(out) as checkpoint, Progress() as progress:
         if from_scratch:
@@ -107,6 +110,7 @@ def train(
                 crops=crops or CROPS,
                 device=device,
                 checkpoint=checkpoint,
+                track=lambda batches: progress.track(batches, "batches of the round", unit="batches"),
                 callback=callback,
             )
         else:

@@ -27,8 +27,8 @@ def view(answer: Answer) -> dict[str, Any]:
     Returns:
         ``photo`` (a JPEG), ``width``, ``height``; ``colors`` (256 RGB bytes); ``rows`` and ``columns`` of the maps;
         ``weights`` (float32, by which a map is multiplied before it is drawn; see `DenseScores.shrunk_map`);
-        ``classes``, best first: ``label``, ``score``, ``confidence``, ``peak``, ``values`` (the raw map, float32) and
-        ``patches`` (``photo``, ``score``, ``share``). Bytes are in base64.
+        ``classes``, best first: ``label``, ``score``, ``confidence``, ``best_patch`` (its score), ``peak``, ``values``
+        (the raw map, float32) and ``patches`` (``photo``, ``score``, ``share``). Bytes are in base64.
     """
     pixels, scores = answer
     ranked = scores.top(TOP)
@@ -40,14 +40,15 @@ def view(answer: Answer) -> dict[str, Any]:
     weights = (2 * counts / (counts + counts.max())).astype("<f4")  # [rows, columns]
     classes = [
         {
-            "label": label,
-            "score": score,
-            "confidence": confidence,
+            "label": best.label,
+            "score": best.score,
+            "confidence": best.confidence,
+            "best_patch": best.best_patch,
             "peak": float(maps[i].max()),
             "values": _text(shown[i].tobytes()),
-            "patches": _patches(pixels, scores, label),
+            "patches": _patches(pixels, scores, best.label),
         }
-        for i, (label, score, confidence) in enumerate(ranked)
+        for i, best in enumerate(ranked)
     ]
     return {
         "photo": jpeg(pixels, _PHOTO_SIDE),

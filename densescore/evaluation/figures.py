@@ -90,9 +90,10 @@ def draw_top(
             if result.places is not None:
                 at = result.places[row[place], column]
                 axes.plot(*at, "+", color="lime" if hit else "red", markersize=14, mew=2)
-            value = result.scores[result.ks.index(k), row[place], column]
+            confidence = result.scores[result.ks.index(k), row[place], column] ** (1 / k)
             name = as_text(image.name)
-            axes.set_title(f"{title} {place + 1}: {name}\nscore {value:.2g}", fontsize=8, parse_math=False)
+            text = f"{title} {place + 1}: {name}\nconfidence {confidence:.2g}"
+            axes.set_title(text, fontsize=8, parse_math=False)
     figure.suptitle(f"{as_text(label)}: best-ranked true images, and best-ranked false ones", parse_math=False)
     figure.savefig(path, dpi=80)
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ def write_results(
     *,
     about: dict[str, Any],
     score: Callable[[LabeledImage], DenseScores] | None = None,
+    track: Callable[[Sequence[str]], Iterable[str]] = iter,
     overwrite: bool = False,
     inputs: Iterable[str | os.PathLike[str]] = (),
 ) -> None:
@@ -42,6 +43,7 @@ def write_results(
         folder: a new folder.
         about: what the results rest on, for ``results.json``.
         score: image → scores, for the pictures with maps; None leaves them out.
+        track: wraps the iteration over classes, for a progress bar.
         overwrite: replace `folder` if it is there and holds results that densescore wrote.
         inputs: what the results are made from; a folder that holds any of it is not replaced.
 
@@ -50,7 +52,7 @@ def write_results(
     """
     row = result.ks.index(k)
     with atomic_write(folder, overwrite=overwrite, folder=RESULTS, inputs=inputs) as temporary:
-        for column, name in enumerate(label_file_names(result.boxed.classes)):
+        for column, name in enumerate(track(label_file_names(result.boxed.classes))):
             values = result.scores[row, :, column]
             # 17 digits keep every double: rounding would make ties that the ranking did not have.
             lines = [f"{image.name} {value:.17g}\n" for image, value in zip(result.boxed.images, values, strict=True)]

@@ -14,7 +14,7 @@ from densescore.geometry import Level, Pyramid
 from densescore.io.decoding import from_file, from_pil
 from densescore.io.samples import Pixels, Samples
 
-__all__ = ["ImageLike", "Pixels", "level_pixels", "read_image"]
+__all__ = ["ImageLike", "Pixels", "file_of", "level_pixels", "read_image"]
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[np.generic] | torch.Tensor
 """What every public function takes as an image; `read_image` says how each is understood."""
@@ -56,6 +56,11 @@ def read_image(source: ImageLike) -> Pixels:
     if isinstance(source, Image.Image):
         return from_pil(source)
     return from_file(source)
+
+
+def file_of(source: ImageLike) -> str | None:
+    """Absolute path of an image that was given as a file; None where it was given as anything else."""
+    return os.path.abspath(os.fspath(source)) if isinstance(source, str | os.PathLike) else None
 
 
 def _from_array(array: NDArray[Any], name: str, expected: str) -> Pixels:

@@ -10,9 +10,12 @@ from densescore.errors import DensescoreError, MissingPackageError
 from densescore.results.regions import Region, find_regions
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from supervision import Detections
 
     from densescore.results.scores import DenseScores
+
+SIDES = ("x0", "y0", "x1", "y1")
 
 
 def to_row(
@@ -30,9 +33,10 @@ def to_row(
         maps: their response maps ``[len(labels), H, W]``, where they are known already.
 
     Returns:
-        ``height``, ``width``, ``patches``; ``label`` and ``score`` of the best class; ``labels`` and ``scores`` of the
-        ranked ones; ``regions``, of each mapped class in turn, highest peak first: ``label``, ``x0 y0 x1 y1`` in
-        image pixels (``x1`` and ``y1`` exclusive) and ``peak``.
+        ``height``, ``width``, ``patches``; ``label``, ``score`` and ``confidence`` of the best class, and its
+        ``best_patch``: ``x0 y0 x1 y1`` in image pixels and ``score``; ``labels``, ``scores``, ``confidences`` and
+        ``best_patch_scores`` of the ranked classes; ``regions``, of each mapped class in turn, highest peak
+        first: ``label``, ``x0 y0 x1 y1`` (``x1`` and ``y1`` exclusive) and ``peak``.
 
     Example:
         >>> import densescore, skimage
@@ -43,21 +47,67 @@ def to_row(
     ranked = scores.top(top)
     if not ranked:
         raise DensescoreError(f"top must be at least 1, got {top}")
-    chosen = [ranked[0].label] if labels is None else labels
+    first = ranked[0]
+    chosen = [first.label] if labels is None else labels
     regions = [
-        {"label": label, **dict(zip(("x0", "y0", "x1", "y1"), region.box, strict=True)), "peak": region.peak}
+        {"label": label, **dict(zip(SIDES, region.box, strict=True)), "peak": region.peak}
         for label, region in _regions(scores, chosen, maps=maps)
     ]
+    best = int(scores.patch_scores[:, scores.index(first.label)].argmax())
+    box = dict(zip(SIDES, scores.boxes[best].tolist(), strict=True))
     return {
         "height": scores.pyramid.height,
         "width": scores.pyramid.width,
         "patches": len(scores.pyramid),
-        "label": ranked[0].label,
-        "score": ranked[0].score,
-        "labels": [best.label for best in ranked],
-        "scores": [best.score for best in ranked],
+        "label": first.label,
+        "score": first.score,
+        "confidence": first.confidence,
+        "best_patch": {**box, "score": first.best_patch},
+        "labels": [item.label for item in ranked],
+        "scores": [item.score for item in ranked],
+        "confidences": [item.confidence for item in ranked],
+        "best_patch_scores": [item.best_patch for item in ranked],
         "regions": regions,
     }
+
+
+def to_df(scores: "DenseScores", labels: str | Sequence[str] | None = None) -> "DataFrame":
+    """A row per patch and class, as a pandas DataFrame.
+
+    Args:
+        scores: of one image.
+        labels: a class or classes; the best one by default.
+
+    Returns:
+        ``label``, ``patch`` (its row in ``patch_scores``), ``score``, ``scale`` and ``x0 y0 x1 y1`` in image pixels,
+        not clipped to the image.
+
+    Raises:
+        DensescoreError: no such class, or pandas is not installed.
+
+    Example:
+        >>> import densescore, skimage
+        >>> table = densescore.classify(skimage.data.chelsea(), scales=(1, 2)).to_df(["Egyptian cat", "tabby"])
+        >>> best = table.loc[table.groupby("label")["score"].idxmax()]
+        >>> best["label"].tolist(), (best["score"] > 0.1).tolist()
+        (['Egyptian cat', 'tabby'], [True, True])
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingPackageError("to_df needs pandas: pip install pandas") from error
+    names = _chosen(scores, labels)
+    geometry = {
+        "scale": np.concatenate([np.full(level.rows * level.cols, level.scale) for level in scores.levels]),
+        **dict(zip(SIDES, scores.boxes.numpy().T, strict=True)),
+    }
+    numbers, values = range(len(scores)), scores.patch_scores.cpu().numpy()  # [M, C]
+    tables = [
+        pandas.DataFrame({"label": name, "patch": numbers, "score": values[:, scores.index(name)], **geometry})
+        for name in names
+    ]
+    empty = pandas.DataFrame(columns=["label", "patch", "score", *geometry])
+    return pandas.concat(tables, ignore_index=True) if tables else empty
 
 
 def to_supervision(

@@ -18,10 +18,14 @@ from densescore.io.names import as_text, label_file_names, text_values
 from densescore.results.best_patches import best_patches
 from densescore.results.overlay import Colors, draw_overlay
 from densescore.results.scores import DenseScores
+from densescore.results.sheet import sheet
 
 _PACKAGES = ("densescore", "torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
 HEATMAPS = "heatmaps"
 """What the mark of a folder says that `export_heatmaps` wrote."""
+
+SHEET = "_sheet.png"
+"""The file of all maps side by side: a name that no class's picture has, since theirs do not begin with ``_``."""
 
 
 def export_heatmaps(
@@ -34,6 +38,7 @@ def export_heatmaps(
     colors: Colors = "relative",
     opacity: float = 0.65,
     colormap: str = "turbo",
+    with_sheet: bool = False,
     overwrite: bool = False,
     inputs: Sequence[str | os.PathLike[str]] = (),
 ) -> dict[str, Any]:
@@ -48,6 +53,7 @@ def export_heatmaps(
         colors: of the pictures; see `densescore.results.overlay.Colors`. Maps in files are raw, whatever the colors.
         opacity: of the color at a map's peak, in [0, 1].
         colormap: of matplotlib.
+        with_sheet: also write ``_sheet.png``: the photograph and all the classes' maps side by side, on one scale.
         overwrite: replace `folder` if it is there and holds heatmaps that densescore wrote.
         inputs: files of the run, such as all its images and the model's; a folder that holds one is not replaced.
 
@@ -71,11 +77,15 @@ def export_heatmaps(
     manifest["classes"] = [
         _describe_class(scores, label, values, name) for label, values, name in zip(labels, maps, names, strict=True)
     ]
+    if with_sheet:
+        manifest["sheet"] = SHEET
     with atomic_write(folder, overwrite=overwrite, folder=HEATMAPS, inputs=inputs) as temporary:
         for label, values, name in zip(labels, maps, names, strict=True):
             np.savez_compressed(temporary / f"{name}.npz", map=values, label=label)
             picture = temporary / f"{name}.png"
             draw_overlay(image, scores, label, picture, colors=colors, opacity=opacity, colormap=colormap)
+        if with_sheet:
+            sheet(image, scores, labels, colors=colors, opacity=opacity, colormap=colormap).save(temporary / SHEET)
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
 
@@ -112,9 +122,11 @@ def describe(scores: DenseScores, source: str) -> dict[str, Any]:
 
 
 def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32], name: str) -> dict[str, Any]:
+    chosen = scores.select(label)
     return {
         "label": as_text(label),
-        "image_score": scores.select(label).image_scores()[0].item(),
+        "image_score": chosen.image_scores()[0].item(),
+        "confidence": chosen.confidence()[0].item(),
         "overlay": f"{name}.png",
         "map": f"{name}.npz",
         "map_minimum": float(values.min()),

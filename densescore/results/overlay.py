@@ -1,23 +1,26 @@
 """A response map drawn over its photograph: where a class is, at a glance."""
 
 import os
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import cv2
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize, PowerNorm
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError
 from densescore.io.images import Pixels
 from densescore.io.names import as_text
+from densescore.results.picture import Picture
 from densescore.results.regions import find_regions
-from densescore.results.scores import DenseScores, Place
+from densescore.results.thumbnails import fit, smaller
+
+if TYPE_CHECKING:
+    from densescore.results.scores import DenseScores, Place
 
 Colors = Literal["relative", "absolute", "rescaled"]
 """``"relative"``: from nothing, transparent, to the map's own peak. ``"absolute"``: one scale of scores, 0 to 1, for
@@ -25,6 +28,9 @@ every picture. ``"rescaled"``: from the map's minimum to its maximum."""
 
 Map: TypeAlias = NDArray[Any]
 """Float32 ``[H, W]``."""
+
+COLOR_BAR = "mean score of the patches over a pixel"
+"""What the numbers beside the colors are."""
 
 _LONGEST_SIDE = 1000  # pixels of the photograph in the picture
 _FLOOR = 0.4  # of the peak: below, the photograph is bare
@@ -34,7 +40,7 @@ _FAINT = 0.05  # peaks below this score are drawn fainter, so that a class that 
 
 def draw_overlay(
     image: Pixels,
-    scores: DenseScores,
+    scores: "DenseScores",
     label: str,
     path: str | os.PathLike[str],
     *,
@@ -42,7 +48,21 @@ def draw_overlay(
     opacity: float = 0.65,
     colormap: str | Colormap = "turbo",
 ) -> None:
-    """Draw a class's response map over its image to a PNG file.
+    """Draw a class's response map over its image to a PNG file; see `overlay`."""
+    picture = overlay(image, scores, label, colors=colors, opacity=opacity, colormap=colormap)
+    picture.savefig(path, format="png")
+
+
+def overlay(
+    image: Pixels,
+    scores: "DenseScores",
+    label: str,
+    *,
+    colors: Colors = "relative",
+    opacity: float = 0.65,
+    colormap: str | Colormap = "turbo",
+) -> Picture:
+    """Draw a class's response map over its image.
 
     By default the map fades out where the class does not respond, so that only the place of the class is colored. A
     line marks half of the peak, a cross the class's location (`DenseScores.locate`), a frame the region around it; the
@@ -52,7 +72,6 @@ def draw_overlay(
         image: RGB ``[H, W, 3]``, the pixels that were scored.
         scores: of the image.
         label: the class.
-        path: of the PNG.
         colors: see `Colors`.
         opacity: of the color at the peak, in [0, 1].
         colormap: of matplotlib.
@@ -60,39 +79,44 @@ def draw_overlay(
     Raises:
         DensescoreError: no such class, another image, or an unknown choice.
     """
+    check_look(colors, opacity, colormap)
+    height, width = image.shape[:2]
+    zoom = _LONGEST_SIDE / max(height, width)
+    figure = Picture(max(width * zoom, 300) + 120, max(height * zoom, 200) + 60)
+    axes = figure.add_subplot()
+    norm = draw_map(axes, image, scores, label, colors=colors, opacity=opacity, colormap=colormap)
+    axes.set_title(describe_peak(scores, label), parse_math=False)
+    figure.colorbar(ScalarMappable(norm, colormap), ax=axes, fraction=0.046, pad=0.02, label=COLOR_BAR)
+    return figure
+
+
+def check_look(colors: Colors, opacity: float, colormap: str | Colormap) -> None:
+    """Refuse choices that no picture could be drawn with.
+
+    Raises:
+        DensescoreError: names the argument.
+    """
     if colors not in get_args(Colors):
         raise DensescoreError(f"colors must be one of {', '.join(get_args(Colors))}, got {colors!r}")
     if not 0 <= opacity <= 1:
         raise DensescoreError(f"opacity must lie in [0, 1], got {opacity}")
-    height, width = image.shape[:2]
-    inches = _LONGEST_SIDE / 100 / max(height, width)
-    figure = Figure(figsize=(max(width * inches, 3) + 1.2, max(height * inches, 2) + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    norm = draw_map(axes, image, scores, label, colors=colors, opacity=opacity, colormap=colormap)
-    axes.set_title(describe_peak(scores, label), parse_math=False)
-    figure.colorbar(
-        ScalarMappable(norm, colormap),
-        ax=axes,
-        fraction=0.046,
-        pad=0.02,
-        label="mean score of the patches over a pixel",
-    )
-    figure.savefig(path, dpi=100, format="png")
+    if isinstance(colormap, str) and colormap not in matplotlib.colormaps:
+        raise DensescoreError(f"colormap: matplotlib has none named {colormap!r}; viridis, magma and turbo are some")
 
 
 def draw_map(
     axes: Axes,
     image: Pixels,
-    scores: DenseScores,
+    scores: "DenseScores",
     label: str,
     *,
     colors: Colors = "relative",
     opacity: float = 0.65,
     colormap: str | Colormap = "turbo",
     peak: float | None = None,
+    side: int = _LONGEST_SIDE,
 ) -> Normalize:
-    """Draw a photograph and a class's map on axes; see `draw_overlay`.
+    """Draw a photograph and a class's map on axes, in coordinates of the image's pixels; see `overlay`.
 
     Args:
         axes: to draw on.
@@ -102,23 +126,23 @@ def draw_map(
         colors: see `Colors`.
         opacity: of the color at the peak.
         colormap: of matplotlib.
-        peak: score at the upper end of ``"relative"`` colors, for pictures side by side; the map's own by default.
+        peak: score at the upper end of ``"relative"`` colors, for pictures side by side; the map's own by default. A
+            map that does not reach half of it gets no line and no frame.
+        side: longest side, in pixels, of what is drawn of a larger image.
 
     Returns:
         What maps scores to colors.
     """
-    height, width = image.shape[:2]
-    extent = (0.0, float(width), float(height), 0.0)
-    axes.imshow(image, extent=extent, interpolation="antialiased")
-    axes.set_axis_off()
+    extent = draw_photograph(axes, image, side)
+    scores = smaller(scores, side)
     if colors == "relative":
         values = scores.shrunk_map(label)[0].cpu().numpy()  # few patches hold a pixel at the border: no stripes there
-        values = cv2.GaussianBlur(
-            values, (0, 0), _SMOOTHING * max(height, width)
-        )  # the steps of the cells are no signal
-        norm, alpha = _relative(values, peak or float(values.max()), opacity)
+        # The steps of the cells are no signal.
+        values = cv2.GaussianBlur(values, (0, 0), _SMOOTHING * max(values.shape))
+        peak = peak or float(values.max())
+        norm, alpha = _relative(values, peak, opacity)
         axes.imshow(values, cmap=colormap, norm=norm, alpha=alpha, extent=extent)
-        _mark(axes, values, scores.locate(label)[0])
+        _mark(axes, values, scores.locate(label)[0], peak / 2, extent)
         return norm
     values = scores.response_map(label)[0].cpu().numpy()
     if colors == "absolute":
@@ -132,9 +156,20 @@ def draw_map(
     return norm
 
 
-def describe_peak(scores: DenseScores, label: str) -> str:
+def draw_photograph(axes: Axes, image: Pixels, side: int = _LONGEST_SIDE) -> tuple[float, float, float, float]:
+    """Draw a photograph of at most `side` pixels a side on axes; its extent, in the image's own pixels."""
+    height, width = image.shape[:2]
+    extent = (0.0, float(width), float(height), 0.0)
+    if max(height, width) > side:
+        image = cv2.resize(image, fit(width, height, side), interpolation=cv2.INTER_AREA)
+    axes.imshow(image, extent=extent, interpolation="antialiased")
+    axes.set_axis_off()
+    return extent
+
+
+def describe_peak(scores: "DenseScores", label: str) -> str:
     """The class and the height of its response (`DenseScores.shrunk_map`), in words."""
-    peak = float(scores.shrunk_map(label).max())
+    peak = float(smaller(scores, _LONGEST_SIDE).shrunk_map(label).max())
     strength = "no" if peak < 0.005 else "weak" if peak < _FAINT else "clear" if peak < 0.3 else "strong"
     return f"{as_text(label)}: {strength} response, peak {peak:.2g}"
 
@@ -146,13 +181,16 @@ def _relative(values: Map, peak: float, opacity: float) -> tuple[Normalize, NDAr
     return Normalize(0.0, max(peak, 1e-12), clip=True), opacity * min(1.0, (peak / _FAINT) ** 0.5) * rise**0.8
 
 
-def _mark(axes: Axes, values: Map, place: Place) -> None:
-    """A cross at the location; where the map falls to half of its peak, a line, and a frame around the region."""
-    axes.plot(place.x, place.y, "+", color="white", markersize=16, mew=2.5)
-    half = float(values.max()) / 2
-    if half <= float(values.min()):
-        return
+def _mark(axes: Axes, values: Map, place: "Place", half: float, extent: tuple[float, float, float, float]) -> None:
+    """A cross at the location; where the map falls to half of the peak, a line, and a frame around the region."""
     height, width = values.shape
-    axes.contour(np.arange(width) + 0.5, np.arange(height) + 0.5, values, levels=[half], colors="white", linewidths=1.5)
-    x0, y0, x1, y1 = find_regions(values)[0].box  # the region of the highest pixel
-    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="white", linestyle="--", linewidth=1.2))
+    across, down = extent[1] / width, extent[2] / height  # pixels of the image per value
+    axes.plot(place.x * across, place.y * down, "+", color="white", markersize=16, mew=2.5)
+    highest = float(values.max())
+    if not float(values.min()) < half <= highest:  # no line to draw
+        return
+    xs, ys = (np.arange(width) + 0.5) * across, (np.arange(height) + 0.5) * down
+    axes.contour(xs, ys, values, levels=[half], colors="white", linewidths=1.5)
+    x0, y0, x1, y1 = find_regions(values, half / highest)[0].box  # the region of the highest pixel
+    corner, size = (x0 * across, y0 * down), ((x1 - x0) * across, (y1 - y0) * down)
+    axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor="white", linestyle="--", linewidth=1.2))

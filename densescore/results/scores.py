@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +16,19 @@ from torch import Tensor
 from densescore.errors import DensescoreError
 from densescore.geometry import Level, Pyramid
 from densescore.io.files import atomic_write
+from densescore.io.images import ImageLike
 from densescore.io.names import unique_labels
 from densescore.models import BACKGROUND
 from densescore.models.labels import find_classes, find_label
 from densescore.models.weights import read_metadata, read_weights
 from densescore.results import formats
+from densescore.results.patches import Patch, each_patch
 from densescore.results.regions import Region, find_regions
+from densescore.results.shown import Shown
 from densescore_kernels import Grid, GridLevel, power_mean, response_map
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from supervision import Detections
 
 _FORMAT = "densescore-scores-1"
@@ -34,11 +38,12 @@ Locate = Literal["shrunk", "mean"]
 
 
 class Ranked(NamedTuple):
-    """A class, its image score, and that score's k-th root; see `DenseScores.confidence`."""
+    """A class, its image score, that score's k-th root (`DenseScores.confidence`), and the score of its best patch."""
 
     label: str
     score: float
     confidence: float
+    best_patch: float
 
 
 class Place(NamedTuple):
@@ -49,9 +54,9 @@ class Place(NamedTuple):
     response: float
 
 
-@dataclass(frozen=True, eq=False)
-class DenseScores:
-    """Scores of every patch of one image, at every scale.
+@dataclass(frozen=True, eq=False, repr=False)
+class DenseScores(Shown):
+    """Scores of every patch of one image, at every scale. Iteration gives each patch with its box and scores.
 
     Attributes:
         patch_scores: float32 ``[M, C]`` in [0, 1], a probability per patch and class; levels one after another, cells
@@ -65,6 +70,9 @@ class DenseScores:
         timings: seconds per stage: decode, pyramid, trunk, head.
         retried: memory ran out, and the image was scored again in smaller parts.
         own_scores: `image_scores` at `k`, if they were computed along with those of other images.
+        source: the photograph, for pictures: the path of its file, or the pixels (no copy) where a single image was not
+            given as a file. None for scores that were loaded or pickled, and for those of many images that were not
+            given as files.
 
     Example:
         >>> pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
@@ -84,13 +92,26 @@ class DenseScores:
     runtime: str = "torch"
     timings: dict[str, float] = field(default_factory=dict)
     retried: bool = False
-    own_scores: Tensor | None = field(default=None, repr=False)
+    own_scores: Tensor | None = None
+    source: ImageLike | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.pyramid), len(self.labels))
         if tuple(self.patch_scores.shape) != expected:
             raise DensescoreError(f"patch_scores: expected [M, C] = {expected}, got {tuple(self.patch_scores.shape)}")
         object.__setattr__(self, "labels", unique_labels(self.labels))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: all but the photograph."""
+        return {**self.__dict__, "source": None}
+
+    def __len__(self) -> int:
+        """M, the number of patches."""
+        return len(self.patch_scores)
+
+    def __iter__(self) -> Iterator[Patch]:
+        """The patches, in the order of `patch_scores`; their `values` are their scores ``[C]``."""
+        return each_patch(self.pyramid, self.patch_scores)
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -136,10 +157,10 @@ class DenseScores:
 
         Classes are ranked by `confidence`, which tells them apart where image scores are too small for float32.
         """
-        scores, confidence = self.image_scores(), self.confidence()
+        scores, confidence, best = self.image_scores(), self.confidence(), self.patch_scores.amax(0)  # [C]
         order = torch.argsort(confidence, descending=True, stable=True).tolist()
         kept = [c for c in order if self.labels[c] != BACKGROUND][:n]
-        return [Ranked(self.labels[c], scores[c].item(), confidence[c].item()) for c in kept]
+        return [Ranked(self.labels[c], scores[c].item(), confidence[c].item(), best[c].item()) for c in kept]
 
     def index(self, label: str) -> int:
         """Column of a class in `patch_scores`.
@@ -272,6 +293,10 @@ class DenseScores:
     def to_row(self, top: int = 5, labels: Sequence[str] | None = None) -> dict[str, Any]:
         """A row for ``pandas.DataFrame``; see `densescore.results.formats.to_row`."""
         return formats.to_row(self, top, labels)
+
+    def to_df(self, labels: str | Sequence[str] | None = None) -> "DataFrame":
+        """A row per patch and class, as a pandas DataFrame; see `densescore.results.formats.to_df`."""
+        return formats.to_df(self, labels)
 
     def to_supervision(self, labels: str | Sequence[str] | None = None, share: float = 0.5) -> "Detections":
         """Regions as ``supervision.Detections``; see `densescore.results.formats.to_supervision`."""

@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 
 from densescore.geometry import Pyramid
 from densescore.io.images import Pixels
-from densescore.results.scores import DenseScores
+
+if TYPE_CHECKING:
+    from densescore.results.scores import DenseScores
 
 
 def fit(width: int, height: int, side: int) -> tuple[int, int]:
@@ -19,10 +22,13 @@ def fit(width: int, height: int, side: int) -> tuple[int, int]:
     return max(1, round(width * shrink)), max(1, round(height * shrink))
 
 
-def smaller(scores: DenseScores, side: int) -> DenseScores:
+def smaller(scores: "DenseScores", side: int) -> "DenseScores":
     """The same patches of a smaller image, so that its maps cost as little as their own pixels."""
-    width, height = fit(scores.pyramid.width, scores.pyramid.height, side)
-    return replace(scores, pyramid=replace(scores.pyramid, width=width, height=height))
+    pyramid = scores.pyramid
+    width, height = fit(pyramid.width, pyramid.height, side)
+    if (width, height) == (pyramid.width, pyramid.height):
+        return scores
+    return replace(scores, pyramid=replace(pyramid, width=width, height=height))
 
 
 def shrink_weights(pyramid: Pyramid) -> NDArray[np.float32]:

@@ -53,8 +53,7 @@ def _groups(scorer: "DenseScorer", images: Sequence[Pixels]) -> Iterator[Sequenc
 
 
 def _score_together(scorer: "DenseScorer", images: Sequence[Pixels]) -> list[DenseScores]:
-    timings: dict[str, float] = {}
-    clock = Clock(scorer.device, timings)
+    clock = Clock(scorer.device)
     pyramids = [scorer.pyramid(*image.shape[:2]) for image in images]
     grids = [level for pyramid in pyramids for level in pyramid.levels]
     with torch.inference_mode():
@@ -70,7 +69,7 @@ def _score_together(scorer: "DenseScorer", images: Sequence[Pixels]) -> list[Den
     probabilities = scorer.probabilities(outputs)  # [ΣM, C]
     sizes = [len(pyramid) for pyramid in pyramids]
     image_scores = power_mean(probabilities, torch.tensor([0, *accumulate(sizes)]), scorer.k)  # [B, C]
-    share = {stage: seconds / len(images) for stage, seconds in timings.items()}
+    share = {stage: seconds / len(images) for stage, seconds in clock.timings.items()}
     return [
         scorer.scores_of(part.clone(), pyramid, "image", timings=dict(share), own_scores=own)
         for part, pyramid, own in zip(probabilities.split(sizes), pyramids, image_scores, strict=True)

@@ -10,11 +10,14 @@ class Clock:
 
     Args:
         device: on which the work runs.
-        timings: seconds by stage, written to.
+
+    Attributes:
+        timings: seconds by stage.
     """
 
-    def __init__(self, device: torch.device, timings: dict[str, float]) -> None:
-        self._device, self._timings = device, timings
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.timings: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
@@ -22,5 +25,5 @@ class Clock:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
-        self._timings[stage] = self._timings.get(stage, 0.0) + now - self._last
+        self.timings[stage] = self.timings.get(stage, 0.0) + now - self._last
         self._last = now

@@ -3,7 +3,8 @@
 import gc
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from densescore.errors import DensescoreError
 from densescore.geometry import DEFAULT_MAX_CELLS, Level, Pyramid
-from densescore.io.images import ImageLike, Pixels, level_pixels, read_image
+from densescore.io.images import ImageLike, Pixels, file_of, level_pixels, read_image
 from densescore.models import load_classifier
 from densescore.models.registry import Weights
 from densescore.models.weights import digest_of
@@ -19,6 +20,7 @@ from densescore.network.cpu.accelerate import Runtime, speed_up
 from densescore.network.cpu.quantize import check_int8, quantize_network
 from densescore.network.dense_network import DenseNetwork
 from densescore.network.devices import find_device, find_dtype, to_channels_last
+from densescore.results.patches import PatchFeatures
 from densescore.results.scores import DenseScores
 from densescore.scoring.arguments import Numbers, as_tuple, check_context, fit_labels
 from densescore.scoring.batch import score_batch
@@ -27,6 +29,7 @@ from densescore.scoring.copies import Copies
 from densescore.scoring.crop_batch import CropBatch
 from densescore.scoring.crop_network import CropNetwork, PatchNetwork, dense_only, patch_network
 from densescore.scoring.dense_pass import head_outputs, trunk_maps
+from densescore.scoring.describe import describe_scorer
 from densescore.scoring.fingerprint import Context, Stage, fingerprint
 from densescore.scoring.finite import check_outputs, check_weights
 from densescore.scoring.freed_memory import freed_memory
@@ -192,15 +195,21 @@ class DenseScorer(Copies):
         Raises:
             DensescoreError: the image cannot be read, has too many patches, or features or scores are not finite.
         """
-        timings: dict[str, float] = {}
-        context = self._context(context)
-        pyramid, outputs, retried = self._run(image, context, self.network.classifier, timings)
-        return self.scores_of(self.probabilities(outputs), pyramid, context, timings=timings, retried=retried)
+        context, clock = self._context(context), Clock(self.device)
+        pixels = read_image(image)
+        clock.lap("decode")
+        pyramid, outputs, retried = self._run(pixels, context, self.network.classifier, clock)
+        return self.scores_of(
+            self.probabilities(outputs), pyramid, context,
+            timings=clock.timings, retried=retried, source=file_of(image) or pixels,
+        )  # fmt: skip
+
+    __call__ = score
 
     def score_batch(self, images: Sequence[ImageLike], *, context: Context | None = None) -> list[DenseScores]:
         """Score several images: in one pass on a GPU, one after another on a CPU.
 
-        The scores equal those of `score`; on a GPU, to rounding.
+        The scores equal those of `score`; on a GPU, to rounding. They hold the paths of files, but no pixels.
 
         Args:
             images: as for `score`, in any sizes.
@@ -210,8 +219,10 @@ class DenseScorer(Copies):
             DensescoreError: as for `score`, for any of the images; `score_many` goes on with the others.
         """
         if self._context(context) == "image" and self.takes_batches and len(images) > 1:
-            return score_batch(self, [read_image(image) for image in images])
-        return [self.score(image, context=context) for image in images]
+            found: Iterable[DenseScores] = score_batch(self, [read_image(image) for image in images])
+        else:
+            found = (self.score(image, context=context) for image in images)
+        return [replace(scores, source=file_of(image)) for image, scores in zip(images, found, strict=True)]
 
     def score_features(
         self, features: Tensor, height: int, width: int, *, context: Context | None = None
@@ -266,8 +277,27 @@ class DenseScorer(Copies):
         Returns:
             ``[M, D]`` in the scorer's dtype, in the order of `score`'s rows.
         """
-        features = self._run(image, self._context(context), self.network.to_features, {})[1]
-        return check_outputs(features, f"{self.name}: the features").flatten(1).clone()  # a user may train on it
+        return self.patches(image, context=context).features
+
+    def patches(self, image: ImageLike, *, context: Context | None = None) -> PatchFeatures:
+        """The features of every patch, as `features` gives them, with the patches' boxes.
+
+        Args:
+            image: as for `score`.
+            context: as for `score`.
+
+        Example:
+            >>> scorer = DenseScorer("lite0", scales=(1, 2))
+            >>> scorer.patches(torch.zeros(3, 240, 320))
+            PatchFeatures(108 patches of a 240×320 image at scales 1, 2, 1,280 features each)
+        """
+        pixels, clock = read_image(image), Clock(self.device)
+        pyramid, features, _ = self._run(pixels, self._context(context), self.network.to_features, clock)
+        features = check_outputs(features, f"{self.name}: the features").flatten(1).clone()  # a user may train on it
+        return PatchFeatures(features, pyramid)
+
+    def __repr__(self) -> str:
+        return f"DenseScorer({describe_scorer(self)})"
 
     def _context(self, context: Context | None) -> Context:
         """The context of a call: the scorer's own where the call does not say."""
@@ -277,16 +307,13 @@ class DenseScorer(Copies):
         return context
 
     def _run(
-        self, image: ImageLike, context: Context, classifier: nn.Module, timings: dict[str, float]
+        self, pixels: Pixels, context: Context, classifier: nn.Module, clock: Clock
     ) -> tuple[Pyramid, Tensor, bool]:
         """Everything but the softmax: `classifier`'s output for each patch, ``[M, …]``.
 
         Where memory runs out, the image is scored once more in smaller parts; the last value says so.
         """
-        clock = Clock(self.device, timings)
-        pixels = read_image(image)
         pyramid = self.pyramid(*pixels.shape[:2])
-        clock.lap("decode")
         size = f"an image of {pyramid.height}×{pyramid.width} pixels with {len(pyramid):,} patches"
         if context == "patch":
             outputs, retried = self._crop_batch.run(

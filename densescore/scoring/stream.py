@@ -4,12 +4,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 from densescore.errors import DensescoreError
-from densescore.io.images import ImageLike, Pixels, read_image
+from densescore.io.images import ImageLike, Pixels, file_of, read_image
 from densescore.results.scores import DenseScores
 from densescore.scoring.classify import shared_scorer
 from densescore.scoring.fingerprint import Context
@@ -118,7 +118,8 @@ def _score(
 
 def _score_one(source: ImageLike, decoded: Future[Pixels], score: Callable[[Pixels], DenseScores]) -> Scored:
     try:
-        return Scored(source, score(decoded.result()), None)
+        scores = score(decoded.result())
+        return Scored(source, replace(scores, source=file_of(source)), None)  # the pixels go with the stream
     except DensescoreError as error:
         return Scored(source, None, str(error))
     except Exception as error:  # one odd image among a million must not end the run; its row says what happened

@@ -7,6 +7,7 @@ paper trained for days on a GPU. Here AdamW with one cosine schedule trains on a
 import hashlib
 import math
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from densescore.network.devices import to_channels_last
 from densescore.network.surgery import to_dense
 from densescore.transfer.pipeline import head_file
 from densescore.transfer.recipe import Recipe
+from densescore.transfer.rounds import PATCH_LOSS, Callback, Round
 from densescore.transfer.schedule import Schedule, fingerprint
-from densescore.transfer.train_head import Callback, check_finite, patch_loss
+from densescore.transfer.train_head import check_finite, patch_loss
 from densescore.transfer.training_patches import TrainingPatches, check_class_labels, check_every_class, label_and_draw
 
 CROPS = 12_288
@@ -50,7 +52,8 @@ def train_from_scratch(
     crops: int = CROPS,
     device: torch.device | str = "cpu",
     checkpoint: str | os.PathLike[str] | None = None,
-    callback: Callback = lambda *_: None,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+    callback: Callback = lambda _: None,
 ) -> HeadFile:
     """Train a named network from random weights, with a head instead of its last layer; the file carries both.
 
@@ -63,6 +66,7 @@ def train_from_scratch(
         crops: as many are trained on, an image's drawn again in each round.
         device: to train on.
         checkpoint: a folder; see `train_both`.
+        track: wraps the iteration over the batches of a round, for a progress bar.
         callback: called after each round.
 
     Raises:
@@ -93,8 +97,8 @@ def train_from_scratch(
         cut, targets = source.cut(chance)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(chance.integers(2**62)))  # of dropout
-            loss = _run_round(network, optimizer, cut, targets, recipe, schedule.total / rounds, 1 / rounds)
-        callback(0, schedule.round, loss)
+            loss = _run_round(network, optimizer, cut, targets, recipe, schedule.total / rounds, 1 / rounds, track)
+        callback(Round(1, 1, schedule.round + 1, rounds, loss, PATCH_LOSS[recipe.objective]))
         check_finite(loss, RATE)
         schedule.advance(loss, 0.0, rounds + 1, rounds)
     network.cpu().eval()
@@ -165,10 +169,11 @@ def _run_round(
     recipe: Recipe,
     start: float,
     share: float,
+    track: Callable[[Iterable[int]], Iterable[int]],
 ) -> float:
     """One pass over a round's crops, from `start` of the whole training on; the mean loss."""
     total, device = 0.0, next(network.parameters()).device
-    for first in range(0, len(crops), BATCH):
+    for first in track(range(0, len(crops), BATCH)):
         done = start + share * first / len(crops)  # in [0, 1)
         for group in optimizer.param_groups:  # a short warm-up, then half a cosine
             group["lr"] = RATE * min(1.0, (done + 0.001) / 0.05) * (1 + math.cos(math.pi * done)) / 2

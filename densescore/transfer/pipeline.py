@@ -17,9 +17,12 @@ from densescore.models import BACKGROUND
 from densescore.models.adaptation import AdaptationHead, HeadFile
 from densescore.results.scores import DenseScores
 from densescore.scoring.scorer import DenseScorer
+from densescore.transfer.feature_basis import feature_basis, in_basis
 from densescore.transfer.feature_cache import FeatureCache
+from densescore.transfer.head_ensemble import mean_head
 from densescore.transfer.recipe import Recipe
-from densescore.transfer.train_head import Callback, train_head
+from densescore.transfer.rounds import Callback, within
+from densescore.transfer.train_head import STAGES, train_head
 from densescore.transfer.training_patches import (
     Features,
     TrainingPatches,
@@ -27,7 +30,7 @@ from densescore.transfer.training_patches import (
     check_every_class,
     gather,
 )
-from densescore.transfer.tune_on_images import train_on_images, tune_on_images
+from densescore.transfer.tune_on_images import image_stages, train_on_images, tune_on_images
 
 
 def cached_features(scorer: DenseScorer, cache: FeatureCache) -> Features:
@@ -80,7 +83,7 @@ def train_model(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
-    callback: Callback = lambda *_: None,
+    callback: Callback = lambda _: None,
 ) -> HeadFile:
     """Draw patches, gather their features and train a head for the set's classes.
 
@@ -111,18 +114,54 @@ def train_both(
     seed: int,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
-    callback: Callback = lambda *_: None,
+    callback: Callback = lambda _: None,
 ) -> AdaptationHead:
     """Train on labeled patches, then on image labels: `train_head` and `tune_on_images`.
 
-    Without labeled patches, on image labels alone: `train_on_images`. `checkpoint` is a folder for the files of both.
+    Without labeled patches, on image labels alone: `train_on_images`. A recipe with several heads trains each so, from
+    weights and draws of its own, and takes their mean.
+
+    Args:
+        patches: see `gather`.
+        classes: C, without background.
+        recipe: see `Recipe`.
+        seed: of the first weights, the order and dropout.
+        checkpoint: a folder for the files of all parts.
+        callback: called after each round; each head's stages follow those of the head before.
+
+    Returns:
+        The layer, in evaluation mode, for raw features.
     """
-    files = [None if checkpoint is None else Path(checkpoint) / name for name in ("patches.pt", "images.pt")]
+    basis = feature_basis(patches, recipe.components) if recipe.standardize else None
+    patches = patches if basis is None else in_basis(patches, basis)
+    seeds = [seed, *np.random.SeedSequence(seed).generate_state(recipe.heads - 1).tolist()]
+    stages = (STAGES if len(patches.features) else 0) + len(image_stages(patches, recipe))  # of a head
+    heads = []
+    for number, own_seed in enumerate(seeds):
+        own = within(callback, number * stages, recipe.heads * stages)
+        heads.append(_train_one(patches, classes, recipe, own_seed, checkpoint, number, own))
+    head = mean_head(heads) if len(heads) > 1 else heads[0]
+    return head if basis is None else basis.fold(head)
+
+
+def _train_one(
+    patches: TrainingPatches,
+    classes: int,
+    recipe: Recipe,
+    seed: int,
+    checkpoint: str | os.PathLike[str] | None,
+    number: int,
+    callback: Callback,
+) -> AdaptationHead:
+    """The head of this number; `checkpoint` is the folder of the files of all."""
+    names = [f"{part}-{number}.pt" for part in ("patches", "images")]
+    files = [None if checkpoint is None else Path(checkpoint) / name for name in names]
     if not len(patches.features):
         return train_on_images(patches, classes, recipe, seed, checkpoint=files[1], callback=callback)
     head = train_head(patches, classes, recipe, seed, checkpoint=files[0], callback=callback)
     if recipe.image_rounds:
-        tune_on_images(head, patches, recipe, seed, checkpoint=files[1], callback=callback)
+        after = within(callback, STAGES)
+        tune_on_images(head, patches, recipe, seed, checkpoint=files[1], callback=after)
     return head
 
 

@@ -21,7 +21,8 @@ from densescore.scoring.scorer import DenseScorer
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.pipeline import cached_features, describe, head_file
 from densescore.transfer.recipe import Recipe
-from densescore.transfer.train_head import Callback, train_head
+from densescore.transfer.rounds import Callback
+from densescore.transfer.train_head import train_head
 from densescore.transfer.training_patches import check_class_labels, check_every_class, gather
 
 
@@ -60,7 +61,7 @@ def train_unfrozen(
     weights: Weights = "default",
     checkpoint: str | os.PathLike[str] | None = None,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
-    callback: Callback = lambda *_: None,
+    callback: Callback = lambda _: None,
 ) -> HeadFile:
     """As `train_model`, with FC6 and FC7 trained too; the file carries both. C1 to C5 stay as they are.
 

@@ -16,21 +16,16 @@ from torch import Tensor
 from densescore.errors import DensescoreError
 from densescore.models.adaptation import AdaptationHead
 from densescore.transfer.recipe import Recipe
+from densescore.transfer.rounds import IMAGE_LOSS, Callback, Round
 from densescore.transfer.schedule import Schedule, fingerprint
 from densescore.transfer.train_head import (
     STAGES,
-    Callback,
     check_finite,
-    feature_moments,
-    fold_standardization,
     new_head,
     patch_loss,
 )
 from densescore.transfer.training_patches import TrainingPatches
 from densescore_kernels import power_mean
-
-RAW = (torch.zeros(()), torch.ones(()))
-"""Shift and scale of features that are taken as they are."""
 
 
 def tune_on_images(
@@ -39,9 +34,8 @@ def tune_on_images(
     recipe: Recipe,
     seed: int,
     *,
-    moments: tuple[Tensor, Tensor] = RAW,
     checkpoint: str | os.PathLike[str] | None = None,
-    callback: Callback = lambda *_: None,
+    callback: Callback = lambda _: None,
 ) -> AdaptationHead:
     """Train a head that `train_head` gave on the labels of images: `Recipe.image_rounds` passes over them.
 
@@ -50,9 +44,8 @@ def tune_on_images(
         patches: with bags.
         recipe: see `Recipe`; the last quarter of the passes has a tenth of the learning rate.
         seed: of the order and of dropout.
-        moments: shift and scale of the features that the head takes, ``(x - shift) * scale``; raw ones by default.
         checkpoint: as in `train_head`; another file.
-        callback: called after each pass; its stages follow those of `train_head`.
+        callback: called after each pass.
 
     Returns:
         The head, in evaluation mode.
@@ -67,20 +60,27 @@ def tune_on_images(
         checkpoint, fingerprint(recipe, seed, patches.labels, patches.truth, patches.bags), head, optimizer
     )
     schedule.resume()
-    passes = recipe.label_rounds if patches.only_labels else recipe.image_rounds
-    lengths = (passes - passes // 4, passes // 4)
+    lengths = image_stages(patches, recipe)
     head.train()
-    while schedule.stage < len(lengths) and lengths[schedule.stage] > 0:
+    while schedule.stage < len(lengths):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate / 10**schedule.stage
         draw = np.random.default_rng([seed, STAGES, schedule.total])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(draw.integers(2**62)))  # of dropout
-            loss = _run_round(head, optimizer, patches, recipe, moments, draw)
-        callback(STAGES + schedule.stage, schedule.round, loss)
+            loss = _run_round(head, optimizer, patches, recipe, draw)
+        callback(Round(schedule.stage + 1, len(lengths), schedule.round + 1, lengths[schedule.stage], loss, IMAGE_LOSS))
         check_finite(loss, recipe.learning_rate)
-        schedule.advance(loss, 0.0, passes + 1, lengths[schedule.stage])
+        schedule.advance(loss, 0.0, sum(lengths) + 1, lengths[schedule.stage])
     return head.eval()
+
+
+def image_stages(patches: TrainingPatches, recipe: Recipe) -> list[int]:
+    """Passes over the images in each stage of `tune_on_images`: about three quarters of them, then the others."""
+    if not recipe.image_rounds:
+        return []
+    passes = recipe.label_rounds if patches.only_labels else recipe.image_rounds
+    return [length for length in (passes - passes // 4, passes // 4) if length]
 
 
 def train_on_images(
@@ -90,7 +90,7 @@ def train_on_images(
     seed: int,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
-    callback: Callback = lambda *_: None,
+    callback: Callback = lambda _: None,
 ) -> AdaptationHead:
     """Train a head from random weights on the labels of images alone.
 
@@ -103,7 +103,7 @@ def train_on_images(
         callback: see `tune_on_images`.
 
     Returns:
-        The head, in evaluation mode, for raw features.
+        The head, in evaluation mode.
 
     Raises:
         DensescoreError: the recipe does not train on image labels; or see `tune_on_images`.
@@ -112,10 +112,7 @@ def train_on_images(
         raise DensescoreError("images have no boxes, and the recipe does not train on image labels: image_rounds is 0")
     width = patches.bags.shape[2]
     head = new_head(width, classes, recipe, seed)
-    moments = feature_moments(torch.from_numpy(patches.bags).flatten(0, 1)) if recipe.standardize else RAW
-    tune_on_images(head, patches, recipe, seed, moments=moments, checkpoint=checkpoint, callback=callback)
-    fold_standardization(head, *moments)
-    return head
+    return tune_on_images(head, patches, recipe, seed, checkpoint=checkpoint, callback=callback)
 
 
 def image_confidence(probabilities: Tensor, images: int, k: float) -> Tensor:
@@ -156,18 +153,17 @@ def _run_round(
     optimizer: torch.optim.Optimizer,
     patches: TrainingPatches,
     recipe: Recipe,
-    moments: tuple[Tensor, Tensor],
     draw: np.random.Generator,
 ) -> float:
     """One pass over the images; the mean image loss."""
     bags, truth = torch.from_numpy(patches.bags), torch.from_numpy(patches.truth)
     features, labels = torch.from_numpy(patches.features), torch.from_numpy(patches.labels)
-    (shift, scale), total, classes = moments, 0.0, truth.shape[1]
+    total, classes = 0.0, truth.shape[1]
     for chosen in torch.from_numpy(draw.permutation(len(bags))).split(recipe.image_batch):
         few = torch.from_numpy(draw.permutation(bags.shape[1])[: recipe.image_patches])
         sample = bags[chosen][:, few].flatten(0, 1)  # [B n, D]
         labeled = torch.from_numpy(draw.integers(0, len(features), recipe.batch if len(features) else 0))
-        logits = head((torch.cat([sample, features[labeled]]).float() - shift) * scale)
+        logits = head(torch.cat([sample, features[labeled]]).float())
         of_bags, of_patches = logits[: len(sample)], logits[len(sample) :]
         softmax = recipe.objective == "softmax"
         probabilities = of_bags.softmax(1)[:, :classes] if softmax else of_bags.sigmoid()

@@ -14,7 +14,7 @@ def main(out: Path = Path(__file__).with_suffix(".jpg")) -> None:
     photo = skimage.data.coffee()
     scores = densescore.classify(photo)  # a path does as well
     for ranked in scores.top(5):
-        print(f"{ranked.score:.4f}  {ranked.label}")
+        print(f"{ranked.confidence:.2g}  {ranked.label}")
 
     label = scores.top(1)[0].label
     figure = Figure(figsize=(9, 2.9), layout="constrained")

@@ -27,7 +27,7 @@ def main(
     folder = Path(skimage.data.__file__).parent
     found = pandas.DataFrame(rows([folder / name for name in names.split(",")]))
     found.to_parquet(table)
-    print(found[["label", "score", "patches", "error"]])
+    print(found[["label", "confidence", "patches", "error"]])
 
     scored = found[found["error"].isna()]
     figure = Figure(figsize=(9, 2.5), layout="constrained")
@@ -37,7 +37,7 @@ def main(
         best = row.regions[0]  # of those where the class's map is above half of its peak, the one that holds the peak
         corner, size = (best["x0"], best["y0"]), (best["x1"] - best["x0"], best["y1"] - best["y0"])
         place.add_patch(Rectangle(corner, *size, fill=False, edgecolor="#e6194b", linewidth=2))
-        place.set_title(f"{row.label}\n{row.score:.2g}", fontsize=9)
+        place.set_title(f"{row.label}\n{row.confidence:.2g}", fontsize=9)
         place.set_axis_off()
     figure.savefig(out, dpi=100, pil_kwargs={"quality": 85})
 

@@ -101,8 +101,8 @@ def main(
     picture, boxes = draw(random, [2, 0])
     photo = np.asarray(picture)
     scores = DenseScorer(head).score(photo)
-    for label, score, _ in scores.top(3):
-        print(f"{score:.4f}  {label}")
+    for found in scores.top(3):
+        print(f"{found.confidence:.2g}  {found.label}")
     print("drawn:", boxes, "found:", scores.locate(["star", "disc"]))
     show(photo, scores.response_map(CLASSES).numpy(), out)
 

@@ -62,13 +62,32 @@ def test_heatmap_writes_a_folder_per_image_and_never_over_another(photos: Path, 
     assert again.exit_code == 1
     assert "exists already" in again.stderr
     assert {file: file.stat().st_mtime_ns for file in (out / "cat").iterdir()} == before
-    replaced = run(*arguments, "--top", "1", "--overwrite", "--json")
+    replaced = run(*arguments, "--top", "1", "--sheet", "--overwrite", "--json")
     assert replaced.exit_code == 0
     manifest = json.loads(replaced.stdout)
     assert [entry["label"] for entry in manifest["classes"]] == ["Egyptian cat"]
     assert {file.name for file in (out / "cat").iterdir()} == {
-        ".densescore", "Egyptian_cat.png", "Egyptian_cat.npz", "manifest.json",
+        ".densescore", "Egyptian_cat.png", "Egyptian_cat.npz", manifest["sheet"], "manifest.json",
     }  # fmt: skip
+    width, height = Image.open(out / "cat" / manifest["sheet"]).size
+    assert width > 2 * height  # the photograph and a map, side by side
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--colors", "loud"], "--colors: expected relative or absolute or rescaled, got 'loud'"),
+        (["--colormap", "torbo"], "colormap: matplotlib has none named 'torbo'"),
+        (["--sheet", "--colors", "rescaled"], "a sheet has one scale"),
+    ],
+)
+def test_pictures_that_cannot_be_drawn_are_refused_before_any_work(
+    photos: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    result = run("heatmap", photos / "cat.png", "--out", tmp_path / "maps", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "maps").exists()
 
 
 def test_pictures_of_one_stem_get_a_folder_each(photos: Path, tmp_path: Path) -> None:

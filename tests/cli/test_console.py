@@ -109,7 +109,7 @@ def test_paths_and_labels_through_the_commands(head: Path, tmp_path: Path) -> No
     assert {ranked["label"] for ranked in found["top"]} == {"[/dog]", "\x1b[31mcat, wild"}
     mapped = run("heatmap", *plain, "-o", tmp_path / "[/maps]", "--class", "\x1b[31mcat, wild", "--classes", "[/dog]")
     assert mapped.exit_code == 0, mapped.output
-    assert [line.split("  ")[1].split(": map peak")[0] for line in mapped.stdout.splitlines()] == [
+    assert [line.split("  ")[1].split(": confidence")[0] for line in mapped.stdout.splitlines()] == [
         "[/dog]", r"\x1b[31mcat, wild",
     ]  # fmt: skip
     assert "[/maps]" in mapped.stdout

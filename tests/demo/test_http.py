@@ -40,6 +40,9 @@ def test_scores_and_maps(serve: Serve, service: Service, toy: DenseScorer) -> No
     found = json.loads(body)
     assert found["labels"] == [best.label for best in scores.top(2)]
     np.testing.assert_allclose(found["scores"], [best.score for best in scores.top(2)], rtol=1e-6)
+    np.testing.assert_allclose(found["confidences"], [best.confidence for best in scores.top(2)], rtol=1e-6)
+    assert found["confidence"] == found["confidences"][0]
+    assert found["best_patch"]["score"] == found["best_patches"][0]["score"]
     assert (found["model"], found["height"], found["width"], len(found["best_patches"])) == ("Toy", 30, 40, 3)
     status, body, _ = call(f"{url}/map?label=b", png())
     np.testing.assert_array_equal(np.load(io.BytesIO(body)), scores.response_map("b")[0].numpy())

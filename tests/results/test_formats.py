@@ -53,6 +53,10 @@ def test_rows_make_a_data_frame(scores: DenseScores) -> None:
     assert frame["label"].tolist() == ["dog", "dog"]
     assert frame["labels"].tolist() == [["dog", "cat"], ["dog"]]
     assert frame["score"][0] == pytest.approx((0.4**5 + 0.9**5 + 0.2**5) / 3)
+    np.testing.assert_allclose(frame["confidence"], frame["score"] ** 0.2)
+    assert frame["best_patch"][0] == {"x0": 20, "y0": 0, "x1": 40, "y1": 20, "score": pytest.approx(0.9)}
+    assert frame["best_patch_scores"][0] == pytest.approx([0.9, 0.8])
+    assert frame["confidences"][0][1] == pytest.approx(scores.confidence()[0])
     regions = frame.explode("regions")["regions"].apply(pandas.Series)
     assert regions[["label", "x0", "x1"]].values.tolist() == [["dog", 20, 40], ["cat", 40, 60], ["cat", 0, 20]]
     with pytest.raises(DensescoreError, match="top must be at least 1"):

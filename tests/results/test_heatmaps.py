@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from densescore import DensescoreError, DenseScores, Pyramid
 from densescore.io.names import as_text, from_text
-from densescore.results.heatmaps import export_heatmaps
+from densescore.results.heatmaps import SHEET, export_heatmaps
 from densescore.results.overlay import Colors, draw_map, draw_overlay
 
 
@@ -52,6 +52,7 @@ def test_a_folder_with_maps_pictures_and_a_manifest(
         best = scores.patch_scores[:, scores.index(label)].max().item()
         assert entry["best_patches"][0]["score"] == pytest.approx(best)
         assert entry["image_score"] == pytest.approx(scores.image_scores()[scores.index(label)].item())
+        assert entry["confidence"] == pytest.approx(entry["image_score"] ** (1 / 5))
 
 
 def test_nothing_half_written_and_nothing_overwritten(
@@ -139,7 +140,7 @@ def test_classes_whose_names_are_alike_have_a_map_each(
     monkeypatch.setattr(
         "densescore.results.heatmaps.draw_overlay", lambda *x, **_: Path(x[3]).write_text(as_text(x[2]))
     )
-    labels = ("a_b", "a_b-3", "a/b", "A B", "crane", "crane", "con", "x" * 300, "é\ud800", "$x^2$", "a_b-2")
+    labels = ("a_b", "a_b-3", "a/b", "A B", "crane", "crane", "con", "x" * 300, "é\ud800", "$x^2$", "a_b-2", "_sheet")
     pyramid = Pyramid.of(90, 130, scales=(1,), patch=20, stride=8)
     values = torch.rand(len(pyramid), len(labels), generator=torch.Generator().manual_seed(0))
     scores = DenseScores(values, labels, pyramid)
@@ -159,6 +160,7 @@ def test_classes_whose_names_are_alike_have_a_map_each(
             np.testing.assert_array_equal(stored["map"], scores.response_map([scores.labels[index]])[0])
             assert str(stored["label"]) == scores.labels[index]
         assert (folder / entry["overlay"]).read_text() == entry["label"]
+    assert SHEET.lower() not in files
     one = export_heatmaps(scores, image, ["a/b"], tmp_path / "one")  # named as among all
     assert one["classes"][0]["map"] == manifest["classes"][2]["map"]
 

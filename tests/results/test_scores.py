@@ -76,6 +76,7 @@ def test_confidence_is_the_kth_root_and_ranks_at_any_exponent(k: float) -> None:
     best = scores.top(1)[0]
     assert best.score == scores.image_scores()[labels.index(best.label)]
     assert 0 < best.confidence == scores.confidence().max()
+    assert best.confidence <= best.best_patch == scores.patch_scores[:, labels.index(best.label)].max()
 
 
 def test_a_class_without_score_has_no_confidence() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from densescore import DensescoreError, DenseScorer, score_many
+from densescore import DensescoreError, DenseScorer, DenseScores, score_many
 from densescore.scoring import stream
+from densescore.scoring.fingerprint import Context
 
 
 def test_the_same_scores_in_the_same_order(scorer: DenseScorer, pictures: list[str]) -> None:
@@ -51,9 +52,17 @@ def test_decoding_overlaps_scoring(scorer: DenseScorer, monkeypatch: pytest.Monk
         return np.zeros((24, 30, 3), np.uint8)
 
     monkeypatch.setattr(stream, "read_image", reading)
-    monkeypatch.setattr(scorer, "score", lambda pixels, context: read.wait(20))
+    waited: list[bool] = []
+    score = scorer.score
+
+    def waiting(pixels: NDArray[np.uint8], context: Context | None) -> DenseScores:
+        waited.append(read.wait(20))
+        return score(pixels, context=context)
+
+    monkeypatch.setattr(scorer, "score", waiting)
     first = next(score_many(["first", "second"], scorer))
-    assert first.scores, first.error  # true: the event came in time
+    assert first.scores, first.error
+    assert waited == [True]  # the event came in time
     assert threading.current_thread() not in threads
 
 

@@ -26,7 +26,8 @@ from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.patch_labels import LabelRule
 from densescore.transfer.pipeline import cached_features, cached_scores, train_both, train_model
 from densescore.transfer.recipe import RECIPES, Objective, Recipe
-from densescore.transfer.train_head import feature_moments, fold_standardization, patch_loss, train_head
+from densescore.transfer.rounds import IMAGE_LOSS, PATCH_LOSS, Round
+from densescore.transfer.train_head import STAGES, patch_loss, train_head
 from densescore.transfer.training_patches import TrainingPatches, check_image_labels, gather, label_and_draw, mirrored
 from densescore.transfer.tune_on_images import image_confidence, image_loss, tune_on_images
 from densescore_kernels import power_mean
@@ -182,7 +183,7 @@ def clusters(classes: int, count: int = 900, seed: int = 0) -> TrainingPatches:
 
 def test_a_head_learns_and_takes_raw_features() -> None:
     losses: list[float] = []
-    head = train_head(clusters(3), 3, QUICK, 0, callback=lambda stage, number, loss: losses.append(loss))
+    head = train_both(clusters(3), 3, QUICK, 0, callback=lambda done: losses.append(done.loss))
     unseen = clusters(3, seed=9)
     predicted = head(torch.from_numpy(unseen.features).float()).argmax(1).numpy()
     assert (predicted == unseen.labels).mean() > 0.97
@@ -195,7 +196,7 @@ def test_the_multilabel_objective_learns_two_classes_in_one_patch() -> None:
     table[single.labels == 2, 0] = 1  # where class 2 is, class 0 is too
     table[::5, 1] = 0  # left out
     patches = replace(single, labels=table)
-    head = train_head(patches, 3, replace(QUICK, objective="multilabel"), 0)
+    head = train_both(patches, 3, replace(QUICK, objective="multilabel"), 0)
     unseen = clusters(3, seed=9)
     said = head(torch.from_numpy(unseen.features).float()).sigmoid().detach().numpy() > 0.5
     assert said.shape == (900, 3)
@@ -217,8 +218,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     rounds: list[int] = []
 
     def kill_at(number: int) -> None:
-        def callback(stage: int, index: int, loss: float) -> None:
-            rounds.append(index)
+        def callback(done: Round) -> None:
+            rounds.append(done.round)
             if len(rounds) == number:
                 raise KeyboardInterrupt
 
@@ -284,7 +285,7 @@ def test_image_labels_lower_the_loss_of_the_image_score(objective: Objective) ->
     recipe = replace(QUICK, objective=objective, image_rounds=8, image_bag=20, image_patches=20, max_rounds=1)
     head = train_head(patches, 3, recipe, 0)
     losses: list[float] = []
-    tune_on_images(head, patches, recipe, 0, callback=lambda stage, number, loss: losses.append(loss))
+    tune_on_images(head, patches, recipe, 0, callback=lambda done: losses.append(done.loss))
     assert len(losses) == recipe.image_rounds
     assert losses[-1] < 0.7 * losses[0]
     with torch.no_grad():
@@ -307,8 +308,8 @@ def test_a_killed_tuning_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     recipe = replace(QUICK, image_rounds=5, image_bag=20, image_patches=10, max_rounds=1)
     expected = train_both(patches, 3, recipe, 2).state_dict()
 
-    def kill_in_the_images(stage: int, number: int, loss: float) -> None:
-        if stage >= 3 and number == 2:
+    def kill_in_the_images(done: Round) -> None:
+        if done.stage > STAGES and done.round == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -317,25 +318,41 @@ def test_a_killed_tuning_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize(
+    ("image_rounds", "boxes", "lengths"),
+    [(0, True, [3, 3, 3]), (1, True, [3, 3, 3, 1]), (5, True, [3, 3, 3, 4, 1]), (5, False, [4, 1])],
+)
+def test_a_training_says_how_many_stages_and_rounds_there_are(
+    image_rounds: int, boxes: bool, lengths: list[int]
+) -> None:
+    patches = with_bags(3)
+    if not boxes:
+        patches = replace(patches, features=patches.features[:0], labels=patches.labels[:0])
+    recipe = replace(QUICK, image_rounds=image_rounds, image_bag=20, image_patches=10, max_rounds=3)
+    said: list[Round] = []
+    train_both(patches, 3, recipe, 2, callback=said.append)
+    assert {done.stages for done in said} == {len(lengths)}
+    assert {(done.stage, done.rounds) for done in said} == set(enumerate(lengths, 1))
+    for stage, rounds in enumerate(lengths, 1):
+        of_images = not boxes or stage > STAGES
+        numbers = [done.round for done in said if done.stage == stage]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert len(numbers) == rounds if of_images else 1 <= len(numbers) <= rounds
+        expected = IMAGE_LOSS if of_images else PATCH_LOSS[recipe.objective]
+        assert {done.of for done in said if done.stage == stage} == {expected}
+    last = said[-1]
+    assert str(last).startswith(f"stage {len(lengths)} of {len(lengths)}, round {lengths[-1] if image_rounds else ''}")
+    assert f"loss {last.loss:.4g} ({last.of})" in str(last)
+
+
 def test_a_loss_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(DensescoreError, match="loss became"):
         train_head(clusters(3), 3, replace(QUICK, learning_rate=1e9, standardize=False), 0)
 
 
-def test_standardisation_folds_into_the_layer() -> None:
-    from densescore.models import AdaptationHead
-
-    torch.manual_seed(0)
-    head, values = AdaptationHead(8, 4, 16).eval(), torch.randn(50, 8) * torch.arange(1, 9) + 7
-    shift, scale = feature_moments(values, rows=7)
-    torch.testing.assert_close(shift, values.mean(0), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(scale, 1 / values.std(0, correction=0), rtol=1e-4, atol=1e-5)
-    expected = head((values - shift) * scale)
-    fold_standardization(head, shift, scale)
-    torch.testing.assert_close(head(values), expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("field", "value"), [("objective", "hinge"), ("background", 0), ("batch", 0)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("objective", "hinge"), ("background", 0), ("batch", 0), ("heads", 0), ("components", -1)]
+)
 def test_recipes_are_checked(field: str, value: object) -> None:
     with pytest.raises(DensescoreError, match=field):
         Recipe(**{field: value})  # type: ignore[arg-type]
@@ -383,6 +400,8 @@ def test_the_commands_from_boxes_to_a_head_that_works(
     assert trained.exit_code == 0, trained.output
     assert json.loads(trained.stdout)["patches"].keys() == {*CLASSES, "background"}
     assert {path.name for path in tmp_path.iterdir()} == {"head.safetensors", "cache"}  # no checkpoint left
+    assert f"stage 1 of 3, round 1 of up to {QUICK.max_rounds}: loss " in trained.stderr
+    assert f"({PATCH_LOSS[QUICK.objective]})" in trained.stderr
     refused = run(*arguments)
     assert (refused.exit_code, "exists already" in refused.stderr) == (2, True)
 

@@ -20,6 +20,7 @@ from densescore.network.surgery import to_dense
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.from_scratch import train_from_scratch
 from densescore.transfer.recipe import RECIPES, Recipe
+from densescore.transfer.rounds import Round
 from densescore.transfer.train_fc6 import below_fc6, train_unfrozen
 from tests.conftest import Toy
 from tests.data.voc_set import CLASSES, write_voc
@@ -61,7 +62,7 @@ def mean_ap(head: Path, voc: Path) -> float:
 def test_a_network_trained_from_random_weights_tells_the_classes_apart(voc: Path, tmp_path: Path) -> None:
     losses: list[float] = []
     boxed = load_boxed(voc, "train")
-    file = train_from_scratch(boxed, "toy", QUICK, 3, crops=18 * 4 * 30, callback=lambda *now: losses.append(now[2]))
+    file = train_from_scratch(boxed, "toy", QUICK, 3, crops=18 * 4 * 30, callback=lambda done: losses.append(done.loss))
     assert len(losses) == 30  # four crops of each image in each
     assert losses[-1] < 0.7 * losses[0]
     assert file.backbone_weights.keys() == Toy().state_dict().keys()
@@ -72,8 +73,8 @@ def test_a_network_trained_from_random_weights_tells_the_classes_apart(voc: Path
 def test_a_killed_training_from_random_weights_goes_on_to_the_same(voc: Path, tmp_path: Path) -> None:
     train = partial(train_from_scratch, load_boxed(voc, "train"), "toy", QUICK, 3, crops=18 * 4 * 4)
 
-    def kill(stage: int, number: int, loss: float) -> None:
-        if number == 2:
+    def kill(done: Round) -> None:
+        if (done.stage, done.stages, done.round, done.rounds) == (1, 1, 3, 4):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -6,6 +6,7 @@ const input = upload.querySelector('input');
 const model = models.querySelector('select');
 const bytes = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 const readable = (value) => (value >= 0.001 ? value.toPrecision(2) : value > 0 ? '< 0.001' : '0');
+const percent = (share) => (share >= 0.005 || !share ? `${Math.round(share * 100)}%` : '< 1%');
 const make = (tag, properties = {}, ...children) => {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);
@@ -90,7 +91,7 @@ function show(answer) {
     const radio = make('input', {type: 'radio', name: 'class', checked: number === 0});
     radio.addEventListener('change', () => draw(found));
     return make('label', {}, radio, make('span', {textContent: found.label}),
-      make('span', {textContent: readable(found.confidence), title: `score ${found.score.toPrecision(3)}`}));
+      make('span', {textContent: readable(found.confidence), title: `best patch ${readable(found.best_patch)}, score ${found.score.toPrecision(3)}`}));
   });
   classes.replaceChildren(legend, ...rows);
   stage.querySelector('.photo').src = answer.photo;
@@ -130,7 +131,7 @@ function draw(found) {
   stage.querySelector('.reading').textContent = `${found.label}: peak ${found.peak.toPrecision(3)}`;
   patches.querySelector('.items').replaceChildren(...found.patches.map((patch) => make('figure', {},
     make('img', {src: patch.photo, alt: `a patch of ${found.label}`}),
-    make('figcaption', {textContent: `${patch.score.toFixed(2)}, ${Math.round(patch.share * 100)}%`}))));
+    make('figcaption', {textContent: `${readable(patch.score)}, ${percent(patch.share)}`}))));
 }
 
 function read(event) {

@@ -8,7 +8,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,11 +114,6 @@ class Job:
             total[rows, cols] = np.asarray(array[rows, cols, first : last + 1])[..., own].sum(2)
         return np.minimum(total, 1)
 
-    def reduce(self, level: int, function: Callable[[NDArray[np.float32]], None]) -> None:
-        """Call `function` with all scores of a level, ``[≤ rows, cols, C]`` at a time."""
-        for rows, cols in self._chunks(level):
-            function(np.asarray(self._arrays[str(level)][rows, cols]))
-
     def _chunks(self, level: int) -> Iterator[tuple[slice, slice]]:
         """The parts of a level that its file holds together."""
         array = self._arrays[str(level)]
@@ -126,6 +121,15 @@ class Job:
         for row in range(0, array.shape[0], height):
             for col in range(0, array.shape[1], width):
                 yield slice(row, row + height), slice(col, col + width)
+
+    def blocks(self) -> list[tuple[int, slice, slice]]:
+        """Level, rows and columns of each block of scores, as `block` takes them."""
+        levels = sorted(map(int, self._arrays.array_keys()))
+        return [(level, rows, cols) for level in levels for rows, cols in self._chunks(level)]
+
+    def block(self, level: int, rows: slice, cols: slice) -> NDArray[np.float32]:
+        """Scores of a block of cells: ``[≤ rows, ≤ cols, C]``."""
+        return np.asarray(self._arrays[str(level)][rows, cols])
 
     @contextmanager
     def writing(self) -> Iterator[None]:

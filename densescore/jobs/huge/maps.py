@@ -1,6 +1,6 @@
 """Response maps of huge images: any window of one, and tiled, pyramidal TIFF or GeoTIFF files of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,10 @@ TILE = 512
 _SMALLEST = 512  # a pyramid ends at a picture no larger
 _PIXEL_SCALE, _TIEPOINT, _TRANSFORMATION, _KEYS = 33550, 33922, 34264, 34735
 _RASTER_TYPE, _PIXEL_IS_POINT = 1025, 2
+
+
+Corner = tuple[int, int]
+"""Of a tile: its first row and column."""
 
 
 class Held(NamedTuple):
@@ -84,9 +88,24 @@ def _membership(axis: Held, start: int, stop: int) -> tuple[NDArray[np.float32],
 
 
 def write_map(
-    path: Path, columns: Sequence[NDArray[np.float32]], pyramid: Pyramid, label: str, step: int, tags: Sequence[GeoTag]
+    path: Path,
+    columns: Sequence[NDArray[np.float32]],
+    pyramid: Pyramid,
+    label: str,
+    step: int,
+    tags: Sequence[GeoTag],
+    track: Callable[[Sequence[Corner]], Iterable[Corner]] = iter,
 ) -> float:
     """Write a response map as a tiled TIFF of halved pictures, each exactly the map at its pixels' centers.
+
+    Args:
+        path: of the file.
+        columns: as for `MapView`.
+        pyramid: of the image.
+        label: of the class.
+        step: as for `MapView`, of the largest picture.
+        tags: that say where on Earth the image lies.
+        track: wraps the iteration over the tiles of the largest picture, for a progress bar.
 
     Returns:
         The map's peak.
@@ -101,7 +120,7 @@ def write_map(
         view = MapView(columns, pyramid, step)
         first = True
         while True:
-            pieces = _Pieces(view)
+            pieces = _Pieces(view, track if first else iter)
             writer.write(
                 iter(pieces),
                 shape=view.shape,
@@ -124,16 +143,15 @@ def write_map(
 class _Pieces:
     """The tiles of a map, row by row, filled up at the ends; keeps the largest value that it has seen."""
 
-    def __init__(self, view: MapView) -> None:
-        self.view, self.peak = view, 0.0
+    def __init__(self, view: MapView, track: Callable[[Sequence[Corner]], Iterable[Corner]]) -> None:
+        self.view, self.track, self.peak = view, track, 0.0
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         height, width = self.view.shape
-        for y in range(0, height, TILE):
-            for x in range(0, width, TILE):
-                piece = self.view.window(y, min(y + TILE, height), x, min(x + TILE, width))
-                self.peak = max(self.peak, float(piece.max()))
-                yield np.pad(piece, ((0, TILE - piece.shape[0]), (0, TILE - piece.shape[1])), mode="edge")
+        for y, x in self.track([(y, x) for y in range(0, height, TILE) for x in range(0, width, TILE)]):
+            piece = self.view.window(y, min(y + TILE, height), x, min(x + TILE, width))
+            self.peak = max(self.peak, float(piece.max()))
+            yield np.pad(piece, ((0, TILE - piece.shape[0]), (0, TILE - piece.shape[1])), mode="edge")
 
 
 def scaled(tags: Sequence[GeoTag], step: int) -> tuple[GeoTag, ...]:

@@ -168,32 +168,39 @@ def _finish(
         total = total * (best / better) ** scorer.k + ((scores / better) ** scorer.k).sum((0, 1))
         best = better
 
-    for index in range(len(pyramid.levels)):
-        job.reduce(index, add)
+    for place in track(job.blocks(), "image scores"):
+        add(job.block(*place))
     mean = total / len(pyramid)
     scores, confidence = mean * best**scorer.k, best * mean ** (1 / scorer.k)
     order = [label for label in np.argsort(-confidence, kind="stable") if scorer.labels[label] != BACKGROUND]
     ranked = [
-        {"label": scorer.labels[label], "score": float(scores[label]), "confidence": float(confidence[label])}
+        {
+            "label": scorer.labels[label],
+            "score": float(scores[label]),
+            "confidence": float(confidence[label]),
+            "best_patch": float(best[label]),
+        }
         for label in order
     ]
     labels = list(dict.fromkeys(chosen)) or [str(entry["label"]) for entry in ranked[:top]]
     known = list(dict.fromkeys([*scorer.labels, *labels]))
     names = dict(zip(known, label_file_names(known), strict=True))
     described = []
-    for label in track(labels, "maps"):
+    for number, label in enumerate(labels, 1):
         name = names[label]
         found = find_classes(label, scorer.labels)
         columns = [job.sum_of(index, found.columns) for index in range(len(pyramid.levels))]
         with job.writing(), atomic_write(job.folder / "maps" / f"{name}.tif", overwrite=True) as temporary:
-            peak = write_map(temporary, columns, pyramid, label, step, image.geotags)
+            shown = _described(track, f"map {number} of {len(labels)}")
+            peak = write_map(temporary, columns, pyramid, label, step, image.geotags, track=shown)
         values = np.concatenate([part.ravel() for part in columns])  # [M]
         top_patch = max(float(values.max()), np.finfo(np.float64).tiny)
-        score = float(np.mean((values / top_patch) ** scorer.k, dtype=np.float64)) * top_patch**scorer.k
+        relative = float(np.mean((values / top_patch) ** scorer.k, dtype=np.float64))
         described.append(
             {
                 "label": label,
-                "image_score": score,
+                "image_score": relative * top_patch**scorer.k,
+                "confidence": relative ** (1 / scorer.k) * top_patch,
                 "map": f"maps/{name}.tif",
                 "map_step": step,
                 "map_maximum": peak,
@@ -201,3 +208,8 @@ def _finish(
             }
         )
     return {"k": scorer.k, "top": ranked[: max(top, 5)], "classes": described}
+
+
+def _described(track: Track, text: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
+    """`track` for items that are described by `text`."""
+    return lambda items: track(items, text)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from densescore.errors import DensescoreError, WriteError
 from densescore.io.names import as_message, as_text, text_values
 from densescore.models.labels import find_classes
-from densescore.results.formats import to_row
+from densescore.results.formats import SIDES, to_row
 from densescore.scoring.stream import Scored
 
 if TYPE_CHECKING:
@@ -146,9 +146,8 @@ def schema(kept: Kept, classes: int) -> "pa.Schema":
     """Columns of the table, as `keep` fills them."""
     import pyarrow as pa
 
-    region = pa.struct(
-        [("label", pa.string()), *((side, pa.int32()) for side in ("x0", "y0", "x1", "y1")), ("peak", pa.float32())]
-    )
+    region = pa.struct([("label", pa.string()), *((side, pa.int32()) for side in SIDES), ("peak", pa.float32())])
+    patch = pa.struct([*((side, pa.float32()) for side in SIDES), ("score", pa.float32())])
     columns = [
         ("index", pa.int64()),
         ("image", pa.string()),
@@ -157,12 +156,17 @@ def schema(kept: Kept, classes: int) -> "pa.Schema":
         ("patches", pa.int32()),
         ("label", pa.string()),
         ("score", pa.float32()),
+        ("confidence", pa.float32()),
+        ("best_patch", patch),
         ("labels", pa.list_(pa.string())),
         ("scores", pa.list_(pa.float32())),
+        ("confidences", pa.list_(pa.float32())),
+        ("best_patch_scores", pa.list_(pa.float32())),
         ("regions", pa.list_(region)),
     ]
     if kept.classes:
-        ranked = pa.struct([("label", pa.string()), ("score", pa.float32()), ("confidence", pa.float32())])
+        numbers = [(name, pa.float32()) for name in ("score", "confidence", "best_patch")]
+        ranked = pa.struct([("label", pa.string()), *numbers])
         columns.append(("classes", pa.list_(ranked)))
     if kept.all_scores:
         columns.append(("image_scores", pa.list_(pa.float32(), classes)))

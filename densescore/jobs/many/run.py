@@ -72,7 +72,7 @@ class Run:
         given = {**description, "part-size": part_size, "images": _describe_images(images)}
         self.description: dict[str, Any] = json.loads(json.dumps(given))
         self.complete = False
-        self.parts = _parts_of(self.out)
+        self.parts = parts_of(self.out)
         self.arrays = self.parts / "_arrays.zarr"
         self._final_arrays = self.out.with_suffix(".zarr")
         self._keeps_arrays, self._inputs = keeps_arrays, (*images, *inputs)
@@ -217,7 +217,8 @@ def read_description(out: str | os.PathLike[str]) -> dict[str, Any] | None:
     return found
 
 
-def _parts_of(out: Path) -> Path:
+def parts_of(out: Path) -> Path:
+    """The folder in which the parts of a table wait."""
     return out.with_name(f"{out.name}.parts")
 
 

@@ -57,7 +57,8 @@ def score_table(
     kept.check(scorer.labels)
     engine, context = engine or local_engine(scorer), context or scorer.context
     columns = schema(kept, len(scorer.labels))
-    description = {**describe_scorer(scorer, context), **_by_option(vars(kept))}
+    # The columns, too: parts that another version of densescore wrote may have others.
+    description = {**describe_scorer(scorer, context), **_by_option(vars(kept)), "columns": columns.names}
     with Run(
         out,
         images,

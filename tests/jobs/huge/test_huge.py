@@ -132,6 +132,7 @@ def test_tiles_give_the_scores_and_maps_of_one_piece(
         expected = whole.response_map([name])[0].numpy()
         np.testing.assert_allclose(tifffile.imread(tmp_path / "out" / entry["map"]), expected, rtol=1e-4)
         assert entry["image_score"] == pytest.approx(float(whole.image_scores()[whole.index(name)]), rel=1e-4)
+        assert entry["confidence"] == pytest.approx(float(whole.confidence()[whole.index(name)]), rel=1e-4)
         assert entry["map_maximum"] == pytest.approx(float(expected.max()), rel=1e-4)
         best = int(whole.patch_scores[:, whole.index(name)].argmax())
         assert entry["best_patches"][0]["box"] == pytest.approx(whole.boxes[best].tolist(), abs=0.02)
@@ -140,6 +141,7 @@ def test_tiles_give_the_scores_and_maps_of_one_piece(
             "label": ranked.label,
             "score": pytest.approx(ranked.score, rel=1e-4),
             "confidence": pytest.approx(ranked.confidence, rel=1e-4),
+            "best_patch": pytest.approx(ranked.best_patch, rel=1e-4),
         }
 
 
@@ -237,6 +239,22 @@ def test_each_class_has_a_map_of_its_own_whichever_run_writes_it(coffee_tiff: Pa
     with pytest.raises(DensescoreError, match=r"did not make note\.txt"):
         score_huge(scorer, coffee_tiff, folder, overwrite=True)
     assert all(file.exists() for file in files)
+
+
+def test_each_part_of_the_work_shows_how_far_it_is(coffee_tiff: Path, tmp_path: Path) -> None:
+    found: dict[str, tuple[int, int]] = {}
+
+    def track(items: Sequence[Any], text: str) -> Iterable[Any]:
+        for begun, item in enumerate(items, 1):
+            found[text] = begun, len(items)
+            yield item
+
+    scorer = scorer_of("plain", patch_sizes=(30, 60))
+    result = score_huge(scorer, coffee_tiff, tmp_path / "out", classes=scorer.labels[:2], memory=2e-4, track=track)
+    assert list(found) == ["tiles", "image scores", "map 1 of 2", "map 2 of 2"]
+    assert found["tiles"][0] == result["tiles"]
+    assert found["image scores"][0] > len(result["geometry"]["levels"])  # every block of every level
+    assert all(begun == count > 0 for begun, count in found.values())
 
 
 def test_interrupted_leaves_valid_scores(coffee_tiff: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from densescore.jobs.many.rows import Kept, Row, array_key, schema
 from densescore.jobs.many.run import Run, read_description
 from densescore.jobs.many.table import local_engine, score_table
 from densescore.models.labels import imagenet_labels
+from densescore.results.formats import SIDES
 from tests.conftest import Toy
 
 
@@ -43,7 +45,11 @@ def test_one_row_per_image_with_the_scorers_own_numbers(
         )  # fmt: skip
         assert row["image_scores"] == scores.image_scores().tolist()
         assert list(zip(row["labels"], row["scores"], strict=True)) == [best[:2] for best in scores.top(2)]
-        assert (row["label"], row["score"]) == scores.top(1)[0][:2]
+        assert (row["label"], row["score"], row["confidence"], row["best_patch"]["score"]) == scores.top(1)[0]
+        assert row["best_patch_scores"] == [best.best_patch for best in scores.top(2)]
+        box = torch.tensor([row["best_patch"][side] for side in SIDES])
+        here = (scores.boxes == box).all(1)
+        assert row["best_patch"]["score"] in scores.patch_scores[here, scores.index(row["label"])]
         regions = [(label, region) for label in row["labels"] for region in scores.boxes_from_map(label)]
         assert [(kept["label"], (kept["x0"], kept["y0"], kept["x1"], kept["y1"])) for kept in row["regions"]] == [
             (label, region.box) for label, region in regions
