@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError, MissingPackageError
@@ -17,7 +18,7 @@ from densescore.jobs.many.rows import array_key
 from densescore.jobs.many.run import read_description
 from densescore.models.labels import find_classes
 from densescore.report.entries import Entry, Finding, entry_of, map_picture, photo_picture
-from densescore.results.thumbnails import shrink_weights
+from densescore.results.scores import DenseScores
 from densescore.scoring.scorer import DenseScorer
 from densescore.scoring.stream import score_many
 
@@ -194,6 +195,12 @@ def _finding(row: dict[str, Any], label: str, confidence: float, values: NDArray
         peak=float(values.max()),
         map_url=map_picture(values),
     )
+
+
+def shrink_weights(pyramid: Pyramid) -> NDArray[np.float32]:
+    """What a response map is multiplied by to give `DenseScores.shrunk_map`: float32 ``[H, W]``, at most 1."""
+    counts = DenseScores(torch.empty(len(pyramid), 0), (), pyramid).coverage.numpy()  # [H, W]
+    return (2 * counts / (counts + counts.max())).astype(np.float32)
 
 
 def _open_arrays(path: Path) -> Any:

@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from densescore.geometry import Pyramid
 from densescore.io.images import Pixels
 
 if TYPE_CHECKING:
@@ -29,12 +26,6 @@ def smaller(scores: "DenseScores", side: int) -> "DenseScores":
     if (width, height) == (pyramid.width, pyramid.height):
         return scores
     return replace(scores, pyramid=replace(pyramid, width=width, height=height))
-
-
-def shrink_weights(pyramid: Pyramid) -> NDArray[np.float32]:
-    """What a response map is multiplied by to give `DenseScores.shrunk_map`: float32 ``[H, W]``, at most 1."""
-    counts = DenseScores(torch.empty(len(pyramid), 0), (), pyramid).coverage.numpy()  # [H, W]
-    return (2 * counts / (counts + counts.max())).astype(np.float32)
 
 
 def jpeg(pixels: Pixels, side: int, quality: int = 85) -> str:

@@ -115,6 +115,9 @@ def test_a_folder_becomes_a_page(toy: None, scorer: DenseScorer, photos: Path, t
         np.testing.assert_allclose(
             [found["confidence"] for found in facts["classes"]], [best.confidence for best in expected], rtol=1e-3
         )
+        for found in facts["classes"]:
+            regions = scorer.score(facts["name"]).boxes_from_map(found["label"])[:10]
+            assert [tuple(box[:4]) for box in found["boxes"]] == [region.box for region in regions]
     assert [len(pictures["maps"]) for pictures in blocks(out, "pictures")] == [2, 2]
     before = out.read_bytes()
     assert "exists already" in run("report", photos, "--out", out).stderr
