@@ -205,7 +205,7 @@ def _numbers(images: Sequence[str]) -> list[int] | None:
 
 
 def _categories(table: Path) -> dict[str, int]:
-    """Each class's column in ``patch_scores``, by its name in the table; groups of classes follow as C, C + 1, …"""
+    """Each class's column in ``patch_scores``, by its name in the table; groups follow the classes."""
     described = read_description(table) or {}
     names = dict.fromkeys([*described["labels"], *described["classes"]])
     return {as_text(label): column for column, label in enumerate(names)}
