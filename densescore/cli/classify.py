@@ -18,7 +18,7 @@ from densescore.cli.options import ClassOptions, ScorerOptions
 )
 def classify(
     images: Images,
-    top: Annotated[int, typer.Option(help="Classes to name per image.", min=1)] = 5,
+    top: Annotated[int, typer.Option(help="Classes to name per image; of --classes, all.", min=1)] = 5,
     classes: ClassOptions = ClassOptions(),
     as_json: JsonLines = False,
     options: ScorerOptions = ScorerOptions(),
@@ -34,6 +34,7 @@ def classify(
     paths = list_images(images)
     scorer = options.build()
     chosen = classes.among(scorer.labels)
+    top = max(top, len(chosen))
 
     def work(path: Path) -> None:
         scores = scorer.score(path)

@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError, MissingPackageError
+from densescore.geometry import Pyramid
 from densescore.io.images import read_image
 from densescore.io.names import as_message, as_text, from_text
 from densescore.jobs.many.rows import array_key
 from densescore.jobs.many.run import read_description
 from densescore.models.labels import find_classes
 from densescore.report.entries import Entry, Finding, entry_of, map_picture, photo_picture
+from densescore.results.scores import DenseScores
 from densescore.scoring.scorer import DenseScorer
 from densescore.scoring.stream import score_many
 
-_COLUMNS = ("index", "image", "height", "width", "labels", "scores", "regions", "error")
+_COLUMNS = ("index", "image", "height", "width", "patches", "labels", "scores", "regions", "error")
 
 
 def scored_entries(
@@ -121,12 +124,31 @@ class ScoreTable:
         except DensescoreError as error:
             return _failed(name, str(error))
         maps = _maps_of(arrays, row["index"])
+        if maps:
+            weights = shrink_weights(self._pyramid(row))
+            maps = {label: values * weights for label, values in maps.items()}
         findings = [
             _finding(row, from_text(label), confidence, maps.get(label))
             for label, confidence in self._ranking(row)
             if not chosen or from_text(label) in chosen
         ]
         return Entry(name=row["image"], width=width, height=height, photo_url=photo_picture(pixels), findings=findings)
+
+    def _pyramid(self, row: dict[str, Any]) -> Pyramid:
+        """The patches of an image.
+
+        Raises:
+            DensescoreError: the image had others: the table does not say how they lay.
+        """
+        made = self.description
+        for phases in (1, 2, 4, 8, 16, 32):  # which the table does not name
+            pyramid = Pyramid.of(
+                row["height"], row["width"], scales=made["scales"] or (), patch_sizes=made["patch-sizes"],
+                patch=made["patch"], stride=made["stride"], phases=phases, max_cells=made["max-cells"],
+            )  # fmt: skip
+            if len(pyramid) == row["patches"]:
+                return pyramid
+        raise DensescoreError(f"{row['image']}: its {row['patches']:,} patches are not those of its size, {pyramid}")
 
     def _ranking(self, row: dict[str, Any]) -> list[tuple[str, float]]:
         """Labels, as `as_text` writes them, and confidences, best first."""
@@ -173,6 +195,12 @@ def _finding(row: dict[str, Any], label: str, confidence: float, values: NDArray
         peak=float(values.max()),
         map_url=map_picture(values),
     )
+
+
+def shrink_weights(pyramid: Pyramid) -> NDArray[np.float32]:
+    """What a response map is multiplied by to give `DenseScores.shrunk_map`: float32 ``[H, W]``, at most 1."""
+    counts = DenseScores(torch.empty(len(pyramid), 0), (), pyramid).coverage.numpy()  # [H, W]
+    return (2 * counts / (counts + counts.max())).astype(np.float32)
 
 
 def _open_arrays(path: Path) -> Any:

@@ -101,10 +101,10 @@ def to_df(scores: "DenseScores", labels: str | Sequence[str] | None = None) -> "
         "scale": np.concatenate([np.full(level.rows * level.cols, level.scale) for level in scores.levels]),
         **dict(zip(SIDES, scores.boxes.numpy().T, strict=True)),
     }
-    numbers, values = range(len(scores)), scores.patch_scores.cpu().numpy()  # [M, C]
+    numbers, values = range(len(scores)), scores.select(names).patch_scores.cpu().numpy()  # [M, len(names)]
     tables = [
-        pandas.DataFrame({"label": name, "patch": numbers, "score": values[:, scores.index(name)], **geometry})
-        for name in names
+        pandas.DataFrame({"label": name, "patch": numbers, "score": column, **geometry})
+        for name, column in zip(names, values.T, strict=True)
     ]
     empty = pandas.DataFrame(columns=["label", "patch", "score", *geometry])
     return pandas.concat(tables, ignore_index=True) if tables else empty

@@ -47,11 +47,11 @@ def sheet(
         DensescoreError: no class, no such class, or an unknown choice.
     """
     check_sheet_look(colors, opacity, colormap)
-    labels = list(dict.fromkeys(labels))
+    labels = scores.select(labels).labels
     if not labels:
         raise DensescoreError("a sheet needs at least one class, got none")
     scores = smaller(scores, _SIDE)  # its maps are all that is drawn
-    confidence = scores.confidence()
+    confidence = scores.select(labels).confidence().tolist()
     peak = float(scores.shrunk_map(labels).max())
     height, width = image.shape[:2]
     columns, panel = arrange(1 + len(labels), width / height)
@@ -62,12 +62,12 @@ def sheet(
     draw_photograph(axes[0], image, _SIDE)
     axes[0].set_title("the photograph", fontsize=10)
     characters = max(12, int(panel / _CHARACTER))
-    for place, label in zip(axes[1:], labels, strict=False):
+    for place, label, value in zip(axes[1:], labels, confidence, strict=False):
         norm = draw_map(
             place, image, scores, label, colors=colors, opacity=opacity, colormap=colormap, peak=peak, side=_SIDE
         )
         name = textwrap.shorten(as_text(label), characters, placeholder="…")
-        title = f"{name}\nconfidence {confidence[scores.index(label)]:.2g}"
+        title = f"{name}\nconfidence {value:.2g}"
         place.set_title(title, fontsize=10, parse_math=False)
     for place in axes[1 + len(labels) :]:
         place.set_axis_off()

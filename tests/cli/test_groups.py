@@ -34,6 +34,8 @@ def test_classify_ranks_the_chosen_alone_and_says_what_a_group_is(photo: Path) -
     for entry, best in zip(found, expected, strict=True):
         assert entry["confidence"] == pytest.approx(best.confidence, rel=1e-4)
     assert found[0]["confidence"] > 0.5
+    seven = run("classify", photo, "--classes", "dog,cat,tabby,car,bird,fish,boat", "--json", "--quiet", *FAST)
+    assert len(json.loads(seven.stdout)["top"]) == 7  # more than --top
     assert "cat: 7 classes: tabby, tiger cat, Persian cat, …" in result.stderr
     assert "dog: 118 classes: " in result.stderr
 

@@ -115,6 +115,9 @@ def test_a_folder_becomes_a_page(toy: None, scorer: DenseScorer, photos: Path, t
         np.testing.assert_allclose(
             [found["confidence"] for found in facts["classes"]], [best.confidence for best in expected], rtol=1e-3
         )
+        for found in facts["classes"]:
+            regions = scorer.score(facts["name"]).boxes_from_map(found["label"])[:10]
+            assert [tuple(box[:4]) for box in found["boxes"]] == [region.box for region in regions]
     assert [len(pictures["maps"]) for pictures in blocks(out, "pictures")] == [2, 2]
     before = out.read_bytes()
     assert "exists already" in run("report", photos, "--out", out).stderr
@@ -138,16 +141,33 @@ def test_a_table_becomes_the_same_page(toy: None, photos: Path, tmp_path: Path, 
             assert here["label"] == there["label"]
             assert here["confidence"] == pytest.approx(there["confidence"], rel=1e-3)
             assert [box[:4] for box in here["boxes"]][:10] == [box[:4] for box in there["boxes"]]
-            assert (here["place"] is not None) == maps
+            assert here["place"] == (there["place"] if maps else None)
+            if maps:  # the maps, too, allow for how few patches hold a pixel near the border
+                assert here["peak"] == pytest.approx(there["peak"], rel=1e-3)
     for mine, theirs in zip(blocks(tabled, "pictures"), blocks(scored, "pictures"), strict=True):
         assert mine["photo"] == theirs["photo"]
         assert [bool(url) for url in mine["maps"]] == [maps, maps]
+        for here, there in zip(mine["maps"] if maps else [], theirs["maps"], strict=False):
+            assert np.abs(decode(here).astype(float) - decode(there)).mean() < 4
     chosen = run("report", table, "--out", tabled, "--classes", "B", "--overwrite")
     assert chosen.exit_code == 1, chosen.output
     assert [[found["label"] for found in facts["classes"]] for facts in blocks(tabled, "facts")[1:]] == [["b"], ["b"]]
     unknown = run("report", table, "--out", tabled, "--classes", "c", "--overwrite")
     assert unknown.exit_code == 2
     assert "no class 'c'" in unknown.stderr
+
+
+@pytest.mark.parametrize("stride", [None, 2])
+def test_the_maps_of_a_table_lie_as_their_patches_did(stride: int | None, photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    scorer = DenseScorer(Toy(), labels=("a", "b", "c"), patch_size=20, scales=(1, 1.7), stride=stride, runtime="torch")
+    score_table([str(photos / "cat.png")], tmp_path / "scores.parquet", scorer, Kept(classes=("a",), maps=True))
+    (entry,) = ScoreTable(tmp_path / "scores.parquet").entries()
+    scores = scorer.score(photos / "cat.png")
+    (found,) = entry.findings
+    assert found.place == scores.locate("a")[0][:2]
+    assert found.peak == pytest.approx(scores.shrunk_map("a").max().item(), rel=1e-5)
+    assert found.peak != pytest.approx(scores.response_map("a").max().item(), rel=1e-2)
 
 
 def test_the_images_of_a_table_are_found_again(

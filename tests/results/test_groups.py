@@ -9,6 +9,7 @@ import torch
 
 from densescore import DensescoreError, DenseScores, Pyramid, best_patches, export_heatmaps
 from densescore.models.labels import find_classes, imagenet_labels
+from densescore.results.sheet import sheet
 
 PYRAMID = Pyramid.of(90, 130, scales=(1, 1.6), patch=20, stride=4)
 DOGS, CATS = range(151, 269), range(281, 288)
@@ -89,6 +90,19 @@ def test_groups_in_other_libraries_forms() -> None:
     with pytest.raises(DensescoreError, match="'dog' is a group"):
         scores.to_coco(1, "dog")
     assert {record["category_id"] for record in scores.to_coco(1, "dog", category_ids={"dog": 18})} == {18}
+
+
+def test_groups_in_a_data_frame_and_on_a_sheet() -> None:
+    pytest.importorskip("pandas")
+    scores = make()
+    table = scores.to_df(["Cat", "pug"])
+    for label in ("cat", "pug"):
+        values = table.loc[table["label"] == label, "score"].to_numpy()
+        np.testing.assert_array_equal(values, scores.select(label).patch_scores[:, 0])
+    figure = sheet(np.zeros((90, 130, 3), np.uint8), scores, ["Cat", "pug", "cat"])
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    expected = scores.select(["cat", "pug"]).confidence()
+    assert titles[1:] == [f"cat\nconfidence {expected[0]:.2g}", f"pug\nconfidence {expected[1]:.2g}"]
 
 
 def test_heatmaps_of_a_group(tmp_path: Path) -> None:

@@ -205,9 +205,10 @@ def _numbers(images: Sequence[str]) -> list[int] | None:
 
 
 def _categories(table: Path) -> dict[str, int]:
-    """Each class's column in ``patch_scores``, by its name in the table."""
+    """Each class's column in ``patch_scores``, by its name in the table; groups follow the classes."""
     described = read_description(table) or {}
-    return {as_text(label): column for column, label in enumerate(described["labels"])}
+    names = dict.fromkeys([*described["labels"], *described["classes"]])
+    return {as_text(label): column for column, label in enumerate(names)}
 
 
 def _fill_yolo(table: Path, folder: Path) -> None:

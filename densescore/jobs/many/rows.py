@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -42,8 +42,8 @@ class Kept:
     maps: bool = False
     patch_scores: bool = False
 
-    def check(self, labels: Sequence[str]) -> None:
-        """Refuse what no image could give.
+    def checked(self, labels: Sequence[str]) -> "Kept":
+        """The same, with classes and groups by the names that results have; what no image could give is refused.
 
         Raises:
             DensescoreError: names the argument.
@@ -54,8 +54,7 @@ class Kept:
             raise DensescoreError(f"mapped must be at least 0, got {self.mapped}")
         if self.maps and not (self.mapped or self.classes):
             raise DensescoreError("maps are kept of the mapped classes, of which there are none: mapped is 0")
-        for label in self.classes:
-            find_classes(label, labels)
+        return replace(self, classes=tuple(dict.fromkeys(find_classes(name, labels).label for name in self.classes)))
 
     @property
     def arrays(self) -> bool:

@@ -53,8 +53,7 @@ def score_table(
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingPackageError(f"a table of scores needs {error.name}: pip install 'densescore[many]'") from error
-    kept = kept or Kept()
-    kept.check(scorer.labels)
+    kept = (kept or Kept()).checked(scorer.labels)
     engine, context = engine or local_engine(scorer), context or scorer.context
     columns = schema(kept, len(scorer.labels))
     # The columns, too: parts that another version of densescore wrote may have others.

@@ -51,8 +51,9 @@ function rank() {
       && image.name.toLowerCase().includes(text))
     .sort((a, b) => (b.found?.confidence ?? -1) - (a.found?.confidence ?? -1));
   for (const {image, found} of ranked) {
+    const same = image.label === found?.label;
     image.label = found?.label;
-    if (shown.has(image)) show(image);
+    if (shown.has(image) && !same) show(image); // a slider's every step would draw all maps again
   }
   find('#images').replaceChildren(...ranked.map(({image}) => image.card));
   find('#count').textContent = ranked.length ? `${number(ranked.length, 'image')} of ${images.length.toLocaleString('en')}, best first`

@@ -22,6 +22,8 @@ from densescore.jobs.many import exports
 from densescore.jobs.many.exports import Exports, label_file
 from densescore.jobs.many.rows import Kept, Row
 from densescore.jobs.many.table import score_table
+from densescore.models.labels import imagenet_labels
+from tests.conftest import Toy
 
 NAMES = [b"a,b.png", b'"quoted".png', b"a\nb.png", b"caf\xe9.png", b"=1+1.png", b"@x.png", b"-deep/+x.png", b"x.png",
          b"x.bmp", b"deep/x.png", b"\xe2\x80\xae \xf0\x9f\x98\x80.png"]  # fmt: skip
@@ -277,3 +279,18 @@ def test_forms_need_no_other_forms(scorer: DenseScorer, pictures: list[str], tmp
     with pytest.raises(DensescoreError, match=r"sub/a\.csv: cannot be written"):
         (tmp_path / "sub").touch()
         Exports(csv=tmp_path / "sub" / "a.csv").write(table)
+
+
+def test_groups_of_classes_are_numbered_after_the_classes(pictures: list[str], tmp_path: Path) -> None:
+    labels = imagenet_labels()
+    scorer = DenseScorer(Toy(1000), labels=labels, patch_size=20, scales=(1, 1.5), runtime="torch")
+    table = tmp_path / "results.parquet"
+    score_table(pictures[:2], table, scorer, Kept(classes=("Dog", "tabby", "insect")))
+    exports = Exports(coco=tmp_path / "results.json", yolo=tmp_path / "yolo")
+    exports.write(table)
+    records = json.loads((tmp_path / "results.json").read_text())
+    found = {(record["category_name"], record["category_id"]) for record in records}
+    assert found == {("dog", 1000), ("tabby", 281), ("insect", 1001)}
+    lines = [line for file in (tmp_path / "yolo" / "labels").rglob("*.txt") for line in file.read_text().splitlines()]
+    assert {line.split()[0] for line in lines} == {"1000", "281", "1001"}
+    assert '  1001: "insect"' in (tmp_path / "yolo" / "data.yaml").read_text().splitlines()
