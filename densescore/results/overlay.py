@@ -86,7 +86,8 @@ def overlay(
     axes = figure.add_subplot()
     norm = draw_map(axes, image, scores, label, colors=colors, opacity=opacity, colormap=colormap)
     axes.set_title(describe_peak(scores, label), parse_math=False)
-    figure.colorbar(ScalarMappable(norm, colormap), ax=axes, fraction=0.046, pad=0.02, label=COLOR_BAR)
+    text = COLOR_BAR if height * zoom > 350 else "mean score"  # as long as the bar of a panorama
+    figure.colorbar(ScalarMappable(norm, colormap), ax=axes, fraction=0.046, pad=0.02, label=text)
     return figure
 
 

@@ -175,7 +175,7 @@ def test_verbose_names_the_scorer(tmp_path: Path, toy_scorer: DenseScorer, monke
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(picture)
     assert run("classify", picture, "-q").stderr == ""
     told = run("classify", picture, "-v").stderr
-    assert told.startswith(f"{toy_scorer.name}: {len(toy_scorer.labels)} classes; scales ")
+    assert told.startswith(f"{toy_scorer.name!r}, {len(toy_scorer.labels)} classes; scales ")
     assert f"float32 on cpu by {toy_scorer.runtime}" in told
 
 

@@ -393,6 +393,7 @@ def test_the_commands_from_boxes_to_a_head_that_works(
     toy: DenseScorer, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(RECIPES, "default", QUICK)
+    monkeypatch.setattr("densescore.cli.progress.INTERVAL", 0.0)
     head, cache, out = tmp_path / "head.safetensors", tmp_path / "cache", tmp_path / "results"
     scales = ["--scales", "1,1.5,2.3"]
     arguments: list[str | Path] = ["train", "--data", voc, "--model", "toy", "--out", head, "--cache", cache, *scales]
@@ -402,6 +403,7 @@ def test_the_commands_from_boxes_to_a_head_that_works(
     assert {path.name for path in tmp_path.iterdir()} == {"head.safetensors", "cache"}  # no checkpoint left
     assert f"stage 1 of 3, round 1 of up to {QUICK.max_rounds}: loss " in trained.stderr
     assert f"({PATCH_LOSS[QUICK.objective]})" in trained.stderr
+    assert "features: 36 of 36, " in trained.stderr
     refused = run(*arguments)
     assert (refused.exit_code, "exists already" in refused.stderr) == (2, True)
 
@@ -411,6 +413,8 @@ def test_the_commands_from_boxes_to_a_head_that_works(
     record = json.loads(evaluated.stdout)
     assert record["means"]["ap"] > 0.8
     assert {row["label"] for row in record["classes"]} == set(CLASSES)
+    assert "images: 12 of 12, " in evaluated.stderr
+    assert f"curves and pictures: {len(CLASSES)} of {len(CLASSES)}, " in evaluated.stderr
     lines = (out / "comp1_cls_val_red.txt").read_text().splitlines()
     assert [line.split()[0] for line in lines] == (voc / "ImageSets/Main/val.txt").read_text().split()
     for name in ("pr_red.png", "top_red.png"):

@@ -1,6 +1,7 @@
 """Trainings that change the network below the head: from random weights, and from FC6 on."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -138,10 +139,16 @@ def test_the_commands(
     voc: Path, tmp_path: Path, options: list[str], trained: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(RECIPES, "default", QUICK)
+    monkeypatch.setattr("densescore.cli.progress.INTERVAL", 0.0)
     head = tmp_path / "head.safetensors"
     arguments = ["train", "--data", voc, "--model", "toy", "--out", head, "--cache", tmp_path / "cache", *options]
     result = CliRunner().invoke(app, [*map(str, arguments), "--patch-share", "0.3", "--json"])
     assert result.exit_code == 0, result.output
+    whole = "--from-scratch" in options
+    assert re.search(
+        r"batches of the round: \d of 3, \S+ batches/s" if whole else "features: 36 of 36, ", result.stderr
+    )
+    assert ("stage 1 of 1, round 1 of up to " if whole else "stage 1 of 3, round 1 of up to 6: ") in result.stderr
     file = load_head(head)
     assert len(file.backbone_weights) == trained
     assert file.training["recipe"]["rule"]["patch_share"] == 0.3
