@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -15,7 +17,7 @@ from torchvision.transforms import v2
 
 from densescore import DenseScorer, read_image
 from densescore.data.boxed_set import BoxedImage, BoxedSet
-from densescore.data.labeled_set import DIFFICULT, POSITIVE
+from densescore.data.labeled_set import DIFFICULT, POSITIVE, LabeledSet
 from densescore.evaluation.average_precision import average_precision, precision_recall
 from densescore.evaluation.evaluate import TOLERANCE
 from densescore.models import load_classifier
@@ -73,6 +75,35 @@ def linear_probe(train: BoxedSet, val: BoxedSet, whole: bool) -> tuple[Row, NDAr
     row = {"map": mean_ap(val, features[1] @ weights.T + biases)}
     print("linear probe", "whole image" if whole else "center crop", row, flush=True)
     return row, weights, biases
+
+
+@cache
+def _whole_image(path: Path) -> NDArray[np.float64]:
+    """Pooled features of a whole image: ``[D]``."""
+    scorer = _probe_scorer()
+    small = cv2.resize(read_image(path), (224, 224), interpolation=cv2.INTER_AREA)
+    return scorer.features(small)[0].double().numpy()
+
+
+@cache
+def _probe_scorer() -> DenseScorer:
+    return DenseScorer("lite0", scales=(1.0,))
+
+
+def probe_on(train: LabeledSet, val: BoxedSet) -> Row:
+    """`linear_probe` of whole images on few images; a class that none or all of them show ranks at random."""
+    features = [np.stack([_whole_image(image.path) for image in images.images]) for images in (train, val)]
+    scaler, truth = StandardScaler().fit(features[0]), train.truth()
+    scores = np.zeros((len(val.images), truth.shape[1]))
+    for column in range(truth.shape[1]):
+        kept = truth[:, column] != DIFFICULT
+        shown = truth[kept, column] == POSITIVE
+        if shown.any() and not shown.all():
+            fitted = LogisticRegression(C=0.01, max_iter=2000).fit(scaler.transform(features[0][kept]), shown)
+            scores[:, column] = fitted.decision_function(scaler.transform(features[1]))
+        else:
+            scores[:, column] = np.random.default_rng(column).random(len(scores))
+    return {"map": mean_ap(val, scores)}
 
 
 def grad_cam(train: BoxedSet, val: BoxedSet) -> Row:

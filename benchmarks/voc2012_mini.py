@@ -18,10 +18,11 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from voc2012_baselines import CLASSES, Row, fine_tuning, grad_cam, image_center, linear_probe
+from voc2012_baselines import CLASSES, Row, fine_tuning, grad_cam, image_center, linear_probe, probe_on
 
 from densescore import DenseScorer, DenseScores
-from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.data.boxed_set import BoxedImage
+from densescore.data.labeled_set import LabeledImage, LabeledSet
 from densescore.data.load import load_boxed
 from densescore.evaluation.evaluate import ClassResult, evaluate_classes, k_curve, mean_of, score_set
 from densescore.io.files import atomic_write
@@ -30,7 +31,7 @@ from densescore.scoring.fingerprint import Context
 from densescore.transfer.feature_cache import DEFAULT_CACHE, FeatureCache
 from densescore.transfer.from_scratch import train_from_scratch
 from densescore.transfer.patch_labels import LabelRule, Overlap
-from densescore.transfer.pipeline import cached_features, cached_scores, describe, head_file, train_both
+from densescore.transfer.pipeline import cached_features, cached_scores, describe, head_file, train_all
 from densescore.transfer.recipe import RECIPES, Recipe
 from densescore.transfer.rounds import Round
 from densescore.transfer.training_patches import gather
@@ -45,6 +46,15 @@ NUMBERS = {
     "pointing_map_maximum_pooled": "… all pairs",
     "located_map": "AP with location",
 }
+COUNTS = (50, 10, 25, 100, 200)
+"""Training images in the table of few images."""
+
+EARLIER = Recipe(
+    objective="multilabel", scales=(0.7, 1.0, 1.3, 2.0, 2.8), test_scales=(0.7, 1.0, 1.3, 2.0, 2.8, 4.0), round=16_384,
+    tolerance=0.05, max_rounds=4, image_rounds=6,
+)  # fmt: skip
+"""The default recipe of densescore 0.1: what the rows without mirror images change, one thing at a time."""
+
 FEW = (0.7, 1.0, 1.3)
 """Scales of the comparison with crops: 23 patches an image, for 787 crops take 25 s (results/imagenet_samples.json)."""
 
@@ -54,7 +64,9 @@ CONTEXTS: dict[str, tuple[Context, Context]] = {
     "crops in training, dense at test": ("patch", "image"),
     "dense in training and at test": ("image", "image"),
 }
-ROWS = "probe,transfer,center,localization,paper,objective,overlap,images,flips,crops,finetune,scratch"
+ROWS = (
+    "probe,transfer,labels,mixed,images,ladder,center,localization,paper,objective,overlap,flips,crops,finetune,scratch"
+)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -72,19 +84,21 @@ class Experiment:
         recipe: Recipe,
         *,
         images: int | None = None,
+        boxed: int | None = None,
         seeds: int | None = None,
         contexts: tuple[Context, Context] = ("image", "image"),
     ) -> Row:
         """Train and evaluate heads; those of the same recipe from an earlier run are kept, and their numbers.
 
-        `images`: only as many of the training images, drawn by the seed. `contexts`: in training, and at test.
+        `images`: only as many of the training images, drawn by the seed. `boxed`: so many of these with their boxes,
+        the others with labels alone; all by default. `contexts`: in training, and at test.
         """
         runs = []
         for seed in range(seeds or self.seeds):
             path = self.heads / f"{name.replace(' ', '-')}-{seed}.safetensors"
             numbers = path.with_suffix(".json")
             if not path.is_file() or load_head(path).training["recipe"] != json.loads(json.dumps(asdict(recipe))):
-                self.train_one(path, recipe, seed, images, contexts[0])
+                self.train_one(path, recipe, seed, self.drawn(seed, images, boxed), contexts[0])
                 numbers.unlink(missing_ok=True)
             if not numbers.is_file():
                 scorer = DenseScorer(path)
@@ -94,18 +108,25 @@ class Experiment:
             print(name, seed, {key: value for key, value in runs[-1].items() if key != "classes"}, flush=True)
         return summary(runs)
 
-    def train_one(self, path: Path, recipe: Recipe, seed: int, images: int | None, context: Context) -> None:
+    def drawn(self, seed: int, images: int | None, boxed: int | None) -> LabeledSet:
+        """Some of the training images, of which some have boxes."""
+        order = np.random.default_rng(seed).permutation(len(self.train.images))[:images]
+        with_boxes = set(order[:boxed].tolist())
+        chosen = [(i in with_boxes, self.train.images[i]) for i in sorted(order.tolist())]
+        kept = tuple(image if whole else without_boxes(image) for whole, image in chosen)
+        return LabeledSet(self.train.name, self.train.classes, kept)
+
+    def train_one(self, path: Path, recipe: Recipe, seed: int, images: LabeledSet, context: Context) -> None:
         """Train a head and write it, with the seconds that it took (features from the cache included)."""
         start, cpu_start = time.perf_counter(), time.process_time()
         scorer = DenseScorer("lite0", scales=recipe.scales)
         cache = FeatureCache(scorer, self.folder, context=context)
-        boxed = self.train
-        if images is not None:
-            chosen = np.sort(np.random.default_rng(seed).permutation(len(boxed.images))[:images])
-            boxed = BoxedSet(boxed.name, boxed.classes, tuple(boxed.images[i] for i in chosen))
-        patches = gather(boxed, cached_features(scorer, cache), recipe, seed)
-        head = train_both(patches, len(boxed.classes), recipe, seed)
-        file = head_file(boxed, patches, head, recipe, seed, **describe(scorer, cache))
+        features = cached_features(scorer, cache)
+        patches = gather(images, features, recipe, seed)
+        losses: list[Round] = []
+        head = train_all(images, features, patches, recipe, seed, callback=losses.append)
+        curve = [round(done.loss, 4) for done in losses]
+        file = head_file(images, patches, head, recipe, seed, **describe(scorer, cache), losses=curve)
         save_timed(path, file, start, cpu_start)
 
     def scratch(self, recipe: Recipe, seed: int = 0) -> Row:
@@ -148,6 +169,11 @@ class Experiment:
         }
 
 
+def without_boxes(image: BoxedImage) -> LabeledImage:
+    """The image with its labels alone."""
+    return LabeledImage(name=image.name, path=image.path, height=image.height, width=image.width, truth=image.truth)
+
+
 def print_round(done: Round) -> None:
     """Print a round's loss."""
     print(done, flush=True)
@@ -183,7 +209,7 @@ def summary(runs: list[Row]) -> Row:
 def rows(experiment: Experiment) -> dict[str, Callable[[], dict[str, Row]]]:
     """Groups of rows by the name that ``--rows`` takes."""
     default, train, val = RECIPES["default"], experiment.train, experiment.val
-    plain = replace(default, flips=False)  # half of the patches; what changes one thing at a time changes it in this
+    plain = replace(EARLIER, flips=False)  # half of the patches; what changes one thing at a time changes it in this
 
     def vary(recipes: dict[str, Recipe]) -> dict[str, Row]:
         return {name: experiment.transfer(name, recipe, seeds=1) for name, recipe in recipes.items()}
@@ -203,7 +229,7 @@ def rows(experiment: Experiment) -> dict[str, Callable[[], dict[str, Row]]]:
                     image_rounds=rounds,
                 )
                 for objective in ("softmax", "multilabel")
-                for rounds in (0, default.image_rounds)
+                for rounds in (0, EARLIER.image_rounds)
             }
         ),
         "overlap": lambda: vary(
@@ -214,9 +240,12 @@ def rows(experiment: Experiment) -> dict[str, Callable[[], dict[str, Row]]]:
                 for overlap in get_args(Overlap)
             }
         ),
-        "images": lambda: {
-            f"no mirror images, {count} training images": experiment.transfer(f"images {count}", plain, images=count)
-            for count in (50, 100, 200)
+        "labels": lambda: {"labels only, default recipe": experiment.transfer("labels", default, boxed=0)},
+        "mixed": lambda: {"boxes on 50 images, labels on the others": experiment.transfer("mixed", default, boxed=50)},
+        **{f"images{count}": functools.partial(few_images, experiment, count) for count in COUNTS},
+        "ladder": lambda: {
+            f"ladder, {title}": experiment.transfer(f"ladder {number}", recipe, seeds=1)
+            for number, (title, recipe) in enumerate(ladder().items())
         },
         "center": lambda: {"always the image's center": summary([image_center(val)])},
         "localization": lambda: {"Grad-CAM on the linear probe": summary([grad_cam(train, val)])},
@@ -229,6 +258,46 @@ def rows(experiment: Experiment) -> dict[str, Callable[[], dict[str, Row]]]:
         },
         "finetune": lambda: {"full fine-tuning of whole images": summary([fine_tuning(train, val)])},
         "scratch": lambda: {"NO PRETRAIN: the same network from random weights": experiment.scratch(default)},
+    }
+
+
+def ladder() -> dict[str, Recipe]:
+    """From the paper's recipe, at the default's scales, to the default: one step after another."""
+    default, recipe = RECIPES["default"], RECIPES["paper"]
+    recipe = replace(recipe, scales=default.scales, test_scales=default.test_scales)
+    steps: dict[str, dict[str, Any]] = {
+        "the paper's, at five scales and a sixth at test": {},
+        "+ a patch may touch another class's object": {"rule": default.rule},
+        "+ a sigmoid per class": {"objective": "multilabel"},
+        "+ standardized features": {"standardize": True},
+        "+ mirror images, shorter stages": {"flips": True, "round": 16_384, "tolerance": 0.05, "max_rounds": 4},
+        "+ image labels": {"image_rounds": 6},
+        "+ principal components": {"components": default.components, "width": default.width},
+        "+ dropout of features, gentler on image labels": {
+            name: getattr(default, name)
+            for name in (
+                "feature_dropout", "max_gradient", "image_rounds", "image_patches", "image_learning_rate",
+                "patch_weight",
+            )
+        },
+        "+ four heads: the default": {"heads": default.heads, "self_labels": default.self_labels},
+    }  # fmt: skip
+    rungs = {}
+    for title, changes in steps.items():
+        recipe = replace(recipe, **changes)
+        rungs[title] = recipe
+    return rungs
+
+
+def few_images(experiment: Experiment, count: int) -> dict[str, Row]:
+    """Boxes, labels, and a linear probe, each on the same drawn images."""
+    default = RECIPES["default"]
+    return {
+        f"{count} images, boxes": experiment.transfer(f"images {count} boxes", default, images=count),
+        f"{count} images, labels": experiment.transfer(f"images {count} labels", default, images=count, boxed=0),
+        f"{count} images, linear probe": summary(
+            [probe_on(experiment.drawn(seed, count, 0), experiment.val) for seed in range(experiment.seeds)]
+        ),
     }
 
 
@@ -278,7 +347,7 @@ def main() -> None:
     experiment = Experiment(options.data, options.cache, options.seeds, options.heads)
     path = options.results / "voc2012_mini.json"
     groups = rows(experiment)
-    for name in options.rows.split(","):
+    for name in options.rows.replace("images", ",".join(f"images{count}" for count in COUNTS)).split(","):
         start = time.perf_counter()
         made = groups[name]()
         results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
