@@ -16,6 +16,7 @@ ROOMS = (
 )  # fmt: skip
 """From the bottom to the top: each may import itself and those before it."""
 HEAVY = (
+    "av",
     "torch", "torchvision", "timm", "triton", "openvino", "onnx", "onnxruntime", "matplotlib", "gradio", "fastapi",
     "uvicorn", "ray", "zarr", "tifffile", "pyarrow", "pandas", "supervision", "pycocotools", "sklearn", "skimage",
 )  # fmt: skip

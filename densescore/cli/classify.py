@@ -7,7 +7,7 @@ import typer
 
 from densescore.cli.command import command
 from densescore.cli.console import say_json, show_table
-from densescore.cli.images import Images, JsonLines, each
+from densescore.cli.images import Fps, Images, JsonLines, each
 from densescore.cli.options import ScorerOptions
 
 
@@ -17,6 +17,7 @@ from densescore.cli.options import ScorerOptions
 )
 def classify(
     images: Images,
+    fps: Fps = None,
     top: Annotated[int, typer.Option(help="Classes to name per image.", min=1)] = 5,
     as_json: JsonLines = False,
     options: ScorerOptions = ScorerOptions(),
@@ -24,8 +25,9 @@ def classify(
     """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
     options.arguments()
     from densescore.io.find_images import list_images
+    from densescore.jobs.many.inputs import image_names
 
-    paths = list_images(images)
+    paths = [Path(name) for path in list_images(images, videos=fps is not None) for name in image_names(path, fps)]
     scorer = options.build()
 
     def work(path: Path) -> None:

@@ -6,14 +6,16 @@ from typing import Annotated
 import typer
 
 from densescore.cli.command import command
-from densescore.cli.console import say, say_json
+from densescore.cli.console import err, say, say_json
 from densescore.cli.images import Images, JsonLines, each
 from densescore.cli.options import ClassOptions, Overwrite, ScorerOptions, check_new, one_of, out_option
+from densescore.cli.progress import Progress
 
 
 @command(
     "densescore heatmap photo.jpg --classes 'tabby,Egyptian cat'",
     "densescore heatmap photos/ --top 3 -o maps",
+    "densescore heatmap clip.mp4 --classes 'golden retriever' --fps 10",
 )
 def heatmap(
     images: Images,
@@ -31,11 +33,19 @@ def heatmap(
     ] = "relative",
     opacity: Annotated[float, typer.Option(help="Of the color at the peak.", min=0, max=1)] = 0.65,
     colormap: Annotated[str, typer.Option(help="A colormap of matplotlib.")] = "turbo",
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            help="Frames per second of videos. With it, videos are also taken out of folders.",
+            min=1e-6,
+            show_default="5",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: JsonLines = False,
     options: ScorerOptions = ScorerOptions(),
 ) -> None:
-    """Write response maps: per class an overlay PNG and the raw map (npz), per image a folder and manifest.json."""
+    """Write response maps: per class a picture and the raw map (npz); of a video an annotated one and a table (csv)."""
     options.arguments()
     one_of(colors, ("relative", "absolute", "rescaled"), "--colors")
     options.check_classes(classes.names)
@@ -43,10 +53,12 @@ def heatmap(
     from densescore.io.find_images import list_images
     from densescore.io.images import read_image
     from densescore.io.names import folder_names
+    from densescore.io.video import is_video
+    from densescore.jobs.annotated_video import annotate_video
     from densescore.models.labels import find_label
     from densescore.results.heatmaps import HEATMAPS, export_heatmaps
 
-    paths = list_images(images)
+    paths = list_images(images, videos=fps is not None)
     scorer = options.build()
     for name in classes.names:
         find_label(name, scorer.labels)
@@ -57,6 +69,9 @@ def heatmap(
     def work(path: Path) -> None:
         folder = out / folders[path]
         check_new(folder, overwrite, inputs, HEATMAPS)
+        if is_video(path):
+            work_on_video(path, folder)
+            return
         pixels = read_image(path)
         scores = scorer.score(pixels)
         labels = classes.names or [best.label for best in scores.top(top)]
@@ -77,5 +92,28 @@ def heatmap(
             return
         for entry in manifest["classes"]:
             say(f"{folder / entry['overlay']}  {entry['label']}: map peak {entry['map_maximum']:.3f}")
+
+    def work_on_video(path: Path, folder: Path) -> None:
+        with Progress("frames", shown=len(paths) == 1 or not err.is_terminal) as progress:  # one bar at a time
+            task = progress.add(path.name)
+            manifest = annotate_video(
+                path,
+                scorer,
+                folder,
+                classes.names,
+                top=top,
+                fps=fps or 5.0,
+                colors=colors,  # type: ignore[arg-type]
+                opacity=opacity,
+                colormap=colormap,
+                overwrite=overwrite,
+                inputs=inputs,
+                callback=lambda done, total: progress.update(task, done, total=total),
+            )
+        if as_json:
+            say_json({"folder": str(folder), **manifest})
+            return
+        for entry in manifest["classes"]:
+            say(f"{folder / entry['video']}  {entry['label']}: {manifest['video']['frames']} frames")
 
     each(paths, as_json, work)
