@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from densescore.data.load import load_boxed, load_set
     from densescore.errors import (
         DensescoreError,
+        DensescoreWarning,
         MissingPackageError,
         NotConvolutionalError,
         OutOfMemoryError,
@@ -52,7 +53,14 @@ _EXPORTS = {
     "data.boxed_set": ("BoxedImage", "BoxedSet"),
     "data.labeled_set": ("LabeledImage", "LabeledSet"),
     "data.load": ("load_boxed", "load_set"),
-    "errors": ("DensescoreError", "MissingPackageError", "NotConvolutionalError", "OutOfMemoryError", "WriteError"),
+    "errors": (
+        "DensescoreError",
+        "DensescoreWarning",
+        "MissingPackageError",
+        "NotConvolutionalError",
+        "OutOfMemoryError",
+        "WriteError",
+    ),
     "evaluation.evaluate": ("evaluate_classes", "score_set"),
     "geometry": ("PAPER_SCALES", "Level", "Pyramid"),
     "io.images": ("read_image",),
@@ -85,6 +93,7 @@ __all__ = [
     "DenseScorer",
     "DenseScores",
     "DensescoreError",
+    "DensescoreWarning",
     "FeatureCache",
     "HeadFile",
     "LabeledImage",

@@ -25,6 +25,7 @@ def classify(
     """Rank the classes of each image by the paper's score, the mean k-th power of its patches' scores."""
     options.arguments()
     from densescore.io.find_images import list_images
+    from densescore.io.names import text_values
     from densescore.jobs.many.inputs import image_names
 
     paths = [Path(name) for path in list_images(images, videos=fps is not None) for name in image_names(path, fps)]
@@ -35,7 +36,7 @@ def classify(
         if as_json:
             from densescore.results.heatmaps import describe
 
-            say_json({**describe(scores, str(path)), "top": [ranked._asdict() for ranked in scores.top(top)]})
+            say_json({**describe(scores, str(path)), "top": text_values([best._asdict() for best in scores.top(top)])})
             return
         top_patch = {
             best.label: scores.patch_scores[:, scores.index(best.label)].max().item() for best in scores.top(top)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from densescore.errors import DensescoreError, MissingPackageError
+from densescore.errors import DensescoreError, DensescoreWarning, MissingPackageError
 from densescore.io.color import usable_profile
 from densescore.io.png import is_rgb16, rgb16, without_text
 from densescore.io.samples import Pixels, Samples
@@ -163,6 +163,8 @@ def _orientation(image: Image.Image, name: str) -> int:
     try:
         orientation = image.getexif().get(0x0112, 1)
     except Exception as error:  # whatever a broken block of metadata leads to
-        warnings.warn(f"{name}: its EXIF data are broken, so it is read as it is stored: {error}", stacklevel=2)
+        warnings.warn(
+            f"{name}: its EXIF data are broken, so it is read as it is stored: {error}", DensescoreWarning, stacklevel=2
+        )
         return 1
     return int(orientation) if orientation in range(1, 9) else 1

@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 import cv2
 import numpy as np
 
-from densescore.errors import DensescoreError, MissingPackageError
+from densescore.errors import DensescoreError, DensescoreWarning, MissingPackageError
 from densescore.io.samples import Pixels, Samples
 from densescore.io.windows import upright
 
@@ -321,6 +321,7 @@ class _Reader:
             warnings.warn(
                 f"{self._path}: high dynamic range ({_HDR[image.color_trc]}): its colors come out pale, because they "
                 "are not tone mapped",
+                DensescoreWarning,
                 stacklevel=2,
             )
         alpha = 3 if any(part.is_alpha for part in image.format.components) else None

@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from densescore.errors import DensescoreError
 from densescore.io.images import Pixels
 from densescore.io.names import as_text
+from densescore.results.colorbar import add_colorbar
 from densescore.results.regions import find_regions
 from densescore.results.scores import DenseScores, Place
 
@@ -71,13 +71,7 @@ def draw_overlay(
     axes = figure.add_subplot()
     norm = draw_map(axes, image, scores, label, colors=colors, opacity=opacity, colormap=colormap)
     axes.set_title(describe_peak(scores, label), parse_math=False)
-    figure.colorbar(
-        ScalarMappable(norm, colormap),
-        ax=axes,
-        fraction=0.046,
-        pad=0.02,
-        label="mean score of the patches over a pixel",
-    )
+    add_colorbar(figure, axes, norm, colormap)
     figure.savefig(path, dpi=100, format="png")
 
 
