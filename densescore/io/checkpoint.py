@@ -13,7 +13,7 @@ from densescore.io.files import atomic_write, clear_scratch, remove_folder
 from densescore.io.locks import exclusive
 from densescore.io.marks import claim
 
-_KIND, _HOLDS = "checkpoints", (r"(patches|images|network)\.pt",)
+_KIND, _HOLDS = "checkpoints", (r"((patches|images)(-\d+)?|network)\.pt",)
 
 
 @contextmanager

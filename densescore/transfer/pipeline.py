@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from densescore.models import BACKGROUND
 from densescore.models.adaptation import AdaptationHead, HeadFile
 from densescore.results.scores import DenseScores
 from densescore.scoring.scorer import DenseScorer
+from densescore.transfer.feature_basis import feature_basis, in_basis
 from densescore.transfer.feature_cache import FeatureCache
+from densescore.transfer.head_ensemble import mean_head
 from densescore.transfer.recipe import Recipe
-from densescore.transfer.train_head import Callback, train_head
+from densescore.transfer.train_head import STAGES, Callback, train_head
 from densescore.transfer.training_patches import (
     Features,
     TrainingPatches,
@@ -27,7 +30,7 @@ from densescore.transfer.training_patches import (
     check_every_class,
     gather,
 )
-from densescore.transfer.tune_on_images import train_on_images, tune_on_images
+from densescore.transfer.tune_on_images import IMAGE_STAGES, train_on_images, tune_on_images
 
 
 def cached_features(scorer: DenseScorer, cache: FeatureCache) -> Features:
@@ -115,9 +118,47 @@ def train_both(
 ) -> AdaptationHead:
     """Train on labeled patches, then on image labels: `train_head` and `tune_on_images`.
 
-    Without labeled patches, on image labels alone: `train_on_images`. `checkpoint` is a folder for the files of both.
+    Without labeled patches, on image labels alone: `train_on_images`. A recipe with several heads trains each so, from
+    weights and draws of its own, and takes their mean.
+
+    Args:
+        patches: see `gather`.
+        classes: C, without background.
+        recipe: see `Recipe`.
+        seed: of the first weights, the order and dropout.
+        checkpoint: a folder for the files of all parts.
+        callback: called after each round; each head's stages follow those of the head before.
+
+    Returns:
+        The layer, in evaluation mode, for raw features.
     """
-    files = [None if checkpoint is None else Path(checkpoint) / name for name in ("patches.pt", "images.pt")]
+    basis = feature_basis(patches, recipe.components) if recipe.standardize else None
+    patches = patches if basis is None else in_basis(patches, basis)
+    seeds = [seed, *np.random.SeedSequence(seed).generate_state(recipe.heads - 1).tolist()]
+    heads = []
+    for number, own_seed in enumerate(seeds):
+        later = partial(_later, callback, number * (STAGES + IMAGE_STAGES))
+        heads.append(_train_one(patches, classes, recipe, own_seed, checkpoint, number, later))
+    head = mean_head(heads) if len(heads) > 1 else heads[0]
+    return head if basis is None else basis.fold(head)
+
+
+def _later(callback: Callback, offset: int, stage: int, number: int, loss: float) -> None:
+    callback(offset + stage, number, loss)
+
+
+def _train_one(
+    patches: TrainingPatches,
+    classes: int,
+    recipe: Recipe,
+    seed: int,
+    checkpoint: str | os.PathLike[str] | None,
+    number: int,
+    callback: Callback,
+) -> AdaptationHead:
+    """The head of this number; `checkpoint` is the folder of the files of all."""
+    names = [f"{part}-{number}.pt" for part in ("patches", "images")]
+    files = [None if checkpoint is None else Path(checkpoint) / name for name in names]
     if not len(patches.features):
         return train_on_images(patches, classes, recipe, seed, checkpoint=files[1], callback=callback)
     head = train_head(patches, classes, recipe, seed, checkpoint=files[0], callback=callback)

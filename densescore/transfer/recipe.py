@@ -28,7 +28,10 @@ class Recipe:
         flips: also train on each image's mirror image.
         standardize: shift and scale each feature to mean 0 and variance 1 over the training patches. The trained layer
             takes raw features all the same: the shift and scale are folded into FCa.
-        width: outputs of FCa.
+        components: with `standardize`, train along as many principal components of the features; 0 for all features.
+        heads: heads to train from different random weights. Their mean is one layer of `heads` times `width`; see
+            `densescore.transfer.head_ensemble`.
+        width: outputs of FCa, of each head.
         dropout: share of FCa's outputs that is dropped.
         learning_rate: of the first stage; each of two more stages takes a tenth of the one before.
         momentum: of SGD.
@@ -54,6 +57,8 @@ class Recipe:
     balance: float = 0.0
     flips: bool = True
     standardize: bool = True
+    components: int = 0
+    heads: int = 1
     width: int = 2048
     dropout: float = 0.5
     learning_rate: float = 0.01
@@ -78,7 +83,19 @@ class Recipe:
             raise DensescoreError(f"background must lie in (0, 1], got {self.background}")
         if not 0 <= self.dropout < 1:
             raise DensescoreError(f"dropout must lie in [0, 1), got {self.dropout}")
-        for name in ("width", "batch", "round", "patience", "max_rounds", "image_bag", "image_patches", "image_batch"):
+        if self.components < 0:
+            raise DensescoreError(f"components must be at least 0, got {self.components}")
+        for name in (
+            "heads",
+            "width",
+            "batch",
+            "round",
+            "patience",
+            "max_rounds",
+            "image_bag",
+            "image_patches",
+            "image_batch",
+        ):
             if getattr(self, name) < 1:
                 raise DensescoreError(f"{name} must be at least 1, got {getattr(self, name)}")
 

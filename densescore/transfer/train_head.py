@@ -42,15 +42,14 @@ def train_head(
         recipe: see `Recipe`.
         seed: of the layer's first weights, the order of the patches and dropout.
         below: trained layers (FC6 and FC7) that stand between the patches' features and the head; changed in place, at
-            a tenth of the head's learning rate. Features are then not standardized: the layers know them as they are.
+            a tenth of the head's learning rate.
         checkpoint: a file that is written after each round and read at the start if it is there, so that a training
             that was killed goes on from its last round to the very weights that it would have had. The caller removes
             it.
         callback: called after each round.
 
     Returns:
-        The layer, in evaluation mode, for raw features: ``[N, D]`` → ``[N, C + 1]`` logits, or ``[N, C]`` for
-        ``"multilabel"``.
+        The layer, in evaluation mode: ``[N, D]`` → ``[N, C + 1]`` logits, or ``[N, C]`` for ``"multilabel"``.
 
     Raises:
         DensescoreError: the loss is not finite, or `checkpoint` belongs to another training.
@@ -63,8 +62,6 @@ def train_head(
     labels = torch.from_numpy(patches.labels)
     weights = _weights(patches, classes, recipe)
     head = new_head(width, classes, recipe, seed)
-    standardize = recipe.standardize and below is None
-    shift, scale = feature_moments(features) if standardize else (torch.zeros(()), torch.ones(()))
     network = head if below is None else nn.Sequential(below, head)
     groups = [{"params": head.parameters(), "rate": recipe.learning_rate}]
     if below is not None:
@@ -76,11 +73,10 @@ def train_head(
     while schedule.stage < STAGES:
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] / 10**schedule.stage
-        loss = _run_round(network, optimizer, features, labels, weights, shift, scale, recipe, [seed, schedule.total])
+        loss = _run_round(network, optimizer, features, labels, weights, recipe, [seed, schedule.total])
         callback(schedule.stage, schedule.round, loss)
         check_finite(loss, recipe.learning_rate)
         schedule.advance(loss, recipe.tolerance, recipe.patience, recipe.max_rounds)
-    fold_standardization(head, shift, scale)
     network.eval()
     return head
 
@@ -119,27 +115,6 @@ def patch_loss(logits: Tensor, labels: Tensor, objective: Objective) -> Tensor:
     return (losses * known).sum() / len(labels)
 
 
-def feature_moments(features: Tensor, rows: int = 8192) -> tuple[Tensor, Tensor]:
-    """Mean, and one over the standard deviation, of each feature: float32 ``[D]`` each.
-
-    Args:
-        features: ``[N, D]``, of any float dtype.
-        rows: as many at a time, so that float16 features are not copied whole.
-    """
-    count = len(features)
-    mean = torch.stack([part.double().sum(0) for part in features.split(rows)]).sum(0) / count
-    variance = torch.stack([(part.double() - mean).square().sum(0) for part in features.split(rows)]).sum(0) / count
-    # A feature that never varies carries nothing, and must not be divided by nearly zero.
-    return mean.float(), variance.clamp(min=1e-6).rsqrt().float()
-
-
-def fold_standardization(head: AdaptationHead, shift: Tensor, scale: Tensor) -> None:
-    """Make a head that was trained on ``(x - shift) * scale`` take x: ``W (x - m) s + b = (W s) x + (b - W s m)``."""
-    with torch.no_grad():
-        head.fca.weight.mul_(scale)
-        head.fca.bias.sub_((head.fca.weight * shift).sum(1))
-
-
 def _weights(patches: TrainingPatches, classes: int, recipe: Recipe) -> Tensor | None:
     """How often each patch is drawn, relative to the others: float64 ``[N]``; None where all are alike."""
     if recipe.balance == 0:
@@ -159,8 +134,6 @@ def _run_round(
     features: Tensor,
     labels: Tensor,
     weights: Tensor | None,
-    shift: Tensor,
-    scale: Tensor,
     recipe: Recipe,
     seeds: list[int],
 ) -> float:
@@ -175,8 +148,7 @@ def _run_round(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(np.random.default_rng([*seeds, 1]).integers(2**62)))  # of dropout
         for batch in order.split(recipe.batch):
-            standard = (features[batch].float() - shift) * scale  # [N, D]
-            loss = patch_loss(network(standard), labels[batch], recipe.objective)
+            loss = patch_loss(network(features[batch].float()), labels[batch], recipe.objective)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

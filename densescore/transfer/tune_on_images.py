@@ -21,16 +21,14 @@ from densescore.transfer.train_head import (
     STAGES,
     Callback,
     check_finite,
-    feature_moments,
-    fold_standardization,
     new_head,
     patch_loss,
 )
 from densescore.transfer.training_patches import TrainingPatches
 from densescore_kernels import power_mean
 
-RAW = (torch.zeros(()), torch.ones(()))
-"""Shift and scale of features that are taken as they are."""
+IMAGE_STAGES = 2
+"""The recipe's learning rate, then a tenth of it for the last quarter of the passes."""
 
 
 def tune_on_images(
@@ -39,7 +37,6 @@ def tune_on_images(
     recipe: Recipe,
     seed: int,
     *,
-    moments: tuple[Tensor, Tensor] = RAW,
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback = lambda *_: None,
 ) -> AdaptationHead:
@@ -50,7 +47,6 @@ def tune_on_images(
         patches: with bags.
         recipe: see `Recipe`; the last quarter of the passes has a tenth of the learning rate.
         seed: of the order and of dropout.
-        moments: shift and scale of the features that the head takes, ``(x - shift) * scale``; raw ones by default.
         checkpoint: as in `train_head`; another file.
         callback: called after each pass; its stages follow those of `train_head`.
 
@@ -76,7 +72,7 @@ def tune_on_images(
         draw = np.random.default_rng([seed, STAGES, schedule.total])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(draw.integers(2**62)))  # of dropout
-            loss = _run_round(head, optimizer, patches, recipe, moments, draw)
+            loss = _run_round(head, optimizer, patches, recipe, draw)
         callback(STAGES + schedule.stage, schedule.round, loss)
         check_finite(loss, recipe.learning_rate)
         schedule.advance(loss, 0.0, passes + 1, lengths[schedule.stage])
@@ -103,7 +99,7 @@ def train_on_images(
         callback: see `tune_on_images`.
 
     Returns:
-        The head, in evaluation mode, for raw features.
+        The head, in evaluation mode.
 
     Raises:
         DensescoreError: the recipe does not train on image labels; or see `tune_on_images`.
@@ -112,10 +108,7 @@ def train_on_images(
         raise DensescoreError("images have no boxes, and the recipe does not train on image labels: image_rounds is 0")
     width = patches.bags.shape[2]
     head = new_head(width, classes, recipe, seed)
-    moments = feature_moments(torch.from_numpy(patches.bags).flatten(0, 1)) if recipe.standardize else RAW
-    tune_on_images(head, patches, recipe, seed, moments=moments, checkpoint=checkpoint, callback=callback)
-    fold_standardization(head, *moments)
-    return head
+    return tune_on_images(head, patches, recipe, seed, checkpoint=checkpoint, callback=callback)
 
 
 def image_confidence(probabilities: Tensor, images: int, k: float) -> Tensor:
@@ -156,18 +149,17 @@ def _run_round(
     optimizer: torch.optim.Optimizer,
     patches: TrainingPatches,
     recipe: Recipe,
-    moments: tuple[Tensor, Tensor],
     draw: np.random.Generator,
 ) -> float:
     """One pass over the images; the mean image loss."""
     bags, truth = torch.from_numpy(patches.bags), torch.from_numpy(patches.truth)
     features, labels = torch.from_numpy(patches.features), torch.from_numpy(patches.labels)
-    (shift, scale), total, classes = moments, 0.0, truth.shape[1]
+    total, classes = 0.0, truth.shape[1]
     for chosen in torch.from_numpy(draw.permutation(len(bags))).split(recipe.image_batch):
         few = torch.from_numpy(draw.permutation(bags.shape[1])[: recipe.image_patches])
         sample = bags[chosen][:, few].flatten(0, 1)  # [B n, D]
         labeled = torch.from_numpy(draw.integers(0, len(features), recipe.batch if len(features) else 0))
-        logits = head((torch.cat([sample, features[labeled]]).float() - shift) * scale)
+        logits = head(torch.cat([sample, features[labeled]]).float())
         of_bags, of_patches = logits[: len(sample)], logits[len(sample) :]
         softmax = recipe.objective == "softmax"
         probabilities = of_bags.softmax(1)[:, :classes] if softmax else of_bags.sigmoid()

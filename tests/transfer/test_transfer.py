@@ -26,7 +26,7 @@ from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.patch_labels import LabelRule
 from densescore.transfer.pipeline import cached_features, cached_scores, train_both, train_model
 from densescore.transfer.recipe import RECIPES, Objective, Recipe
-from densescore.transfer.train_head import feature_moments, fold_standardization, patch_loss, train_head
+from densescore.transfer.train_head import patch_loss, train_head
 from densescore.transfer.training_patches import TrainingPatches, check_image_labels, gather, label_and_draw, mirrored
 from densescore.transfer.tune_on_images import image_confidence, image_loss, tune_on_images
 from densescore_kernels import power_mean
@@ -182,7 +182,7 @@ def clusters(classes: int, count: int = 900, seed: int = 0) -> TrainingPatches:
 
 def test_a_head_learns_and_takes_raw_features() -> None:
     losses: list[float] = []
-    head = train_head(clusters(3), 3, QUICK, 0, callback=lambda stage, number, loss: losses.append(loss))
+    head = train_both(clusters(3), 3, QUICK, 0, callback=lambda stage, number, loss: losses.append(loss))
     unseen = clusters(3, seed=9)
     predicted = head(torch.from_numpy(unseen.features).float()).argmax(1).numpy()
     assert (predicted == unseen.labels).mean() > 0.97
@@ -195,7 +195,7 @@ def test_the_multilabel_objective_learns_two_classes_in_one_patch() -> None:
     table[single.labels == 2, 0] = 1  # where class 2 is, class 0 is too
     table[::5, 1] = 0  # left out
     patches = replace(single, labels=table)
-    head = train_head(patches, 3, replace(QUICK, objective="multilabel"), 0)
+    head = train_both(patches, 3, replace(QUICK, objective="multilabel"), 0)
     unseen = clusters(3, seed=9)
     said = head(torch.from_numpy(unseen.features).float()).sigmoid().detach().numpy() > 0.5
     assert said.shape == (900, 3)
@@ -322,20 +322,9 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
         train_head(clusters(3), 3, replace(QUICK, learning_rate=1e9, standardize=False), 0)
 
 
-def test_standardisation_folds_into_the_layer() -> None:
-    from densescore.models import AdaptationHead
-
-    torch.manual_seed(0)
-    head, values = AdaptationHead(8, 4, 16).eval(), torch.randn(50, 8) * torch.arange(1, 9) + 7
-    shift, scale = feature_moments(values, rows=7)
-    torch.testing.assert_close(shift, values.mean(0), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(scale, 1 / values.std(0, correction=0), rtol=1e-4, atol=1e-5)
-    expected = head((values - shift) * scale)
-    fold_standardization(head, shift, scale)
-    torch.testing.assert_close(head(values), expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("field", "value"), [("objective", "hinge"), ("background", 0), ("batch", 0)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("objective", "hinge"), ("background", 0), ("batch", 0), ("heads", 0), ("components", -1)]
+)
 def test_recipes_are_checked(field: str, value: object) -> None:
     with pytest.raises(DensescoreError, match=field):
         Recipe(**{field: value})  # type: ignore[arg-type]
