@@ -74,8 +74,8 @@ def bench(
     )
     inputs = [image, *options.files]
     files = [path for path in (json_file, csv_file, plot) if path is not None]
-    for path in files:
-        check_new(path, overwrite, inputs)
+    for file in files:
+        check_new(file, overwrite, inputs)
     if len({path.resolve() for path in files}) < len(files):
         raise DensescoreError("--json, --csv and --plot: two of them name the same file")
     megapixels = numbers(resolutions, "--resolutions") if resolutions else ()

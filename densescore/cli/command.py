@@ -85,7 +85,7 @@ def _warnings_in_a_line() -> Iterator[None]:
             else:
                 usual(message, category, *where, **more)
 
-        warnings.showwarning = show  # type: ignore[assignment]
+        warnings.showwarning = show
         yield
 
 

@@ -18,7 +18,7 @@ def add_colorbar(figure: Figure, axes: Axes, norm: Normalize, colormap: str | Co
     range as an offset above the bar.
     """
     low, high = float(norm.vmin or 0), float(norm.vmax or 0)
-    ticks = (low, 0.1, 0.5, high) if isinstance(norm, PowerNorm) else (low, (low + high) / 2, high)
+    ticks: tuple[float, ...] = (low, 0.1, 0.5, high) if isinstance(norm, PowerNorm) else (low, (low + high) / 2, high)
     if not low < ticks[1] < high:  # a map of one value, in float32
         ticks = (low,)
     bar = figure.colorbar(

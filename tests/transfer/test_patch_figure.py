@@ -32,9 +32,12 @@ def test_each_object_has_a_tag_and_each_patch_left_out_a_reason(
     labels = label_patches(patches, boxes, image.classes, 2)
     figures: list[Any] = []
     save = matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(
-        "matplotlib.figure.Figure.savefig", lambda self, *x, **y: (figures.append(self), save(self, *x, **y))
-    )
+
+    def keep_and_save(self: matplotlib.figure.Figure, *arguments: Any, **options: Any) -> None:
+        figures.append(self)
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", keep_and_save)
     draw_patch_labels(pixels, patches, labels, image, ("cat", "bird"), tmp_path / "labels.png")
     texts = {text.get_text().replace("\n", " "): text for text in figures[0].findobj(Text)}
     assert {"cat", "bird: no positive patch", "cat: 1", "background: 1", "left out: 2"} <= set(texts)
