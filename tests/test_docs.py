@@ -78,8 +78,8 @@ def test_video(photo: Path, cat: NDArray[np.uint8]) -> None:
 
     (photo / "photos").mkdir()
     (photo / "photo.jpg").rename(photo / "photos" / "cat.jpg")
-    with write_video(photo / "clip.mp4", fps=3) as add:
-        for _ in range(3):
+    with write_video(photo / "clip.mp4", fps=5) as add:
+        for _ in range(2):
             add(cat)
     run_commands("video.md")
     assert (photo / "heatmaps" / "clip" / "golden_retriever.mp4").exists()

@@ -69,7 +69,7 @@ class ScorerOptions:
     patch_sizes: Annotated[
         str,
         typer.Option(
-            help="Sides of the patches in image pixels, with commas between, instead of --scales.",
+            help="Sides of the patches in image pixels, with commas between, instead of scales.",
             rich_help_panel=_PATCHES,
             show_default=False,
         ),

@@ -30,7 +30,7 @@ def clip(tmp_path: Path, cat: np.ndarray, coffee: np.ndarray) -> Path:
         for index in range(4):
             add(np.ascontiguousarray(coffee[:400, 40 * index : 40 * index + 450]))
         for _ in range(4):
-            add(cat[np.arange(400) * 3 // 4])
+            add(cat[np.arange(400) * 3 // 4, :450])
     return path
 
 
