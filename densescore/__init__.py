@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from densescore.data.load import load_boxed, load_set
     from densescore.errors import (
         DensescoreError,
+        DensescoreWarning,
         MissingPackageError,
         NotConvolutionalError,
         OutOfMemoryError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from densescore.evaluation.evaluate import evaluate_classes, score_set
     from densescore.geometry import PAPER_SCALES, Level, Pyramid
     from densescore.io.images import read_image
+    from densescore.jobs.annotated_video import annotate_video
     from densescore.jobs.huge.scoring import score_huge
     from densescore.jobs.huge.source import open_huge
     from densescore.models.adaptation import HeadFile, load_head, save_head
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from densescore.scoring.classify import classify
     from densescore.scoring.scorer import DenseScorer
     from densescore.scoring.stream import Scored, score_many
+    from densescore.scoring.video import ScoredFrame, score_video
     from densescore.transfer.feature_cache import FeatureCache
     from densescore.transfer.pipeline import cached_scores, train_model
     from densescore.transfer.recipe import RECIPES, Recipe
@@ -51,10 +54,18 @@ _EXPORTS = {
     "data.boxed_set": ("BoxedImage", "BoxedSet"),
     "data.labeled_set": ("LabeledImage", "LabeledSet"),
     "data.load": ("load_boxed", "load_set"),
-    "errors": ("DensescoreError", "MissingPackageError", "NotConvolutionalError", "OutOfMemoryError", "WriteError"),
+    "errors": (
+        "DensescoreError",
+        "DensescoreWarning",
+        "MissingPackageError",
+        "NotConvolutionalError",
+        "OutOfMemoryError",
+        "WriteError",
+    ),
     "evaluation.evaluate": ("evaluate_classes", "score_set"),
     "geometry": ("PAPER_SCALES", "Level", "Pyramid"),
     "io.images": ("read_image",),
+    "jobs.annotated_video": ("annotate_video",),
     "jobs.huge.scoring": ("score_huge",),
     "jobs.huge.source": ("open_huge",),
     "models.adaptation": ("HeadFile", "load_head", "save_head"),
@@ -68,6 +79,7 @@ _EXPORTS = {
     "scoring.classify": ("classify",),
     "scoring.scorer": ("DenseScorer",),
     "scoring.stream": ("Scored", "score_many"),
+    "scoring.video": ("ScoredFrame", "score_video"),
     "transfer.feature_cache": ("FeatureCache",),
     "transfer.pipeline": ("cached_scores", "train_model"),
     "transfer.recipe": ("RECIPES", "Recipe"),
@@ -83,6 +95,7 @@ __all__ = [
     "DenseScorer",
     "DenseScores",
     "DensescoreError",
+    "DensescoreWarning",
     "FeatureCache",
     "HeadFile",
     "LabeledImage",
@@ -99,8 +112,10 @@ __all__ = [
     "Recipe",
     "Region",
     "Scored",
+    "ScoredFrame",
     "WriteError",
     "__version__",
+    "annotate_video",
     "best_patches",
     "cached_scores",
     "classify",
@@ -116,6 +131,7 @@ __all__ = [
     "score_huge",
     "score_many",
     "score_set",
+    "score_video",
     "to_coco",
     "to_row",
     "to_supervision",

@@ -1,15 +1,20 @@
-"""The exceptions that densescore raises on purpose; all derive from `DensescoreError`."""
+"""The exceptions that densescore raises on purpose, which derive from `DensescoreError`, and its warnings."""
 
 from densescore_kernels.errors import DensescoreError, reason_of
 
 __all__ = [
     "DensescoreError",
+    "DensescoreWarning",
     "MissingPackageError",
     "NotConvolutionalError",
     "OutOfMemoryError",
     "WriteError",
     "reason_of",
 ]
+
+
+class DensescoreWarning(UserWarning):
+    """What a user should know of an input that is taken all the same; on the command line it is one line."""
 
 
 class NotConvolutionalError(DensescoreError):

@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 
 from densescore import DenseScorer
 
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the processes share the processors
+    _threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    torch.set_num_threads(_threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(_threads))  # of programs that tests start
+
 # Machines are shared: no time limits in tests. CI draws the same examples each time, developers new ones.
 settings.register_profile("densescore", deadline=None, max_examples=50, derandomize="CI" in os.environ)
 settings.load_profile("densescore")

@@ -71,6 +71,21 @@ def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cat: NDArray[np.uint8
     return tmp_path
 
 
+def test_video(photo: Path, cat: NDArray[np.uint8]) -> None:
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("av")
+    from densescore.io.video_writer import write_video
+
+    (photo / "photos").mkdir()
+    (photo / "photo.jpg").rename(photo / "photos" / "cat.jpg")
+    with write_video(photo / "clip.mp4", fps=5) as add:
+        for _ in range(2):
+            add(cat)
+    run_commands("video.md")
+    assert (photo / "heatmaps" / "clip" / "golden_retriever.mp4").exists()
+    assert run_python("video.md")["time"] == 0
+
+
 def test_start(photo: Path) -> None:
     run_commands("index.md")
     assert (photo / "heatmaps" / "photo" / "Egyptian_cat.png").exists()

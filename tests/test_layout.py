@@ -1,11 +1,13 @@
 """Imports go one way, from the command line down to the errors, and heavy packages are loaded when they are needed."""
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -16,9 +18,18 @@ ROOMS = (
 )  # fmt: skip
 """From the bottom to the top: each may import itself and those before it."""
 HEAVY = (
+    "av",
     "torch", "torchvision", "timm", "triton", "openvino", "onnx", "onnxruntime", "matplotlib", "gradio", "fastapi",
     "uvicorn", "ray", "zarr", "tifffile", "pyarrow", "pandas", "supervision", "pycocotools", "sklearn", "skimage",
 )  # fmt: skip
+
+
+class Answer(NamedTuple):
+    """Of a program to a line of arguments: what it printed, its status, the heavy packages that it loaded."""
+
+    text: str
+    status: int
+    loaded: list[str]
 
 
 def module_of(path: Path, top: Path = ROOT) -> str:
@@ -143,28 +154,21 @@ def test_a_circle_is_found() -> None:
     assert circle({"densescore.io.a": late, "densescore.io.b": "if TYPE_CHECKING:\n    import densescore.io.a"}) is None
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "said"),
-    [
-        ("--help", 0, "Reproducing the paper"),
-        ("--version", 0, "densescore "),
-        ("clasify photo.jpg", 2, "No such command"),
-        ("classify photo.jpg --scale 1", 2, "No such option"),
-        ("classify photo.jpg --scales 1,x", 2, "--scales: expected numbers"),
-        ("heatmap photo.jpg --classes tabbi", 2, "did you mean tabby"),
-        ("heatmap photo.jpg --class 'tabby,'", 2, "no class 'tabby,'"),
-        ("score photos -o scores.parquet --classes tabby,tabbi", 2, "did you mean tabby"),
-        ("score photos -o scores.parquet --engine spark", 2, "--engine: expected local or ray"),
-        ("huge slide.tif -o scores --classes tabbi", 2, "did you mean tabby"),
-        ("train --data x -o head.safetensors --recipe best", 2, "--recipe: expected default or paper"),
-        ("train --data x -o head.pt", 2, "--out: expected a name that ends in .safetensors"),
-        ("reproduce --table 4", 2, "--table: expected 1, 2 or 3"),
-    ],
-)
-def test_an_answer_without_work_loads_nothing_heavy(arguments: str, status: int, said: str) -> None:
-    text, loaded = run_and_list(arguments)
-    assert said in text
-    assert loaded == [str(status)]
+ANSWERS = [
+    ("--help", 0, "Reproducing the paper"),
+    ("--version", 0, "densescore "),
+    ("clasify photo.jpg", 2, "No such command"),
+    ("classify photo.jpg --scale 1", 2, "No such option"),
+    ("classify photo.jpg --scales 1,x", 2, "--scales: expected numbers"),
+    ("heatmap photo.jpg --classes tabbi", 2, "did you mean tabby"),
+    ("heatmap photo.jpg --class 'tabby,'", 2, "no class 'tabby,'"),
+    ("score photos -o scores.parquet --classes tabby,tabbi", 2, "did you mean tabby"),
+    ("score photos -o scores.parquet --engine spark", 2, "--engine: expected local or ray"),
+    ("huge slide.tif -o scores --classes tabbi", 2, "did you mean tabby"),
+    ("train --data x -o head.safetensors --recipe best", 2, "--recipe: expected default or paper"),
+    ("train --data x -o head.pt", 2, "--out: expected a name that ends in .safetensors"),
+    ("reproduce --table 4", 2, "--table: expected 1, 2 or 3"),
+]
 
 
 def commands() -> list[str]:
@@ -173,35 +177,59 @@ def commands() -> list[str]:
     return [command.__name__.replace("_", "-") for panel in COMMANDS.values() for command in panel]
 
 
+@pytest.fixture(scope="module")
+def answers() -> dict[str, Answer]:
+    return run_and_list([*(arguments for arguments, _, _ in ANSWERS), *(f"{name} --help" for name in commands())])
+
+
+@pytest.mark.parametrize(("arguments", "status", "said"), ANSWERS)
+def test_an_answer_without_work_loads_nothing_heavy(
+    answers: dict[str, Answer], arguments: str, status: int, said: str
+) -> None:
+    answer = answers[arguments]
+    assert said in answer.text
+    assert (answer.status, answer.loaded) == (status, [])
+
+
 @pytest.mark.parametrize("command", commands())
-def test_help_of_a_command_loads_nothing_heavy(command: str) -> None:
-    text, loaded = run_and_list(f"{command} --help")
-    assert "Usage: densescore " + command in text
-    assert "Examples:" in text
-    assert loaded == ["0"]
+def test_help_of_a_command_loads_nothing_heavy(answers: dict[str, Answer], command: str) -> None:
+    answer = answers[f"{command} --help"]
+    assert "Usage: densescore " + command in answer.text
+    assert "Examples:" in answer.text
+    assert (answer.status, answer.loaded) == (0, [])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "said"), [("--help", 0, "dense-openvino"), ("--contenders magic", 2, "unknown magic")]
-)
-def test_the_benchmarks_answers_load_nothing_heavy(arguments: str, status: int, said: str) -> None:
-    text, loaded = run_and_list(arguments, "bench")
-    assert said in text
-    assert loaded == [str(status)]
+def test_the_benchmarks_answers_load_nothing_heavy() -> None:
+    answers = run_and_list(["--help", "--contenders magic"], "bench")
+    assert "dense-openvino" in answers["--help"].text
+    assert "unknown magic" in answers["--contenders magic"].text
+    assert [(answer.status, answer.loaded) for answer in answers.values()] == [(0, []), (2, [])]
 
 
-def run_and_list(arguments: str, program: str = "main") -> tuple[str, list[str]]:
-    """What a program prints; its status, and which heavy packages it loaded."""
+def test_what_a_command_loads_is_found() -> None:
+    answers = run_and_list(["--version", "models", "--help"])
+    assert [bool(answer.loaded) for answer in answers.values()] == [False, True, False]
+
+
+def run_and_list(lines: list[str], program: str = "main") -> dict[str, Answer]:
+    """What a program prints for each line of arguments, its status, and which heavy packages it loads for it."""
     code = (
-        "import shlex, sys\n"
+        "import contextlib, io, json, shlex, sys\n"
         f"from densescore.__main__ import {program}\n"
-        f"sys.argv = ['densescore', *shlex.split({arguments!r})]\n"
-        f"try:\n    {program}()\n"
-        f"except SystemExit as end:\n    print(end.code or 0, *sorted({{*sys.modules}} & {{*{HEAVY!r}}}))"
+        f"heavy, lines, answers = {{*{HEAVY!r}}}, {lines!r}, {{}}\n"
+        "for line in lines:\n"
+        "    sys.argv, text, before = ['densescore', *shlex.split(line)], io.StringIO(), {*sys.modules}\n"
+        "    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):\n"
+        f"        try:\n            {program}()\n"
+        "        except SystemExit as end:\n            status = end.code or 0\n"
+        "    answers[line] = (text.getvalue(), status, sorted(({*sys.modules} - before) & heavy))\n"
+        "print(json.dumps([sorted({*sys.modules} & heavy), answers]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    *text, last = done.stdout.splitlines()
-    return "\n".join([*text, done.stderr]), last.split()
+    loaded, found = json.loads(done.stdout)
+    answers = {line: Answer(*answer) for line, answer in found.items()}
+    assert {*loaded} == {name for answer in answers.values() for name in answer.loaded}, "loaded with the program"
+    return answers
 
 
 def test_import_densescore_loads_nothing_heavy() -> None:

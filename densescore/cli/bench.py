@@ -8,7 +8,8 @@ import typer
 from densescore.bench.case import CONTENDERS, Case
 from densescore.cli.command import Without, command, register, start
 from densescore.cli.console import note, say, show_table
-from densescore.cli.options import Overwrite, ScorerOptions, numbers
+from densescore.cli.options import Overwrite, ScorerOptions, check_new, numbers
+from densescore.errors import DensescoreError
 from densescore.geometry import PAPER_SCALES
 
 _FILES = "Files and curves"
@@ -71,6 +72,12 @@ def bench(
         crop_cells=crop_cells,
         rounds=rounds,
     )
+    inputs = [image, *options.files]
+    files = [path for path in (json_file, csv_file, plot) if path is not None]
+    for file in files:
+        check_new(file, overwrite, inputs)
+    if len({path.resolve() for path in files}) < len(files):
+        raise DensescoreError("--json, --csv and --plot: two of them name the same file")
     megapixels = numbers(resolutions, "--resolutions") if resolutions else ()
     from densescore.bench.growth import growth_curve, plot_growth, resolution_curve
     from densescore.bench.report import write_csv, write_json
@@ -89,7 +96,9 @@ def bench(
         _report_resolution(result["resolution"])
     for path, write in ((json_file, write_json), (csv_file, write_csv), (plot, plot_growth)):
         if path is not None:
-            with atomic_write(path, overwrite=overwrite, inputs=[] if image is None else [image]) as temporary:
+            with atomic_write(
+                path, overwrite=overwrite, inputs=[item for item in inputs if item is not None]
+            ) as temporary:
                 write(result, temporary)
 
 

@@ -7,7 +7,7 @@ import typer
 
 from densescore.cli.command import command
 from densescore.cli.console import say_json, show_table
-from densescore.cli.images import Images, JsonLines, each
+from densescore.cli.images import Fps, Images, JsonLines, each
 from densescore.cli.options import ClassOptions, ScorerOptions
 
 
@@ -18,6 +18,7 @@ from densescore.cli.options import ClassOptions, ScorerOptions
 )
 def classify(
     images: Images,
+    fps: Fps = None,
     top: Annotated[int, typer.Option(help="Classes to name per image; of --classes, all.", min=1)] = 5,
     classes: ClassOptions = ClassOptions(),
     as_json: JsonLines = False,
@@ -30,8 +31,10 @@ def classify(
     options.arguments()
     options.check_classes(classes.names)
     from densescore.io.find_images import list_images
+    from densescore.io.names import text_values
+    from densescore.jobs.many.inputs import image_names
 
-    paths = list_images(images)
+    paths = [Path(name) for path in list_images(images, videos=fps is not None) for name in image_names(path, fps)]
     scorer = options.build()
     chosen = classes.among(scorer.labels)
     top = max(top, len(chosen))
@@ -43,7 +46,7 @@ def classify(
         if as_json:
             from densescore.results.heatmaps import describe
 
-            say_json({**describe(scores, str(path)), "top": [ranked._asdict() for ranked in scores.top(top)]})
+            say_json({**describe(scores, str(path)), "top": text_values([best._asdict() for best in scores.top(top)])})
             return
         rows = [
             (label, f"{confidence:.2g}", f"{best_patch:.2g}", f"{score:.2g}")

@@ -3,8 +3,9 @@
 import functools
 import inspect
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass, replace
 from inspect import Parameter
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -13,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from densescore.cli.console import complain, err, note, talk
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, DensescoreWarning
 
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress and no notes: results and errors.", show_default=False)
@@ -39,8 +40,8 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
     command, and the function gets them back as one object. The parameter's own default, which it must have, gives the
     options' defaults; ``Annotated[Group, Without("stride k")]`` leaves some out, which keep their defaults.
 
-    All commands take ``--quiet`` and ``--verbose``. A `DensescoreError` is printed in one line, and the command ends
-    with status 2; an interrupt ends it with 130.
+    All commands take ``--quiet`` and ``--verbose``. A `DensescoreWarning` is a note. A `DensescoreError` is printed in
+    one line, and the command ends with status 2; an interrupt ends it with 130.
 
     Args:
         *examples: command lines, shown below the help.
@@ -55,7 +56,8 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
             for name, group in groups.items():
                 options[name] = replace(group.default, **{option: options.pop(option) for option in group.names})
             try:
-                function(**options)
+                with _warnings_in_a_line():
+                    function(**options)
             except DensescoreError as error:
                 complain(error)
                 raise typer.Exit(2) from error
@@ -69,6 +71,22 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
         return run
 
     return decorate
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Print densescore's own warnings as notes; those of other libraries stay as they are."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, DensescoreWarning):
+                note(f"note: {message}")
+            else:
+                usual(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def _spell_out(function: Callable[..., None]) -> tuple[list[Parameter], dict[str, _Group]]:

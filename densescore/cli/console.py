@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from densescore.io.names import as_text, is_unicode
+
 out = Console(markup=False, highlight=False, emoji=False)
 err = Console(markup=False, highlight=False, emoji=False, stderr=True)
 
@@ -66,9 +68,17 @@ def say(text: str) -> None:
 
 
 def say_json(record: Any) -> None:
-    """A result as one line of JSON."""
-    _results().print(json.dumps(record), soft_wrap=True)
+    """A result as one line of JSON; names that are not valid Unicode are written as `as_text` writes them."""
+    _results().print(json.dumps(_unicode(record)), soft_wrap=True)
     sys.stdout.flush()
+
+
+def _unicode(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if is_unicode(value) else as_text(value)
+    if isinstance(value, dict):
+        return {_unicode(key): _unicode(item) for key, item in value.items()}
+    return [_unicode(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def note(text: str) -> None:

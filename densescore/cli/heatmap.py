@@ -6,14 +6,16 @@ from typing import Annotated
 import typer
 
 from densescore.cli.command import command
-from densescore.cli.console import describe_map, say, say_json
+from densescore.cli.console import describe_map, err, say, say_json
 from densescore.cli.images import Images, JsonLines, each
 from densescore.cli.options import ClassOptions, Overwrite, ScorerOptions, check_new, one_of, out_option
+from densescore.cli.progress import Progress
 
 
 @command(
     "densescore heatmap photo.jpg --classes 'tabby,Egyptian cat'",
     "densescore heatmap photos/ --top 6 --sheet -o maps",
+    "densescore heatmap clip.mp4 --classes 'golden retriever' --fps 10",
 )
 def heatmap(
     images: Images,
@@ -34,11 +36,19 @@ def heatmap(
     sheet: Annotated[
         bool, typer.Option("--sheet", help="Also one picture per image: it and its maps side by side, on one scale.")
     ] = False,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            help="Frames per second of videos. With it, videos are also taken out of folders.",
+            min=1e-6,
+            show_default="5",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: JsonLines = False,
     options: ScorerOptions = ScorerOptions(),
 ) -> None:
-    """Write response maps: per class an overlay PNG and the raw map (npz), per image a folder and manifest.json."""
+    """Write response maps: per class a picture and the raw map (npz); of a video an annotated one and a table (csv)."""
     options.arguments()
     one_of(colors, ("relative", "absolute", "rescaled"), "--colors")
     options.check_classes(classes.names)
@@ -46,13 +56,15 @@ def heatmap(
     from densescore.io.find_images import list_images
     from densescore.io.images import read_image
     from densescore.io.names import folder_names
+    from densescore.io.video import is_video
+    from densescore.jobs.annotated_video import annotate_video
     from densescore.results.heatmaps import HEATMAPS, export_heatmaps
     from densescore.results.overlay import check_look
     from densescore.results.sheet import check_sheet_look
 
     check = check_sheet_look if sheet else check_look
     check(colors, opacity, colormap)  # type: ignore[arg-type]
-    paths = list_images(images)
+    paths = list_images(images, videos=fps is not None)
     scorer = options.build()
     chosen = classes.among(scorer.labels)
     folders = dict(zip(paths, folder_names(path.stem for path in paths), strict=True))
@@ -62,6 +74,9 @@ def heatmap(
     def work(path: Path) -> None:
         folder = out / folders[path]
         check_new(folder, overwrite, inputs, HEATMAPS)
+        if is_video(path):
+            work_on_video(path, folder)
+            return
         pixels = read_image(path)
         scores = scorer.score(pixels)
         labels = chosen or [best.label for best in scores.top(top)]
@@ -85,5 +100,28 @@ def heatmap(
             say(f"{folder / manifest['sheet']}  {len(labels)} maps side by side")
         for entry in manifest["classes"]:
             say(f"{folder / entry['overlay']}  {describe_map(entry)}")
+
+    def work_on_video(path: Path, folder: Path) -> None:
+        with Progress("frames", shown=len(paths) == 1 or not err.is_terminal) as progress:  # one bar at a time
+            task = progress.add(path.name)
+            manifest = annotate_video(
+                path,
+                scorer,
+                folder,
+                chosen,
+                top=top,
+                fps=fps or 5.0,
+                colors=colors,  # type: ignore[arg-type]
+                opacity=opacity,
+                colormap=colormap,
+                overwrite=overwrite,
+                inputs=inputs,
+                callback=lambda done, total: progress.update(task, done, total=total),
+            )
+        if as_json:
+            say_json({"folder": str(folder), **manifest})
+            return
+        for entry in manifest["classes"]:
+            say(f"{folder / entry['video']}  {entry['label']}: {manifest['video']['frames']} frames")
 
     each(paths, as_json, work)

@@ -10,7 +10,16 @@ from densescore.cli.console import complain, say_json
 from densescore.cli.progress import Progress
 from densescore.errors import DensescoreError
 
-Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)]
+Images = Annotated[list[Path], typer.Argument(help="Images or videos, or folders of them.", show_default=False)]
+Fps = Annotated[
+    float | None,
+    typer.Option(
+        "--fps",
+        help="Frames per second of videos. With it, videos are also taken out of folders.",
+        min=1e-6,
+        show_default="1",
+    ),
+]
 JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of tables.")]
 
 

@@ -43,7 +43,7 @@ def labels(
     given = label_patches(patches, found.boxes, found.classes, len(boxed.classes), asked, found.difficult)
     path = out or Path(f"{Path(found.name).name}_labels.png")
     with atomic_write(path, overwrite=overwrite, inputs=[data, found.path]) as temporary:
-        draw_patch_labels(read_image(found.path), patches, given, found, boxed.classes, temporary)
+        draw_patch_labels(read_image(found.path), patches, given, found, boxed.classes, temporary, rule=asked)
     names = {**dict(enumerate(boxed.classes)), len(boxed.classes): "background", AMBIGUOUS: "left out"}
     counts = {names[int(label)]: int(count) for label, count in zip(*np.unique(given, return_counts=True), strict=True)}
     if as_json:

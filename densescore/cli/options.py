@@ -69,7 +69,7 @@ class ScorerOptions:
     patch_sizes: Annotated[
         str,
         typer.Option(
-            help="Sides of the patches in image pixels, with commas between, instead of --scales.",
+            help="Sides of the patches in image pixels, with commas between, instead of scales.",
             rich_help_panel=_PATCHES,
             show_default=False,
         ),
@@ -90,14 +90,12 @@ class ScorerOptions:
     device: Device = "auto"
     dtype: Annotated[
         str,
-        typer.Option(
-            help="auto, float32, bfloat16, float16, or int8, which needs --calibration.", rich_help_panel=_NETWORK
-        ),
+        typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_NETWORK),
     ] = "auto"
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help=f"For int8: a folder of images like those to come; {CALIBRATION_IMAGES} are used.",
+            help=f"For --dtype int8: a folder of images like those to come, of which {CALIBRATION_IMAGES} are used.",
             rich_help_panel=_NETWORK,
         ),
     ] = None

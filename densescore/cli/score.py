@@ -10,6 +10,7 @@ import typer
 
 from densescore.cli.command import command
 from densescore.cli.console import complain, note, say_json
+from densescore.cli.images import Fps
 from densescore.cli.options import ClassOptions, Json, Overwrite, ScorerOptions, one_of, out_option
 from densescore.cli.progress import Progress
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 Inputs = Annotated[
     list[str],
     typer.Argument(
-        help="Folders, image files, patterns in quotes ('photos/**/*.jpg'), lists of paths (.txt), or - for a list on "
-        "standard input.",
+        help="Folders, images, videos, patterns in quotes ('photos/**/*.jpg'), lists of paths (.txt), or - for a list "
+        "on standard input.",
         show_default=False,
     ),
 ]
@@ -54,10 +55,12 @@ class OtherForms:
     "densescore score 'photos/**/*.jpg' -o scores.parquet --class goldfish --maps",
     "densescore score photos/ -o pets.parquet --classes dog,cat",
     "densescore score photos/ -o scores.parquet --csv scores.csv --coco results.json --yolo labels",
+    "densescore score clip.mp4 photos/ -o scores.parquet --fps 2",
 )
 def score(
     inputs: Inputs,
-    out: Annotated[Path, out_option("The table (.parquet): one row per image.")],
+    out: Annotated[Path, out_option("The table (.parquet): one row per image or frame.")],
+    fps: Fps = None,
     top: Annotated[int, typer.Option(help="Classes to rank per image.", min=1)] = 5,
     all_scores: Annotated[bool, typer.Option("--all-scores", help="Also the scores of all classes.")] = False,
     mapped: Annotated[int, typer.Option(help="As many of the best classes are mapped: regions, maps.", min=0)] = 1,
@@ -100,7 +103,7 @@ def score(
     from densescore.jobs.many.rows import Kept
     from densescore.jobs.many.table import local_engine, score_table
 
-    paths = find_inputs(inputs)
+    paths = find_inputs(inputs, fps)
     exports, files = Exports(**vars(forms)), [*paths, *options.files]
     exports.check(out, regions=bool(mapped or classes.names), overwrite=overwrite, inputs=files)
     scorer = options.build()

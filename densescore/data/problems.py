@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from densescore.data.labeled_set import POSITIVE, LabeledSet
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, DensescoreWarning
 
 MAX_OVERHANG = 2.0
 """Pixels past its image that a box may reach and is clipped: annotators' tools round. Real sets hold such boxes."""
@@ -53,7 +53,7 @@ class Problems:
             boxes = "1 box reaches" if self._clipped == 1 else f"{self._clipped} boxes reach"
             self._notes.append(f"{boxes} up to {MAX_OVERHANG:g} pixels past the image; clipped to its border")
         for note in self._notes:
-            warnings.warn(f"{folder}: {note}", stacklevel=3)
+            warnings.warn(f"{folder}: {note}", DensescoreWarning, stacklevel=3)
         self._notes, self._clipped = [], 0
 
     def clip(self, corners: Corners, width: int, height: int, where: object) -> Corners | None:

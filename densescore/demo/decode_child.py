@@ -16,7 +16,8 @@ from typing import BinaryIO
 from PIL import Image
 
 from densescore.errors import DensescoreError
-from densescore.io.images import Pixels, read_image
+from densescore.io.decoding import from_file  # read_image's own module loads torch, which takes seconds
+from densescore.io.samples import Pixels
 
 FORMATS = {
     "JPEG": (b"\xff\xd8\xff",),
@@ -83,7 +84,7 @@ def _decode(data: bytes, max_pixels: int) -> Pixels:
             f"the image has {width}×{height} = {width * height:,} pixels; at most {max_pixels:,} are taken"
         )
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # readers refuse more than twice as many
-    return read_image(data)
+    return from_file(data)
 
 
 def _write(answers: BinaryIO, head: dict[str, object], pixels: Pixels | None = None) -> None:

@@ -15,7 +15,7 @@ from densescore.demo.limits import TooLargeError, TooSlowError
 from densescore.errors import DensescoreError
 from densescore.io.images import Pixels
 
-_START_SECONDS = 120  # a busy machine may need many to import torch
+_START_SECONDS = 120  # a busy machine may need many
 _LINE = 100_000  # bytes that an answer's first line may have
 
 

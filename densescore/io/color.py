@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from densescore.errors import DensescoreWarning
+
 _IDENTITY = 2
 """Largest difference, of 255, from sRGB of a profile that counts as sRGB. Writers of sRGB round it differently."""
 
@@ -27,7 +29,9 @@ def usable_profile(profile: bytes | None, space: str, name: str) -> bytes | None
     try:
         _transform(profile, _MODES[space])
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
-        warnings.warn(f"{name}: its color profile is ignored, colors are taken for sRGB: {error}", stacklevel=2)
+        warnings.warn(
+            f"{name}: its color profile is ignored, colors are taken for sRGB: {error}", DensescoreWarning, stacklevel=2
+        )
         return None
     return profile
 

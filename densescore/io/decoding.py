@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from densescore.errors import DensescoreError, MissingPackageError
+from densescore.errors import DensescoreError, DensescoreWarning, MissingPackageError
 from densescore.io.color import usable_profile
 from densescore.io.png import is_rgb16, rgb16, without_text
 from densescore.io.samples import Pixels, Samples
 from densescore.io.tiff import is_tiff, one_page, pillow_is_right, read_tiff
+from densescore.io.video import is_video, read_frame, split_frame_name
 from densescore.io.windows import upright
 
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -27,6 +28,9 @@ def from_file(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Pixels:
         file: IO[bytes]
         if isinstance(source, str | os.PathLike):
             name = os.fspath(source)
+            path, seconds = split_frame_name(name)
+            if seconds is not None or is_video(path):
+                return read_frame(path, seconds)
             try:
                 file = stack.enter_context(open(source, "rb"))
             except (OSError, ValueError) as error:
@@ -159,6 +163,8 @@ def _orientation(image: Image.Image, name: str) -> int:
     try:
         orientation = image.getexif().get(0x0112, 1)
     except Exception as error:  # whatever a broken block of metadata leads to
-        warnings.warn(f"{name}: its EXIF data are broken, so it is read as it is stored: {error}", stacklevel=2)
+        warnings.warn(
+            f"{name}: its EXIF data are broken, so it is read as it is stored: {error}", DensescoreWarning, stacklevel=2
+        )
         return 1
     return int(orientation) if orientation in range(1, 9) else 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from densescore.errors import DensescoreError
 from densescore.io.marks import SCRATCH
+from densescore.io.video import VIDEO_SUFFIXES
 
 PICTURE_SUFFIXES = frozenset(
     {".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc",
@@ -22,8 +23,10 @@ _ENCODINGS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (code
               (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 
 
-def list_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+def list_images(paths: Sequence[str | os.PathLike[str]], *, videos: bool = False) -> list[Path]:
     """Image files: files as they are named, and what `PICTURE_SUFFIXES` says of folders, at any depth, sorted.
+
+    With `videos`, also what `densescore.io.video.VIDEO_SUFFIXES` says of folders.
 
     Links to folders inside a folder are not followed, and the shadows ``._NAME`` that a Mac leaves are left out. A
     picture that is found again under another name of its folder is listed once.
@@ -32,6 +35,7 @@ def list_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
         DensescoreError: a path does not exist or cannot be looked into, or a folder holds no image.
     """
     found: list[str] = []
+    suffixes = PICTURE_SUFFIXES | VIDEO_SUFFIXES if videos else PICTURE_SUFFIXES
     for path in map(Path, paths):
         if not exists(path):
             raise DensescoreError(f"{path}: no such file or folder")
@@ -41,11 +45,11 @@ def list_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
                 str(Path(folder, name))
                 for folder, names in walk(str(path))
                 for name in names
-                if os.path.splitext(f"x{name}")[1].lower() in PICTURE_SUFFIXES and not name.startswith("._")
+                if os.path.splitext(f"x{name}")[1].lower() in suffixes and not name.startswith("._")
                 and os.path.isfile(os.path.join(folder, name))
             )  # fmt: skip
             if not inside:
-                raise DensescoreError(f"{path}: the folder holds no images")
+                raise DensescoreError(f"{path}: the folder holds no images{' and no videos' if videos else ''}")
         found += inside
     return list(map(Path, each_once(found)))
 

@@ -27,8 +27,9 @@ def read_image(source: ImageLike) -> Pixels:
         source: a path; encoded bytes or a binary file object; a PIL image; an array ``[H, W]`` or ``[H, W, 1|3|4]``;
             or a tensor ``[H, W]`` or ``[1|3|4, H, W]``. Arrays and tensors are uint8, or floats in [0, 1].
             Files are turned upright by their EXIF orientation and converted to sRGB by their color profile. The first
-            frame of an animation is read. Transparent pixels are laid over white. 16-bit gray becomes float32. TIFFs
-            that Pillow does not read right need the extra ``huge``, HEIC needs ``heic``; docs/formats.md has a table.
+            frame of an animation is read; ``clip.mp4#t=12.5`` names a video's frame at 12.5 s. Transparent pixels are
+            laid over white. 16-bit gray becomes float32. TIFFs that Pillow does not read right need the extra ``huge``,
+            HEIC needs ``heic``, videos need ``video``; docs/formats.md has a table.
 
     Returns:
         RGB ``[H, W, 3]``, uint8 or float32 in [0, 1], C-contiguous.

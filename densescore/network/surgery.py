@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from densescore.errors import DensescoreError, NotConvolutionalError
+from densescore.network.collapse import find_collapse, follow_collapse, uneven
 from densescore.network.dense_network import DenseNetwork
 from densescore.network.graph import (
     CROPS,
     GROWTH,
     axes_of,
-    dependent,
     enclosing_layer,
     mixing,
     name_of,
@@ -106,13 +106,13 @@ def _check_traced(module: nn.Module, graph: fx.GraphModule, patch: int, error: D
 
 
 def _cut(graph: fx.GraphModule, output: fx.Node, failed: tuple[fx.Node, str] | None, patch: int) -> DenseNetwork:
-    collapse, source = _find_collapse(graph, output, failed)
+    collapse, source = find_collapse(graph, output, failed)
     axes = axes_of(source)
     assert axes is not None
     channels_last = axes == (1, 2)
     window = (shape_of(source)[axes[0]], shape_of(source)[axes[1]])
     channels = math.prod(shape_of(source)) // math.prod(window)
-    collapse, averages = _follow_collapse(graph, source, collapse, channels_last)
+    collapse, averages = follow_collapse(graph, source, collapse, channels_last)
     head = _between(graph, collapse, output)
     linears = [node for node in head if _is_linear(graph, node)]
     if not linears:
@@ -176,102 +176,6 @@ def _take_out_identity_pools(graph: fx.GraphModule) -> None:
         graph.graph.erase_node(node)
 
 
-def _find_collapse(
-    graph: fx.GraphModule, output: fx.Node, failed: tuple[fx.Node, str] | None
-) -> tuple[fx.Node, fx.Node]:
-    """Walk back from the logits to where the spatial extent ends.
-
-    Returns:
-        The one node that takes a feature map and gives none, and the map.
-    """
-    on_input = dependent(graph.graph)
-    found: set[tuple[fx.Node, fx.Node]] = set()
-    seen = {output}
-    waiting = [output]
-    while waiting:
-        node = waiting.pop()
-        if node.op == "placeholder":
-            raise NotConvolutionalError(f"no layer turns a feature map into a vector; {CROPS}")
-        for source in node.all_input_nodes:
-            if source not in on_input or not shape_of(source) or source in seen:
-                continue
-            if axes_of(source):
-                found.add((node, source))
-            else:
-                seen.add(source)
-                waiting.append(source)
-    for node, _ in found:
-        _check_even(graph, node)
-    order = {node: index for index, node in enumerate(graph.graph.nodes)}
-    joined = sorted(found, key=lambda pair: order[pair[0]])
-    collapse, source = joined[0]
-    if failed and order[failed[0]] < order[collapse]:
-        node, reason = failed
-        reason = "" if "Proxy(" in reason else f": {reason}"  # sizes that the trace knows only as proxies
-        raise NotConvolutionalError(f"{enclosing_layer(node)} takes no larger image than a patch{reason}; {CROPS}")
-    if len(joined) > 1:
-        raise NotConvolutionalError(
-            f"{len(joined)} layers take a feature map to the logits, first {name_of(graph, collapse)}, then "
-            f"{name_of(graph, joined[1][0])}: one flatten or global average pool must; {CROPS}"
-        )
-    if axes_of(source) not in ((2, 3), (1, 2)) or len(shape_of(source)) != 4:
-        raise NotConvolutionalError(f"{name_of(graph, source)} gives no [N, C, h, w] map; {CROPS}")
-    return collapse, source
-
-
-def _check_even(graph: fx.GraphModule, node: fx.Node) -> None:
-    """A map that gets larger with the image, but not by the same number of cells for each so many pixels.
-
-    Raises:
-        NotConvolutionalError: the node gives such a map.
-    """
-    small, large = shape_of(node), node.meta.get("larger_shape", ())
-    grown = [more - fewer for fewer, more in zip(small, large, strict=False) if more != fewer]
-    if len(small) == len(large) == 4 and len(grown) == 2 and min(grown) > 0 and not axes_of(node):
-        raise NotConvolutionalError(_uneven(graph, node, *grown))
-
-
-def _uneven(graph: fx.GraphModule, node: fx.Node, down: int, across: int) -> str:
-    return (
-        f"the map of {name_of(graph, node)} grows by {down}×{across} cells where the image grows by "
-        f"{GROWTH[0]}×{GROWTH[1]} pixels: dense scores need a stride that divides {GROWTH[0]}; {CROPS}"
-    )
-
-
-def _follow_collapse(
-    graph: fx.GraphModule, source: fx.Node, collapse: fx.Node, channels_last: bool
-) -> tuple[fx.Node, bool]:
-    """The node at which the map is flattened or averaged, and whether it is averaged: tried on a random map.
-
-    Pooling may take several nodes, as in ``x.flatten(2).mean(2)``.
-    """
-    generator = torch.Generator().manual_seed(0)
-    parameter = next(graph.parameters(), torch.empty(0))
-    sample = torch.rand(shape_of(source), generator=generator).to(parameter.device, parameter.dtype)
-    average = sample.mean((1, 2) if channels_last else (2, 3))[0]  # [C]
-    node = collapse
-    while True:
-        given = subgraph(graph, source, node)(sample)
-        if given.numel() == average.numel() and _alike(given.flatten(), average):
-            return node, True
-        if given.shape == (1, sample.numel()) and torch.equal(given[0], sample.flatten()) and not channels_last:
-            return node, False
-        if len(node.users) != 1 or len(next(iter(node.users)).all_input_nodes) != 1:
-            break
-        (node,) = node.users
-        if node.op not in ("call_method", "call_function"):
-            break
-    raise NotConvolutionalError(
-        f"{name_of(graph, collapse)} turns a {shape_of(source)} map into {shape_of(collapse)}; only a flatten or a "
-        f"global average pool may; {CROPS}"
-    )
-
-
-def _alike(given: Tensor, expected: Tensor) -> bool:
-    tolerance = 64 * torch.finfo(expected.dtype).eps
-    return torch.allclose(given.to(expected.dtype), expected, rtol=tolerance, atol=tolerance)
-
-
 def _between(graph: fx.GraphModule, start: fx.Node, end: fx.Node) -> list[fx.Node]:
     """The nodes after `start`, `end` included, that depend on it and that `end` depends on."""
     after: set[fx.Node] = {start}
@@ -324,7 +228,7 @@ def _stride(graph: fx.GraphModule, trunk: nn.Module, source: fx.Node, patch: int
     small, large = ([shape[axis] for axis in axes] for shape in (shape_of(source), source.meta["larger_shape"]))
     stride, rest = divmod(GROWTH[0], large[0] - small[0])
     if rest:
-        raise NotConvolutionalError(_uneven(graph, source, large[0] - small[0], large[1] - small[1]))
+        raise NotConvolutionalError(uneven(graph, source, large[0] - small[0], large[1] - small[1]))
     sizes = {(patch, patch): tuple(small), (patch + GROWTH[0], patch + GROWTH[1]): tuple(large)}
     step = (patch + stride, patch + 3 * stride)
     try:

@@ -7,7 +7,6 @@ import cv2
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize, PowerNorm
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from densescore.errors import DensescoreError
 from densescore.io.images import Pixels
 from densescore.io.names import as_text
+from densescore.results.colorbar import add_colorbar
 from densescore.results.picture import Picture
 from densescore.results.regions import find_regions
 from densescore.results.thumbnails import fit, smaller
@@ -87,7 +87,7 @@ def overlay(
     norm = draw_map(axes, image, scores, label, colors=colors, opacity=opacity, colormap=colormap)
     axes.set_title(describe_peak(scores, label), parse_math=False)
     text = COLOR_BAR if height * zoom > 350 else "mean score"  # as long as the bar of a panorama
-    figure.colorbar(ScalarMappable(norm, colormap), ax=axes, fraction=0.046, pad=0.02, label=text)
+    add_colorbar(figure, axes, norm, colormap, text)
     return figure
 
 

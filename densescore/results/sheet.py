@@ -5,12 +5,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap
 
 from densescore.errors import DensescoreError
 from densescore.io.images import Pixels
 from densescore.io.names import as_text
+from densescore.results.colorbar import add_colorbar
 from densescore.results.overlay import COLOR_BAR, Colors, check_look, draw_map, draw_photograph
 from densescore.results.picture import Picture
 from densescore.results.thumbnails import smaller
@@ -71,7 +71,7 @@ def sheet(
         place.set_title(title, fontsize=10, parse_math=False)
     for place in axes[1 + len(labels) :]:
         place.set_axis_off()
-    figure.colorbar(ScalarMappable(norm, colormap), ax=list(axes), fraction=0.02, pad=0.01, label=COLOR_BAR)
+    add_colorbar(figure, list(axes), norm, colormap, COLOR_BAR, fraction=0.02, pad=0.01)
     return figure
 
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from densescore.errors import OutOfMemoryError, reason_of
+from densescore.errors import DensescoreWarning, OutOfMemoryError, reason_of
 from densescore.scoring.out_of_memory import free_memory, is_out_of_memory
 
 Result = TypeVar("Result")
@@ -54,5 +54,9 @@ class CropBatch:
                 raise OutOfMemoryError(f"out of memory on {size}, with one crop at a time, too ({reason})")
             self.size = min(self.size, batch // 2)  # another thread may have halved it, too
             if not retried:
-                warnings.warn(f"out of memory on {size}: scoring it again in smaller parts ({reason})", stacklevel=5)
+                warnings.warn(
+                    f"out of memory on {size}: scoring it again in smaller parts ({reason})",
+                    DensescoreWarning,
+                    stacklevel=5,
+                )
             retried = True

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from densescore.errors import OutOfMemoryError, reason_of
+from densescore.errors import DensescoreWarning, OutOfMemoryError, reason_of
 
 PARTS = 8
 """An image that ran out of memory is scored again in parts so many times smaller."""
@@ -37,7 +37,11 @@ def in_memory(work: Callable[[int], Result], size: str) -> tuple[Result, int]:
             reason = reason_of(error)
         free_memory()
         if parts == 1:
-            warnings.warn(f"out of memory on {size}: scoring it again in smaller parts ({reason})", stacklevel=5)
+            warnings.warn(
+                f"out of memory on {size}: scoring it again in smaller parts ({reason})",
+                DensescoreWarning,
+                stacklevel=5,
+            )
     raise OutOfMemoryError(
         f"out of memory on {size}, in small parts, too ({reason}): use fewer or smaller scales, or score_huge"
     )

@@ -1,6 +1,7 @@
 """A picture of an image's labeled patches, as Figure 4 of the paper."""
 
 import os
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from densescore.data.boxed_set import BoxedImage
 from densescore.io.images import Pixels
 from densescore.io.names import as_text
-from densescore.transfer.patch_labels import AMBIGUOUS
+from densescore.transfer.patch_labels import AMBIGUOUS, LabelRule, why_left_out
 
 _COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#000075")
 
@@ -25,10 +26,13 @@ def draw_patch_labels(
     classes: Sequence[str],
     path: str | os.PathLike[str],
     *,
+    rule: LabelRule | None = None,
     shown: int = 6,
     seed: int = 0,
 ) -> None:
     """Draw an image's boxes, and examples of the patches of each label, as Figure 4 of the paper.
+
+    Below each patch that is left out stands why.
 
     Args:
         pixels: RGB ``[H, W, 3]``.
@@ -37,12 +41,14 @@ def draw_patch_labels(
         image: its boxes; difficult ones are dashed.
         classes: C names.
         path: of the PNG.
+        rule: by which the patches were labeled.
         shown: patches per label, drawn at random.
         seed: of the draw.
     """
     present = [label for label in np.unique(labels).tolist() if label != AMBIGUOUS] + [AMBIGUOUS]
+    objects = sorted({*map(int, image.classes)} - {*present})  # without a positive patch
     names = {**dict(enumerate(map(as_text, classes))), len(classes): "background", AMBIGUOUS: "left out"}
-    colors = {label: _COLORS[index % len(_COLORS)] for index, label in enumerate(present)}
+    colors = {label: _COLORS[index % len(_COLORS)] for index, label in enumerate([*objects, *present])}
     height, width = pixels.shape[:2]
     figure = Figure(figsize=(1.5 * shown, 5 + 1.7 * len(present)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -50,24 +56,27 @@ def draw_patch_labels(
     axes = figure.add_subplot(grid[0, :])
     axes.imshow(pixels, extent=(0, width, height, 0))
     for box, owner, difficult in zip(image.boxes, image.classes, image.difficult, strict=True):
-        color = colors.get(int(owner), "white")
+        color = colors[int(owner)]
         axes.add_patch(_rectangle(box, color, "--" if difficult else "-", 3))
-        # An object without a positive patch has a white frame, and needs dark letters on it.
-        ink = "white" if int(owner) in colors else "black"
+        tag = names[int(owner)] + (": no positive patch" if int(owner) in objects else "")
         axes.text(
-            box[0],
-            box[1],
-            names[int(owner)],
-            color=ink,
-            backgroundcolor=color,
+            max(float(box[0]), 0) + 0.01 * width,
+            max(float(box[1]), 0) + 0.01 * height,  # inside its box, where no other box's tag is likely to be
+            tag,
+            color="white",
+            bbox={"facecolor": color, "alpha": 0.7, "linewidth": 0, "pad": 1.5},
             fontsize=8,
-            va="bottom",
+            va="top",
             parse_math=False,
         )
     draw = np.random.default_rng(seed)
     for row, label in enumerate(present, 1):
         members = (labels == label).nonzero()[0]
         chosen = np.sort(draw.choice(members, min(shown, len(members)), replace=False))
+        reasons: list[str] = []
+        if label == AMBIGUOUS:
+            texts = [*map(as_text, classes)]
+            reasons = why_left_out(patches[chosen], image.boxes, image.classes, texts, rule, image.difficult)
         for column in range(shown):
             cell = figure.add_subplot(grid[row, column])
             cell.set_axis_off()
@@ -80,6 +89,11 @@ def draw_patch_labels(
                 cell.imshow(pixels, extent=(0, width, height, 0))
                 cell.set_xlim(patch[0], patch[2])
                 cell.set_ylim(patch[3], patch[1])
+            if column < len(reasons):
+                text = textwrap.fill(reasons[column], 24)
+                cell.text(
+                    0.5, -0.03, text, transform=cell.transAxes, fontsize=7, ha="center", va="top", parse_math=False
+                )
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.set_axis_off()

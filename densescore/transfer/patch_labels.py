@@ -7,6 +7,7 @@ no object. All other patches are ambiguous and left out.
 Source: Oquab, Bottou, Laptev, Sivic, CVPR 2014, Section 3.2 ("Generating training data for the target task").
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -91,18 +92,89 @@ def label_patches(
     rule = rule or LabelRule()
     shared, positive = _positives(patches, boxes, rule)
     usable = positive if difficult is None else positive & ~difficult
-    conflict = {"touch": shared > 0, "part": _parts(patches, boxes, shared, rule)}.get(rule.overlap, positive)
-    conflict = conflict | positive  # [M, B]; a box that meets the rule overlaps by any reading
     labels = np.full(len(patches), AMBIGUOUS, np.int64)
     labels[~(shared > 0).any(1)] = count
     if len(boxes) == 0:
         return labels
-    chooser = np.argmax(np.where(usable, shared, -1.0), axis=1)  # [M], the usable box that shares the largest area
-    owner = classes[chooser]
-    rivals = classes != owner[:, None] if rule.overlap == "class" else np.arange(len(boxes)) != chooser[:, None]
-    chosen = usable.any(1) & ~(conflict & rivals).any(1)  # [M]
-    labels[chosen] = owner[chosen]
+    chooser = _chooser(shared, usable)
+    chosen = usable.any(1) & ~_conflicts(patches, boxes, classes, chooser, rule).any(1)  # [M]
+    labels[chosen] = classes[chooser][chosen]
     return labels
+
+
+def why_left_out(
+    patches: NDArray[np.float32],
+    boxes: NDArray[np.float32],
+    classes: NDArray[np.int64],
+    names: Sequence[str],
+    rule: LabelRule | None = None,
+    difficult: NDArray[np.bool_] | None = None,
+) -> list[str]:
+    r"""Why `label_patches` leaves patches out, in a few words each.
+
+    Args:
+        patches: ``[M, 4]``, of the label `AMBIGUOUS`.
+        boxes: as in `label_patches`.
+        classes: as in `label_patches`.
+        names: of the classes.
+        rule: as in `label_patches`.
+        difficult: as in `label_patches`.
+
+    Returns:
+        M texts, such as ``"also shows dog"``, ``"cat fills 8 % of it, under 20 %"``.
+
+    Example:
+        >>> patches, cat = np.array([[0, 0, 10, 10]], np.float32), np.array([[5, 0, 15, 10]], np.float32)
+        >>> why_left_out(patches, cat, np.array([0]), ["cat"])
+        ['holds 50\xa0% of cat, under 60\xa0%']
+    """
+    rule = rule or LabelRule()
+    shared, positive = _positives(patches, boxes, rule)
+    usable = positive if difficult is None else positive & ~difficult
+    conflicts = _conflicts(patches, boxes, classes, _chooser(shared, usable), rule)
+    fills, holds = shared / _areas(patches)[:, None], shared / np.maximum(_areas(boxes), 1e-12)  # [M, B]
+    nearest = np.argmax(np.minimum(fills / rule.patch_share, holds / rule.object_share), axis=1)  # [M]
+    verb = {"touch": "also touches", "part": "also holds a part of"}.get(rule.overlap, "also shows")
+    reasons = []
+    for m, b in enumerate(nearest.tolist()):
+        parts = []
+        if usable[m].any():
+            parts.append(f"{verb} {', '.join(dict.fromkeys(names[c] for c in classes[conflicts[m]]))}")
+        elif positive[m].any():
+            parts.append(f"shows only {names[classes[b]]}, which is difficult")
+        else:
+            if fills[m, b] < rule.patch_share:
+                parts.append(f"{names[classes[b]]} fills {_percent(fills[m, b])} of it, under {rule.patch_share:.0%}")
+            if holds[m, b] < rule.object_share:
+                parts.append(f"holds {_percent(holds[m, b])} of {names[classes[b]]}, under {rule.object_share:.0%}")
+        reasons.append("; ".join(parts).replace("%", "\u00a0%"))
+    return reasons
+
+
+def _percent(share: float) -> str:
+    """Rounded down, so that a share under a limit does not read as the limit."""
+    return "under 1%" if share < 0.01 else f"{int(100 * share)}%"
+
+
+def _chooser(shared: NDArray[np.float64], usable: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """``[M]``: the usable box that shares the largest area."""
+    return np.argmax(np.where(usable, shared, -1.0), axis=1)
+
+
+def _conflicts(
+    patches: NDArray[np.float32],
+    boxes: NDArray[np.float32],
+    classes: NDArray[np.int64],
+    chooser: NDArray[np.int64],
+    rule: LabelRule,
+) -> NDArray[np.bool_]:
+    """Which boxes, beside the chosen one, a patch overlaps in the sense of the rule: ``[M, B]``."""
+    shared, positive = _positives(patches, boxes, rule)
+    overlaps = {"touch": shared > 0, "part": _parts(patches, boxes, shared, rule)}.get(rule.overlap, positive)
+    overlaps = overlaps | positive  # a box that meets the rule overlaps by any reading
+    if rule.overlap == "class":
+        return overlaps & (classes != classes[chooser][:, None])
+    return overlaps & (np.arange(len(boxes)) != chooser[:, None])
 
 
 def label_patches_per_class(

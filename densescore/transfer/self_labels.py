@@ -69,7 +69,8 @@ def gather_self_labeled(
     """
     truth, flips = images.truth(), (False, True) if recipe.flips else (False,)
     views = [(index, flip) for index in range(len(images.images)) for flip in flips]
-    parts, labels, owners = [patches.features], [patches.labels], [patches.images]
+    parts, owners = [patches.features], [patches.images]
+    labels: list[NDArray[np.int8]] = []
     for number in track(range(len(views))):
         index, flip = views[number]
         _, values = features(images.images[index], flip)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from densescore.data.boxed_set import BoxedImage
 from densescore.data.labeled_set import LabeledImage, LabeledSet
 from densescore.data.problems import repeated
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, DensescoreWarning
 from densescore.models import BACKGROUND
 from densescore.transfer.patch_labels import AMBIGUOUS, label_patches, label_patches_per_class
 from densescore.transfer.recipe import Recipe
@@ -194,5 +194,6 @@ def _warn_of(always: list[str], what: str) -> None:
         warnings.warn(
             f"every {what} shows {', '.join(always)}: without a negative {what} the head learns to say yes everywhere. "
             f"Add images without the class",
+            DensescoreWarning,
             stacklevel=3,
         )

@@ -27,6 +27,27 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, object]:
     return result
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--csv", "there.csv"], "there.csv: exists already"),
+        (["--json", "new.json", "--plot", "there.csv"], "there.csv: exists already"),
+        (["--json", "there.csv", "--image", "there.csv", "--overwrite"], "this run needs there.csv"),
+        (["--json", "same", "--csv", "./same"], "two of them name the same file"),
+    ],
+)
+def test_where_results_go_is_checked_before_anything_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there.csv").write_text("mine")
+    monkeypatch.setattr("densescore.bench.run.run", lambda _: pytest.fail("timed"))
+    done = CliRunner().invoke(app, [*SMALL, *arguments])
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert Path("there.csv").read_text() == "mine"
+
+
 def test_contenders_are_equal_then_timed_in_turn(tmp_path: Path) -> None:
     result = run(tmp_path, "--contenders", "crops,dense-modules,dense-timm")
     rows = result["contenders"]

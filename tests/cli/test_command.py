@@ -1,10 +1,13 @@
 """Options in groups, errors in a line, interrupts, and what the help says by default."""
 
+import ast
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +21,7 @@ from densescore.cli.command import Without, command, register
 from densescore.cli.main import COMMANDS, app
 from densescore.cli.options import ClassOptions, ScorerOptions
 from densescore.cli.training_options import CacheOptions, RuleOptions
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, DensescoreWarning
 from densescore.transfer.patch_labels import LabelRule
 
 
@@ -40,10 +43,43 @@ def small(group: Annotated[Group, Without("hidden")] = Group(size=5, hidden="kep
         raise DensescoreError("[/x] is wrong")
     if fail == "interrupt":
         raise KeyboardInterrupt
+    if fail == "warning":
+        warnings.warn("photos: 1 picture left out", DensescoreWarning, stacklevel=2)
+        warnings.warn("of another library", UserWarning, stacklevel=2)
 
 
 small_app = typer.Typer()
 register(small_app, small)
+
+
+def test_a_warning_is_one_plain_line() -> None:
+    with pytest.warns(UserWarning, match="of another library") as others:
+        result = CliRunner().invoke(small_app, ["--fail", "warning"])
+    assert result.exit_code == 0
+    assert result.stderr == "note: photos: 1 picture left out\n"
+    assert len(others) == 1
+    assert CliRunner().invoke(small_app, ["--fail", "warning", "--quiet"]).stderr.count("picture left out") == 0
+
+
+def test_every_warning_of_densescore_is_one_that_commands_print_in_a_line() -> None:
+    """Each ``warnings.warn`` in the package has the category, so none comes out with a path of the package."""
+    calls = [
+        (path, node)
+        for path in (Path(__file__).parents[2] / "densescore").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn"
+    ]
+    assert len(calls) >= 7
+    assert [path for path, node in calls if "DensescoreWarning" not in map(ast.unparse, node.args)] == []
+
+
+def test_help_names_no_option_that_the_command_lacks() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name, found in commands.items():
+        own = {option for parameter in found.params for option in parameter.opts}
+        help_texts = " ".join(getattr(parameter, "help", None) or "" for parameter in found.params)
+        named = set(re.findall(r"--[a-z][a-z-]+", re.sub("`[^`]*`", "", help_texts)))  # not in `other commands`
+        assert named <= own, f"{name}: {sorted(named - own)}"
 
 
 @pytest.mark.parametrize(

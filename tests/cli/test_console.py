@@ -17,9 +17,10 @@ from typer.testing import CliRunner, Result
 
 from densescore import DenseScorer
 from densescore.cli import console
-from densescore.cli.console import complain, printable, say, show_table
+from densescore.cli.console import complain, printable, say, say_json, show_table
 from densescore.cli.main import app
 from densescore.cli.progress import Progress
+from densescore.io.names import as_text
 from densescore.models.adaptation import AdaptationHead, HeadFile, save_head
 
 NAMES = [
@@ -136,6 +137,17 @@ def test_names_that_are_not_utf8(tmp_path: Path, encoding: str) -> None:
 def talk() -> Iterator[console.Talk]:
     yield console.talk
     console.talk.quiet = console.talk.verbose = False
+
+
+def test_json_is_valid_unicode(capsys: pytest.CaptureFixture[str]) -> None:
+    say_json({"image": "caf\udce9.png", "by\udcff": [{"label": "\ud83d"}, "plain", '"quoted"'], "k": 5.0})
+    record = json.loads(capsys.readouterr().out)
+    str(record).encode()
+    assert record == {
+        "image": as_text("caf\udce9.png"),
+        as_text("by\udcff"): [{"label": as_text("\ud83d")}, "plain", '"quoted"'],
+        "k": 5.0,
+    }
 
 
 def test_without_a_terminal_a_line_every_ten_seconds(

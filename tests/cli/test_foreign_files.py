@@ -112,7 +112,7 @@ def place(tmp_path: Path, scorer: DenseScorer, head: HeadFile, monkeypatch: pyte
         "paper.actions.voc.read_actions": lambda *_: SimpleNamespace(persons=[], actions=("jumping",)),
         "results.heatmaps.draw_overlay": lambda *x, **_: Path(x[3]).write_bytes(b"drawn"),
         "evaluation.voc_results.draw_curve": lambda *x: Path(x[-1]).write_bytes(b"drawn"),
-        "transfer.patch_figure.draw_patch_labels": lambda *x: Path(x[-1]).write_bytes(b"drawn"),
+        "transfer.patch_figure.draw_patch_labels": lambda *x, **_: Path(x[-1]).write_bytes(b"drawn"),
         "transfer.feature_cache.FeatureCache": lambda *_, **__: None,
         "transfer.pipeline.cached_scores": lambda *_: lambda image: scorer.score(image.path),
     }

@@ -3,6 +3,8 @@
 import io
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,13 @@ from densescore.demo.decode_child import FORMATS
 from densescore.demo.decoder import Decoder
 from densescore.demo.limits import TooLargeError, TooSlowError
 from tests.demo.test_service import png
+
+
+def test_the_process_starts_without_what_takes_seconds_to_load() -> None:
+    code = "import sys, densescore.demo.decode_child; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "PIL" in loaded
+    assert {"torch", "timm", "matplotlib", "fastapi", "av"}.isdisjoint(loaded)
 
 
 def test_the_decoder_takes_its_formats_only(decoder: Decoder) -> None:

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from densescore import DensescoreError
-from densescore.transfer.patch_labels import AMBIGUOUS, LabelRule, Overlap, label_patches, label_patches_per_class
+from densescore.transfer.patch_labels import (
+    AMBIGUOUS,
+    LabelRule,
+    Overlap,
+    label_patches,
+    label_patches_per_class,
+    why_left_out,
+)
 
 COUNT = 3
 
@@ -122,3 +129,39 @@ def test_thresholds_are_shares(field: str) -> None:
         LabelRule(**{field: 1.5})  # type: ignore[arg-type]
     with pytest.raises(DensescoreError, match="overlap must be one of touch"):
         LabelRule(overlap="near")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("patch", "rule", "reason"),
+    [
+        ((0, 0, 100, 100), LabelRule(), "cat fills 6\xa0% of it, under 20\xa0%"),  # all of the cat, but far away
+        ((20, 10, 40, 30), LabelRule(), "holds 48\xa0% of cat, under 60\xa0%"),
+        ((33, 33, 43, 43), LabelRule(), "cat fills 4\xa0% of it, under 20\xa0%; holds under 1\xa0% of cat, under"),
+        ((10, 10, 62, 62), LabelRule(patch_share=0.08), "also shows dog"),
+        ((10, 10, 52, 52), LabelRule(overlap="touch"), "also touches dog"),
+        ((10, 10, 52, 52), LabelRule(overlap="part", part=0.05), "also holds a part of dog"),
+        ((60, 60, 90, 90), LabelRule(patch_share=0.1), "shows only cow, which is difficult"),
+    ],
+)
+def test_why_a_patch_is_left_out(patch: tuple[int, ...], rule: LabelRule, reason: str) -> None:
+    boxes = np.array([[10, 10, 35, 35], [45, 45, 60, 60], [70, 70, 85, 85]], np.float32)
+    classes, difficult = np.array([0, 1, 2]), np.array([False, False, True])
+    patches = np.array([patch], np.float32)
+    assert label_patches(patches, boxes, classes, 3, rule, difficult).tolist() == [AMBIGUOUS]
+    assert why_left_out(patches, boxes, classes, ["cat", "dog", "cow"], rule, difficult)[0].startswith(reason)
+
+
+@given(st.integers(0, 10_000), st.sampled_from(get_args(Overlap)), st.integers(1, 6))
+def test_every_patch_that_is_left_out_has_a_reason(seed: int, overlap: Overlap, count: int) -> None:
+    draw = np.random.default_rng(seed)
+    corners = draw.uniform(0, 80, (count, 2))
+    boxes = np.hstack([corners, corners + draw.uniform(2, 60, (count, 2))]).astype(np.float32)
+    classes, difficult = draw.integers(0, 3, count), draw.random(count) < 0.3
+    starts = draw.uniform(-10, 80, (200, 2))
+    patches = np.hstack([starts, starts + draw.uniform(5, 70, (200, 1))]).astype(np.float32)
+    rule = LabelRule(overlap=overlap)
+    labels = label_patches(patches, boxes, classes, 3, rule, difficult)
+    reasons = why_left_out(patches[labels == AMBIGUOUS], boxes, classes, ["cat", "dog", "cow"], rule, difficult)
+    assert len(reasons) == (labels == AMBIGUOUS).sum()
+    for reason in reasons:
+        assert any(name in reason for name in ("cat", "dog", "cow"))

@@ -1,175 +1,37 @@
-"""The cache, the draw, training and its resumption, and the commands from a folder of boxes to a head that works."""
+"""Training and its resumption, and the commands from a folder of boxes to a head that works."""
 
 import json
 import multiprocessing
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
 from densescore import DensescoreError, DenseScorer, read_image
 from densescore.cli.main import app
-from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.data.boxed_set import BoxedSet
 from densescore.data.labeled_set import LabeledImage, LabeledSet
 from densescore.data.load import load_boxed
 from densescore.evaluation.evaluate import evaluate_classes, located, mean_of, score_set
-from densescore.geometry import Pyramid
-from densescore.models import MODELS, ModelEntry, load_head
+from densescore.models import load_head
 from densescore.results.scores import DenseScores
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.patch_labels import LabelRule
-from densescore.transfer.pipeline import cached_features, cached_scores, train_both, train_model
+from densescore.transfer.pipeline import cached_features, train_both, train_model
 from densescore.transfer.recipe import RECIPES, Objective, Recipe
 from densescore.transfer.rounds import IMAGE_LOSS, PATCH_LOSS, Round
 from densescore.transfer.train_head import STAGES, patch_loss, train_head
-from densescore.transfer.training_patches import TrainingPatches, check_image_labels, gather, label_and_draw, mirrored
+from densescore.transfer.training_patches import TrainingPatches, check_image_labels, gather
 from densescore.transfer.tune_on_images import image_confidence, image_loss, tune_on_images
 from densescore_kernels import power_mean
-from tests.conftest import Toy
-from tests.data.voc_set import CLASSES, write_voc
+from tests.data.voc_set import CLASSES
+from tests.transfer.conftest import QUICK, SCALES
 
-SCALES = (1.0, 1.5, 2.3)
-QUICK = Recipe(width=32, round=512, batch=64, max_rounds=6, tolerance=0.02)
 SLOW = replace(QUICK, max_rounds=20, patience=20)
-
-
-@pytest.fixture(scope="module")
-def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_voc(tmp_path_factory.mktemp("voc"), {"train": 18, "val": 12})
-
-
-@pytest.fixture
-def toy() -> Iterator[DenseScorer]:
-    entry = ModelEntry("a toy", lambda weights: Toy(), lambda: {}, "none", "tests", patch_size=20)
-    MODELS["toy"] = entry
-    yield DenseScorer("toy", scales=SCALES)
-    del MODELS["toy"]
-
-
-def test_cached_features_are_the_scorers_and_are_computed_once(toy: DenseScorer, voc: Path, tmp_path: Path) -> None:
-    cache = FeatureCache(toy, tmp_path / "cache")
-    picture = sorted((voc / "JPEGImages").iterdir())[0]
-    pixels = read_image(picture)
-    for flip in (False, True):
-        expected = toy.features(np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels).numpy()
-        np.testing.assert_allclose(cache.features(picture, flip=flip), expected, rtol=1e-3, atol=1e-4)
-    files = {path: path.stat().st_ino for path in cache.folder.glob("*.npy")}
-    assert len(files) == 2 * len(SCALES)
-    again = FeatureCache(toy, tmp_path / "cache").features(picture)
-    np.testing.assert_array_equal(again, cache.features(picture))
-    # One more scale is all that another choice of scales computes.
-    FeatureCache(DenseScorer("toy", scales=(1.0, 2.3, 1.2)), tmp_path / "cache").features(picture)
-    after = {path: path.stat().st_ino for path in cache.folder.glob("*.npy")}
-    assert len(after) == len(files) + 1
-    assert all(after[path] == node for path, node in files.items())
-
-
-def test_another_network_context_or_picture_is_another_key(toy: DenseScorer, voc: Path, tmp_path: Path) -> None:
-    first, second = sorted((voc / "JPEGImages").iterdir())[:2]
-    FeatureCache(toy, tmp_path).features(first)
-    module = Toy()
-    with torch.no_grad():
-        next(module.classifier.parameters()).mul_(1.5)  # FC6, which the engine packs
-    other = DenseScorer(module, patch_size=20, scales=SCALES)
-    for cache, picture in (
-        (FeatureCache(toy, tmp_path), second),
-        (FeatureCache(toy, tmp_path, context="patch"), first),
-        (FeatureCache(other, tmp_path), first),
-        (FeatureCache(DenseScorer("toy", scales=SCALES, mean=(0.1, 0.2, 0.3)), tmp_path), first),
-    ):
-        before = len(list(tmp_path.glob("*.npy")))
-        cache.features(picture)
-        assert len(list(tmp_path.glob("*.npy"))) == before + len(SCALES)
-
-
-def test_the_cache_is_bounded_mends_damage_and_leaves_no_scraps(
-    toy: DenseScorer, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pictures = sorted((voc / "JPEGImages").iterdir())[:4]
-    whole = FeatureCache(toy, tmp_path)
-    expected = [whole.features(picture) for picture in pictures]
-    most = sum(path.stat().st_size for path in tmp_path.glob("*.npy")) // 2
-    small = FeatureCache(toy, tmp_path, max_bytes=most)
-    small.features(sorted((voc / "JPEGImages").iterdir())[5])
-    assert sum(path.stat().st_size for path in tmp_path.glob("*.npy")) <= most
-    for path in tmp_path.glob("*.npy"):
-        path.write_bytes(path.read_bytes()[:100])
-    for picture, features in zip(pictures, expected, strict=True):
-        np.testing.assert_array_equal(small.features(picture), features)
-
-    def interrupted(file: Path, features: NDArray[np.float16]) -> None:
-        Path(file).write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    empty = FeatureCache(toy, tmp_path / "empty")
-    monkeypatch.setattr(np, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        empty.features(pictures[0])
-    assert list(empty.folder.iterdir()) == []
-
-
-def test_scores_from_cached_features_are_the_scorers(toy: DenseScorer, voc: Path, tmp_path: Path) -> None:
-    image = load_boxed(voc, "val").images[0]
-    direct, cached = toy.score(image.path), cached_scores(toy, FeatureCache(toy, tmp_path))(image)
-    torch.testing.assert_close(cached.patch_scores, direct.patch_scores, rtol=1e-2, atol=1e-3)
-    torch.testing.assert_close(cached.boxes, direct.boxes)
-
-
-def test_all_positives_and_a_tenth_of_the_background_are_drawn(voc: Path) -> None:
-    boxed = load_boxed(voc, "train")
-    image = boxed.images[0]
-    patches = Pyramid.of(image.height, image.width, scales=SCALES, patch=20, stride=4).boxes()
-    everything = replace(QUICK, background=1.0)
-    _, labels = label_and_draw(patches, image, False, 3, everything, np.random.default_rng(0))
-    kept, drawn = label_and_draw(patches, image, False, 3, QUICK, np.random.default_rng(0))
-    assert (np.diff(kept) > 0).all()
-    assert (drawn < 3).sum() == (labels < 3).sum() > 0
-    assert (drawn == 3).sum() == round(0.1 * (labels == 3).sum()) > 0
-    flipped = mirrored(mirrored(patches, image.width), image.width)
-    np.testing.assert_allclose(flipped, patches, atol=1e-4)
-    assert mirrored(np.array([[0, 0, 10, 5]], np.float32), 30).tolist() == [[20, 0, 30, 5]]
-
-
-def test_draws_follow_from_the_seed_and_not_from_other_images(voc: Path) -> None:
-    boxed = load_boxed(voc, "train")
-
-    def features(image: object, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
-        patches = Pyramid.of(60, 80, scales=SCALES, patch=20, stride=4).boxes()
-        return patches, np.arange(len(patches) * 2, dtype=np.float16).reshape(-1, 2)
-
-    first, again = (gather(boxed, features, QUICK, 3) for _ in range(2))
-    np.testing.assert_array_equal(first.features, again.features)
-    shorter = gather(BoxedSet("train", boxed.classes, boxed.images[:5]), features, QUICK, 3)
-    np.testing.assert_array_equal(shorter.features, first.features[first.images < 5])
-    assert not np.array_equal(gather(boxed, features, QUICK, 4).features, first.features)
-    assert sum(first.counts(3)) == len(first.labels)
-
-
-@pytest.mark.parametrize("flips", [False, True])
-def test_bags_are_drawn_from_all_patches_of_the_image_that_their_truth_is_of(voc: Path, flips: bool) -> None:
-    boxed = load_boxed(voc, "train")
-    assert len(np.unique(boxed.truth(), axis=0)) > 1
-
-    def features(image: BoxedImage | LabeledImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
-        patches = Pyramid.of(60, 80, scales=SCALES, patch=20, stride=4).boxes()
-        index = next(index for index, other in enumerate(boxed.images) if other is image)
-        values = np.stack([np.full(len(patches), index), np.full(len(patches), flip), np.arange(len(patches))], axis=1)
-        return patches, values.astype(np.float16)  # names of image, side and patch
-
-    patches = gather(boxed, features, replace(QUICK, flips=flips, image_rounds=1, image_bag=30), 3)
-    sides = 1 + flips
-    assert patches.bags.shape == (len(boxed.images) * sides, 30, 3)
-    images, flipped, numbers = np.moveaxis(patches.bags, 2, 0).astype(int)
-    assert (images == np.repeat(np.arange(len(boxed.images)), sides)[:, None]).all()
-    assert (flipped == np.tile(np.arange(sides), len(boxed.images))[:, None]).all()
-    assert all(len(set(row)) == 30 for row in numbers.tolist())
-    np.testing.assert_array_equal(patches.truth, boxed.truth()[images[:, 0]])
 
 
 def clusters(classes: int, count: int = 900, seed: int = 0) -> TrainingPatches:

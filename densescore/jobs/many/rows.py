@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError, WriteError
 from densescore.io.names import as_message, as_text, text_values
+from densescore.io.video import split_frame_name
 from densescore.models.labels import find_classes
 from densescore.results.formats import SIDES, to_row
 from densescore.scoring.stream import Scored
@@ -73,7 +74,7 @@ def keep(index: int, name: str, scored: Scored, kept: Kept, arrays: Path) -> Row
         arrays: the zarr folder.
     """
     error = None if scored.error is None else as_message(scored.error)
-    row: Row = {"index": index, "image": as_text(name), "error": error}
+    row: Row = {"index": index, "image": as_text(name), "time": split_frame_name(name)[1], "error": error}
     scores = scored.scores
     if scores is None:
         return row
@@ -150,6 +151,7 @@ def schema(kept: Kept, classes: int) -> "pa.Schema":
     columns = [
         ("index", pa.int64()),
         ("image", pa.string()),
+        ("time", pa.float64()),
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("patches", pa.int32()),

@@ -19,6 +19,7 @@ from densescore.io.files import atomic_write, check_replaceable, clear_scratch, 
 from densescore.io.locks import exclusive
 from densescore.io.marks import ARRAYS, ZARR, claim, read_mark
 from densescore.io.names import as_text
+from densescore.io.video import split_frame_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,7 +76,8 @@ class Run:
         self.parts = parts_of(self.out)
         self.arrays = self.parts / "_arrays.zarr"
         self._final_arrays = self.out.with_suffix(".zarr")
-        self._keeps_arrays, self._inputs = keeps_arrays, (*images, *inputs)
+        files = dict.fromkeys(split_frame_name(image)[0] for image in images)  # a video's frames are one file
+        self._keeps_arrays, self._inputs = keeps_arrays, (*files, *inputs)
         self._lock = ExitStack()
 
     def __enter__(self) -> "Run":

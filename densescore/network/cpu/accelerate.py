@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from densescore.errors import DensescoreError
+from densescore.errors import DensescoreError, DensescoreWarning
 from densescore.network.cpu import onednn, openvino
 from densescore.network.cpu.fusion import FEWEST_CHANNELS, fuse, traced
 from densescore.network.cpu.onednn import PackedLinear
@@ -45,7 +45,7 @@ def speed_up(network: DenseNetwork, runtime: Runtime) -> str:
         except DensescoreError as error:
             if runtime == "openvino":
                 raise
-            warnings.warn(f"torch runs the trunk: {error}", stacklevel=3)
+            warnings.warn(f"torch runs the trunk: {error}", DensescoreWarning, stacklevel=3)
             return "torch"
     return chosen
 

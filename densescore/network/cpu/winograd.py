@@ -12,29 +12,22 @@ products is a matrix product ``[tiles, C] × [C, F]``. (Winograd 1980; Lavin and
 Two things make it fast on a CPU. The t² matrix products are one 1×1 convolution in t² groups, which oneDNN runs at its
 best speed even where each is small; and few enough tiles and outputs are in flight that they stay in the cache.
 
-The points are exact fractions, near 1 in size and in pairs ±a, which keeps the matrices' entries, and so the rounding
-error, small; ``tests/network/cpu/test_winograd.py`` measures it against float64. In bfloat16 only F(2×2, 3×3) is exact
-enough; a larger kernel is cut into 3×3 parts, which are added up as if they were channels.
+The rounding error is measured against float64 in ``tests/network/cpu/test_winograd.py``. In bfloat16 only F(2×2, 3×3)
+is exact enough; a larger kernel is cut into 3×3 parts, which are added up as if they were channels.
 """
 
 import math
 import threading
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from densescore.network.cpu.cook_toom import MOST_TAPS, ONE, cook_toom, floats
 from densescore.network.cpu.onednn import Clamp, PackedConv2d
 from densescore.network.windows import Blocks, LinearWindows
-
-_POINTS = [Fraction(*point) for point in ((0, 1), (1, 1), (-1, 1), (1, 2), (-1, 2), (2, 1), (-2, 1))]
-_ONE = _POINTS.index(Fraction(1))
-
-MOST_TAPS = len(_POINTS)
-"""Largest r, with a tile of 2. A ninth point, ±¼ or ±4, would cost another digit and a half."""
 
 WHOLE_TILES = 6
 """Blocks of so many rows of FC6's cells, and multiples of it, fill their tiles."""
@@ -43,40 +36,6 @@ _TILES = 320  # computed at a time
 # Channels computed at a time. For more, and few tiles, oneDNN would want weights in another layout than they are in,
 # and lay them out again at each call: a hundred times slower.
 _OUTPUTS = 128
-Matrix = list[list[Fraction]]
-
-
-def cook_toom(m: int, r: int) -> tuple[Matrix, Matrix, Matrix]:
-    """Aᵀ ``[m, t]``, G ``[t, r]`` and Bᵀ ``[t, t]``, t = m + r - 1, with y = Aᵀ [(G g) ⊙ (Bᵀ d)] exactly.
-
-    The last point is infinity.
-    """
-    t = m + r - 1
-    points = _POINTS[: t - 1]
-    assert len(points) == t - 1
-    zero, one = Fraction(0), Fraction(1)
-    output = [[*(point**i for point in points), one if i == m - 1 else zero] for i in range(m)]
-    kernel: Matrix = []
-    data: Matrix = []
-    for point in points:
-        others = [other for other in points if other != point]
-        scale = one
-        for other in others:
-            scale *= point - other
-        kernel.append([point**i / scale for i in range(r)])
-        data.append([*_expand(others), zero])
-    kernel.append([zero] * (r - 1) + [one])
-    data.append(_expand(points))
-    return output, kernel, data
-
-
-def _expand(roots: Sequence[Fraction]) -> list[Fraction]:
-    """Coefficients of ∏ (x - root), the constant first."""
-    coefficients = [Fraction(1)]
-    for root in roots:
-        shifted, scaled = [Fraction(0), *coefficients], [root * c for c in coefficients] + [Fraction(0)]
-        coefficients = [a - b for a, b in zip(shifted, scaled, strict=True)]
-    return coefficients
 
 
 class Tiling(NamedTuple):
@@ -130,7 +89,7 @@ class CookToom(nn.Module):
         super().__init__()
         self.tiling, self.groups, self.clamp = tiling, groups, clamp
         self.kernel, self.dtype, self.width = weight.shape[-1], weight.dtype, weight.shape[0]
-        output, kernel, data = (torch.tensor(_floats(matrix)) for matrix in cook_toom(tiling.tile, tiling.taps))
+        output, kernel, data = (torch.tensor(floats(matrix)) for matrix in cook_toom(tiling.tile, tiling.taps))
         self._output = torch.kron(output, output).to(self.dtype)  # [m², t²]
         # Bᵀ d B in two steps takes fewer multiplications, but in one it is rounded once.
         self._data = (data if self.dtype == torch.float32 else torch.kron(data, data)).to(self.dtype)  # [t or t²]²
@@ -162,7 +121,7 @@ class CookToom(nn.Module):
         """
         t = self.tiling.side
         spread = bias.new_zeros(t, t, bias.numel())
-        spread[_ONE, _ONE] = bias.flatten()
+        spread[ONE, ONE] = bias.flatten()
         return spread.flatten()
 
     def saves(self, grids: Sequence[tuple[int, int]]) -> bool:
@@ -305,7 +264,3 @@ class CookToomWindows(nn.Module):
         parts = [part.view(*grid, -1) for part, grid in zip(cells.split(counts), grids, strict=True)]
         self.convolution(blocks, parts)
         return cells
-
-
-def _floats(matrix: Matrix) -> list[list[float]]:
-    return [[float(value) for value in row] for row in matrix]

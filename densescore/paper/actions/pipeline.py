@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from typing import Any
 
-import torch
-
 from densescore.models.adaptation import HeadFile
 from densescore.models.registry import Classifier
 from densescore.paper.actions.file import save_actions
-from densescore.paper.actions.training import ActionRecipe, Track, train_persons
+from densescore.paper.actions.training import ActionRecipe, train_persons
 from densescore.paper.actions.voc import ActionSet, as_boxes
 from densescore.scoring.scorer import DenseScorer
 from densescore.transfer.feature_cache import FeatureCache
@@ -25,13 +23,11 @@ def train_on_boxes(
     recipe: ActionRecipe,
     seed: int = 0,
     *,
-    device: torch.device | None = None,
-    track: Track = iter,
-    callback: Callable[[int, float], None] = lambda *_: None,
     overwrite: bool = False,
+    **options: Any,
 ) -> None:
-    """`train_persons`, and its file, with a record of how it came about; see these for the arguments and the errors."""
-    network, labels = train_persons(actions, classifier, recipe, seed, device=device, track=track, callback=callback)
+    """`train_persons`, which takes the options, and its file, with a record of how it came about."""
+    network, labels = train_persons(actions, classifier, recipe, seed, **options)
     record: dict[str, Any] = {"seed": seed, "set": actions.name, "persons": len(actions.persons)}
     record["versions"] = {name: version(name) for name in ("densescore", "torch", "timm")}
     save_actions(out, network, labels, classifier.name, classifier.patch_size, recipe, record, overwrite=overwrite)

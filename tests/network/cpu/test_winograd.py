@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import densescore.network.cpu.winograd
+from densescore.network.cpu.cook_toom import MOST_TAPS, cook_toom
 from densescore.network.cpu.onednn import Clamp, PackedLinear
-from densescore.network.cpu.winograd import MOST_TAPS, CookToom, CookToomWindows, Tiling, cook_toom, tiling_of
+from densescore.network.cpu.winograd import CookToom, CookToomWindows, Tiling, tiling_of
 from densescore.network.windows import FlattenedWindows, LinearWindows
 
 SIZES = [(m, r) for m in range(1, 6) for r in range(1, 8) if m + r - 1 <= 8]

@@ -1,0 +1,255 @@
+"""Frames of videos: at which times, and the pixels that a viewer sees."""
+
+import warnings
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("av")
+
+from densescore import DensescoreError, DenseScorer, read_image, score_many
+from densescore.io.video import frame_names, split_frame_name
+from densescore.io.video_writer import write_video
+from tests.io.clips import gray, number, numbered, write_clip, write_sound
+
+CORNERS = np.zeros((48, 64, 3), np.uint8)
+CORNERS[:24, :32], CORNERS[:24, 32:], CORNERS[24:, :32] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+NOISE = [np.random.default_rng(index).integers(0, 256, (48, 64, 3), np.uint8) for index in range(50)]
+
+
+def times(path: Path, fps: float = 1.0) -> list[float | None]:
+    return [split_frame_name(name)[1] for name in frame_names(path, fps)]
+
+
+def frame(path: Path, seconds: float) -> int:
+    return number(read_image(f"{path}#t={seconds}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "container"),
+    [
+        ("clip.mp4", "libx264", None),
+        ("clip.mp4", "libx265", None),
+        ("clip.mov", "mpeg4", None),
+        ("clip.MKV", "libx264", None),
+        ("clip.webm", "libvpx-vp9", None),
+        ("clip.avi", "mpeg4", None),
+        ("clip.ts", "libx264", None),  # times begin at 1.4 seconds
+        ("clip.mpg", "mpeg2video", None),
+        ("clip.wmv", "wmv2", None),
+        ("clip.flv", "libx264", None),
+        ("clip.h264", "libx264", "h264"),  # no times, no index
+    ],
+)
+def test_every_container_gives_the_frame_on_screen_at_a_time(
+    tmp_path: Path, name: str, codec: str, container: str | None
+) -> None:
+    path = write_clip(tmp_path / name, numbered(100), codec=codec, container=container)  # four seconds
+    assert times(path) == [0, 1, 2, 3]
+    for seconds in (0.0, 1.0, 2.04, 3.96, 1.039, 0.5):  # on and back
+        assert frame(path, seconds) == int(seconds * 25 + 1e-6)
+    assert [frame(path, float(seconds or 0)) for seconds in times(path, 25)] == list(range(100))
+    assert times(path, 0.3) == pytest.approx([0, 1 / 0.3], abs=1e-6)
+
+
+def test_times_are_those_of_the_clock_where_the_rate_is_not_constant(tmp_path: Path) -> None:
+    for name in ("clip.mp4", "clip.mkv"):
+        path = write_clip(tmp_path / name, numbered(5), milliseconds=[0, 120, 1000, 5000, 5040])
+        assert times(path) == [0, 1, 2, 3, 4, 5]
+        found = [frame(path, seconds) for seconds in (0, 0.11, 0.12, 0.99, 1, 4.9, 5, 5.04)]
+        assert found == [0, 0, 1, 1, 2, 2, 3, 4]
+
+
+def test_a_long_way_ahead_is_found_by_the_index(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "long.mp4", numbered(1000), rate=10)
+    for seconds in (0.0, 60.0, 95.5, 30.0, 99.9):
+        assert frame(path, seconds) == round(seconds * 10)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "top"),  # what is shown at the left and the right of the top
+    [
+        ((1, 0, 0, 1), ("red", "green")),
+        ((-1, 0, 0, 1), ("green", "red")),
+        ((-1, 0, 0, -1), ("black", "blue")),
+        ((1, 0, 0, -1), ("blue", "black")),
+        ((0, 1, 1, 0), ("red", "blue")),
+        ((0, 1, -1, 0), ("blue", "red")),  # a phone held upright
+        ((0, -1, -1, 0), ("black", "green")),
+        ((0, -1, 1, 0), ("green", "black")),
+    ],
+)
+def test_frames_are_turned_upright(tmp_path: Path, matrix: tuple[int, ...], top: tuple[str, str]) -> None:
+    pixels = read_image(f"{write_clip(tmp_path / 'turned.mp4', [CORNERS] * 2, matrix=matrix)}#t=0")
+    names = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
+    assert pixels.shape == ((48, 64, 3) if matrix[0] else (64, 48, 3))
+    np.testing.assert_allclose(pixels[5, [5, -5]], [names[name] for name in top], atol=6)
+
+
+def test_a_slanted_video_is_refused(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "slanted.mp4", [CORNERS] * 2, matrix=(1, 1, -1, 1))
+    with pytest.raises(DensescoreError, match=r"slanted\.mp4: is shown turned by an angle that is no multiple of 90"):
+        read_image(f"{path}#t=0")
+
+
+@pytest.mark.parametrize("space", [1, 5, 2])
+@pytest.mark.parametrize("color_range", [1, 2])
+def test_colors_are_those_that_the_stream_says(tmp_path: Path, space: int, color_range: int) -> None:
+    colors = [(200, 30, 40), (30, 180, 60), (40, 50, 210), (128, 128, 128), (240, 240, 20)]
+    bars = np.repeat(np.array(colors, np.uint8)[None], 64, 0).repeat(32, 1)  # [64, 160, 3]
+    path = write_clip(
+        tmp_path / "bars.mp4", [bars] * 2, space=space, color_range=color_range, options={"crf": "5"}
+    )  # fmt: skip
+    np.testing.assert_allclose(read_image(f"{path}#t=0")[32, 16::32], colors, atol=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"),
+    [("a.mov", "qtrle", "argb"), ("a.mov", "prores_ks", "yuva444p10le"), ("a.webm", "libvpx-vp9", "yuva420p")],
+)
+def test_transparency_is_laid_over_white(tmp_path: Path, name: str, codec: str, pix_fmt: str) -> None:
+    half = np.zeros((48, 64, 4), np.uint8)
+    half[:, :32] = (200, 0, 0, 255)
+    pixels = read_image(f"{write_clip(tmp_path / name, [half] * 3, codec=codec, pix_fmt=pix_fmt)}#t=0.04")
+    np.testing.assert_allclose(pixels[20, [5, -5]], [(200, 0, 0), (255, 255, 255)], atol=4)
+
+
+def test_pixels_that_are_not_square_are_stretched(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "wide.mp4", [CORNERS] * 2, pixel_ratio=Fraction(16, 11))
+    assert read_image(f"{path}#t=0").shape == (48, 93, 3)
+
+
+def test_odd_sizes(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "odd.mkv", gray([60] * 2, 47, 63), codec="ffv1", pix_fmt="bgr0")
+    assert read_image(f"{path}#t=0").shape == (47, 63, 3)
+
+
+def test_high_dynamic_range_is_said(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "phone.mp4", gray([60] * 2), transfer=18)
+    with pytest.warns(UserWarning, match=r"phone\.mp4: high dynamic range \(HLG\)"):
+        read_image(f"{path}#t=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(f"{path}#t=0.04")  # once
+
+
+def cut(path: Path, share: float) -> Path:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+def blank(path: Path) -> Path:
+    """A fifth of the file, in the middle, made zeros."""
+    data = path.read_bytes()
+    data = data[: len(data) * 2 // 5] + bytes(len(data) // 5) + data[len(data) * 2 // 5 + len(data) // 5 :]
+    path.write_bytes(data)
+    return path
+
+
+def nothing(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("sound.mp4", write_sound, "holds no video, but only sound"),
+        ("cover.mp4", lambda path: write_sound(path, cover=CORNERS), "but only sound and a cover picture"),
+        ("empty.mp4", nothing, "the file is empty"),
+        ("text.mkv", lambda path: path.write_text("no video at all\n" * 99), "cannot be read as a video: Invalid data"),
+        ("list.mp4", lambda path: path.write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n"), "Invalid data"),
+        ("gone.mp4", lambda path: path, "No such file"),
+        ("folder.mp4", lambda path: path.mkdir(), "cannot be read as a video: Is a directory"),
+        ("headless.mp4", lambda path: cut(write_clip(path, NOISE), 0.6), "Invalid data"),  # the index is last
+    ],
+)
+def test_a_file_that_is_no_video_is_named(
+    tmp_path: Path, name: str, make: Callable[[Path], object], message: str
+) -> None:
+    path = tmp_path / name
+    make(path)
+    assert times(path) == [None]
+    for asked in (str(path), f"{path}#t=0"):
+        with pytest.raises(DensescoreError, match=message) as caught:
+            read_image(asked)
+        assert str(path) in str(caught.value)
+
+
+def test_of_a_video_that_is_cut_off_what_is_there_is_read(tmp_path: Path) -> None:
+    whole = tmp_path / "cut.mp4"
+    with write_video(whole, fps=10) as add:  # the index is first
+        for pixels in NOISE:
+            add(pixels)
+    assert times(whole) == [0, 1, 2, 3, 4]
+    path = cut(whole, 0.6)
+    assert times(path) == [0, 1, 2, None]
+    assert read_image(f"{path}#t=2").std() > 10
+    with pytest.raises(DensescoreError, match=r"cut\.mp4: is cut off: it ends after [23]\.\d of 5\.0 seconds"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_where_a_video_is_damaged_no_old_frame_is_given(tmp_path: Path, toy_scorer: DenseScorer, codec: str) -> None:
+    path = blank(write_clip(tmp_path / "scratched.mp4", NOISE, codec=codec))
+    errors = {item.source: item.error for item in score_many(frame_names(path, 25), toy_scorer) if item.error}
+    assert all("scratched.mp4: is damaged" in error for error in errors.values())
+    bad = [split_frame_name(str(name))[1] or 0 for name in errors]
+    assert len(bad) >= 5
+    assert min(bad) > 0.4
+
+
+def test_a_video_without_a_time_is_refused_with_advice(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", gray([60] * 2))
+    with pytest.raises(DensescoreError, match=r"clip\.mp4: a video, of which `.*clip\.mp4#t=SECONDS` names a frame"):
+        read_image(path)
+
+
+def test_a_name_that_looks_like_an_address_or_a_frame_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("concat:a.mp4", "b.mp4#t=3.mp4", "caf\udce9.mp4"):
+        write_clip(tmp_path / "made.mp4", gray([60] * 2)).rename(name)
+        assert read_image(f"{name}#t=0").mean() == pytest.approx(60, abs=2)
+    (tmp_path / "made.mp4#t=5").write_bytes(b"no picture")  # a file of that very name
+    assert split_frame_name("made.mp4#t=5") == ("made.mp4#t=5", None)
+
+
+def test_a_time_after_the_end_is_refused(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mkv", numbered(3), milliseconds=[0, 40, 3000])
+    assert frame(path, 2.9) == 1
+    with pytest.raises(DensescoreError, match=r"clip\.mkv: ends after 3\.\d+ seconds, got the time 9"):
+        frame(path, 9)
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf")])
+def test_fps_must_be_positive(tmp_path: Path, fps: float) -> None:
+    with pytest.raises(DensescoreError, match="fps must be a positive number"):
+        list(frame_names(tmp_path / "clip.mp4", fps))
+
+
+def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", numbered(9)[3:])
+    assert frame(path, 0) == 3
+    write_clip(tmp_path / "clip.mp4", numbered(9)[6:])
+    assert frame(path, 0) == 6
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "written.mp4"
+    red = np.full((47, 63, 3), (200, 30, 40), np.uint8)
+    with write_video(path, fps=29.97) as add:
+        for _ in range(30):
+            add(red)
+    pixels = read_image(f"{path}#t=0.5")
+    assert pixels.shape == (48, 64, 3)  # H.264 has even sides
+    np.testing.assert_allclose(pixels, np.broadcast_to((200, 30, 40), pixels.shape), atol=4)
+    assert len(times(path, 29.97)) == 30
+    with pytest.raises(DensescoreError, match="expected frames of shape"), write_video(path, fps=10) as add:
+        add(red)
+        add(red[:-2])
