@@ -2,10 +2,11 @@
 
 import copy
 import hashlib
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import Self
 
 from densescore.errors import DensescoreError
 from densescore.geometry import Pyramid
