@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError, MissingPackageError
-from densescore.results.regions import Region, find_regions
+from densescore.results.regions import SHARE, class_regions
 
 if TYPE_CHECKING:
     from supervision import Detections
@@ -32,7 +32,7 @@ def to_row(
     Returns:
         ``height``, ``width``, ``patches``; ``label`` and ``score`` of the best class; ``labels`` and ``scores`` of the
         ranked ones; ``regions``, of each mapped class in turn, highest peak first: ``label``, ``x0 y0 x1 y1`` in
-        image pixels (``x1`` and ``y1`` exclusive) and ``peak``.
+        image pixels (``x1`` and ``y1`` exclusive) and ``peak`` (of `DenseScores.shrunk_map`).
 
     Example:
         >>> import densescore, skimage
@@ -46,7 +46,7 @@ def to_row(
     chosen = [ranked[0].label] if labels is None else labels
     regions = [
         {"label": label, **dict(zip(("x0", "y0", "x1", "y1"), region.box, strict=True)), "peak": region.peak}
-        for label, region in _regions(scores, chosen, maps=maps)
+        for label, region in class_regions(scores, chosen, maps=maps)
     ]
     return {
         "height": scores.pyramid.height,
@@ -61,7 +61,7 @@ def to_row(
 
 
 def to_supervision(
-    scores: "DenseScores", labels: str | Sequence[str] | None = None, share: float = 0.5
+    scores: "DenseScores", labels: str | Sequence[str] | None = None, share: float = SHARE
 ) -> "Detections":
     """Regions as ``supervision.Detections`` (extra ``train``), for its annotators, filters and metrics.
 
@@ -71,17 +71,17 @@ def to_supervision(
         share: a region is where the class's map reaches this share of its peak.
 
     Returns:
-        ``xyxy`` in image pixels; ``confidence``, the map's peak in the region; ``class_id``, the column of
+        ``xyxy`` in image pixels; ``confidence``, the region's score (see `Region`); ``class_id``, the column of
         ``patch_scores``; ``data["class_name"]``.
     """
     try:
         import supervision
     except ImportError as error:
         raise MissingPackageError("to_supervision needs supervision: pip install 'densescore[train]'") from error
-    found = _regions(scores, _chosen(scores, labels), share)
+    found = class_regions(scores, _chosen(scores, labels), share)
     return supervision.Detections(
         xyxy=np.array([region.box for _, region in found], np.float32).reshape(-1, 4),
-        confidence=np.array([region.peak for _, region in found], np.float32),
+        confidence=np.array([region.score for _, region in found], np.float32),
         class_id=np.array([scores.index(label) for label, _ in found], np.int64),
         data={"class_name": np.array([label for label, _ in found], np.str_)},
     )
@@ -93,7 +93,7 @@ def to_coco(
     labels: str | Sequence[str] | None = None,
     *,
     category_ids: Mapping[str, int] | None = None,
-    share: float = 0.5,
+    share: float = SHARE,
 ) -> list[dict[str, Any]]:
     """Regions in the format of COCO's results: the lists of all images together are what ``COCO.loadRes`` reads.
 
@@ -105,20 +105,20 @@ def to_coco(
         share: a region is where the class's map reaches this share of its peak.
 
     Returns:
-        ``image_id``, ``category_id``, ``bbox`` (``x y width height`` in image pixels) and ``score`` (the map's peak in
-        the region), plain numbers, ready for ``json.dump``.
+        ``image_id``, ``category_id``, ``bbox`` (``x y width height`` in image pixels) and ``score`` (see
+        `Region`), plain numbers, ready for ``json.dump``.
 
     Raises:
         DensescoreError: no such class, or one that `category_ids` lacks.
     """
     records = []
-    for label, region in _regions(scores, _chosen(scores, labels), share):
+    for label, region in class_regions(scores, _chosen(scores, labels), share):
         if category_ids is not None and label not in category_ids:
             raise DensescoreError(f"category_ids has no id for {label!r}")
         category = scores.index(label) if category_ids is None else category_ids[label]
         x0, y0, x1, y1 = map(float, region.box)
         box = [x0, y0, x1 - x0, y1 - y0]
-        records.append({"image_id": image_id, "category_id": category, "bbox": box, "score": region.peak})
+        records.append({"image_id": image_id, "category_id": category, "bbox": box, "score": region.score})
     return records
 
 
@@ -126,15 +126,3 @@ def _chosen(scores: "DenseScores", labels: str | Sequence[str] | None) -> Sequen
     if labels is None:
         return [scores.top(1)[0].label]
     return [labels] if isinstance(labels, str) else labels
-
-
-def _regions(
-    scores: "DenseScores", labels: Sequence[str], share: float = 0.5, maps: NDArray[np.float32] | None = None
-) -> list[tuple[str, Region]]:
-    if not labels:
-        return []
-    if maps is None:
-        maps = scores.response_map(labels).cpu().numpy()  # [len(labels), H, W]
-    return [
-        (label, region) for label, values in zip(labels, maps, strict=True) for region in find_regions(values, share)
-    ]

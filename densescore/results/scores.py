@@ -21,7 +21,7 @@ from densescore.models import BACKGROUND
 from densescore.models.labels import find_label
 from densescore.models.weights import read_metadata, read_weights
 from densescore.results import formats
-from densescore.results.regions import Region, find_regions
+from densescore.results.regions import MIN_SHARE, SHARE, Region, class_regions
 from densescore_kernels import Grid, GridLevel, power_mean, response_map
 
 if TYPE_CHECKING:
@@ -189,11 +189,12 @@ class DenseScores:
         Returns:
             float32 ``[len(labels), H, W]`` in [0, 1].
         """
-        return 2 * self._shrink(self.response_map(labels))
+        return self.shrink(self.response_map(labels))
 
-    def _shrink(self, maps: Tensor) -> Tensor:
+    def shrink(self, maps: Tensor) -> Tensor:
+        """`shrunk_map` of response maps ``[…, H, W]`` that are known already."""
         counts = self.coverage.to(maps)
-        return maps * (counts / (counts + counts.max()))
+        return maps * (2 * counts / (counts + counts.max()))
 
     def locate(self, labels: str | Sequence[str] | None = None, *, by: Locate = "shrunk") -> list[Place]:
         """The most likely location of each class: a pixel's center.
@@ -218,30 +219,45 @@ class DenseScores:
             0.5
         """
         maps = self.response_map(labels)  # [C, H, W]
-        votes = self._shrink(maps) if by == "shrunk" else maps
+        votes = self.shrink(maps) if by == "shrunk" else maps
         best = votes.flatten(1).argmax(1)  # [C]
         responses = maps.flatten(1).gather(1, best[:, None])[:, 0]
         width = self.pyramid.width
         pairs = zip(best.tolist(), responses.tolist(), strict=True)
         return [Place(index % width + 0.5, index // width + 0.5, response) for index, response in pairs]
 
-    def boxes_from_map(self, label: str, share: float = 0.5) -> list[Region]:
-        """Boxes of the connected regions where a class's response map reaches a share of its peak.
+    def boxes_from_map(
+        self,
+        label: str,
+        share: float = SHARE,
+        *,
+        min_share: float = MIN_SHARE,
+        min_area: float = 0.0,
+        max_regions: int | None = None,
+    ) -> list[Region]:
+        """Boxes of the connected regions where a class's `shrunk_map` reaches a share of its peak.
 
         Args:
             label: a class name.
             share: of the map's maximum, in (0, 1].
+            min_share: least area of a region, as a share of the largest region's, in [0, 1].
+            min_area: least area of a region in pixels. The region of the map's maximum is always there.
+            max_regions: most regions.
 
         Returns:
             Regions, highest peak first; boxes hold whole pixels, ``x1`` and ``y1`` exclusive.
+
+        Raises:
+            DensescoreError: no such class, or an argument that is out of range.
         """
-        return find_regions(self.response_map([label])[0].cpu().numpy(), share)
+        found = class_regions(self, [label], share, min_share=min_share, min_area=min_area, max_regions=max_regions)
+        return [region for _, region in found]
 
     def to_row(self, top: int = 5, labels: Sequence[str] | None = None) -> dict[str, Any]:
         """A row for ``pandas.DataFrame``; see `densescore.results.formats.to_row`."""
         return formats.to_row(self, top, labels)
 
-    def to_supervision(self, labels: str | Sequence[str] | None = None, share: float = 0.5) -> "Detections":
+    def to_supervision(self, labels: str | Sequence[str] | None = None, share: float = SHARE) -> "Detections":
         """Regions as ``supervision.Detections``; see `densescore.results.formats.to_supervision`."""
         return formats.to_supervision(self, labels, share)
 
@@ -251,7 +267,7 @@ class DenseScores:
         labels: str | Sequence[str] | None = None,
         *,
         category_ids: Mapping[str, int] | None = None,
-        share: float = 0.5,
+        share: float = SHARE,
     ) -> list[dict[str, Any]]:
         """Regions in the format of COCO's results; see `densescore.results.formats.to_coco`."""
         return formats.to_coco(self, image_id, labels, category_ids=category_ids, share=share)
