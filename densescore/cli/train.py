@@ -39,6 +39,13 @@ def train(
         str | None, typer.Option(help="softmax or multilabel, instead of the recipe's.", show_default=False)
     ] = None,
     flips: Annotated[bool | None, typer.Option(help="Train on mirror images, too; by default as the recipe.")] = None,
+    boxes: Annotated[
+        bool | None,
+        typer.Option(
+            "--boxes/--no-boxes",
+            help="Also train a layer that finds the objects' boxes; by default if every image has boxes.",
+        ),
+    ] = None,
     unfreeze: Annotated[
         str,
         typer.Option(
@@ -71,6 +78,7 @@ def train(
     from densescore.io.checkpoint import checkpoint_folder
     from densescore.models.adaptation import save_head
     from densescore.transfer.pipeline import change_recipe
+    from densescore.transfer.train_boxes import BOX_STAGE
 
     plan = change_recipe(
         RECIPES[recipe],
@@ -83,6 +91,10 @@ def train(
     boxed = boxed_part(images)
     if (from_scratch or unfreeze) and not boxed.images:
         raise DensescoreError(f"{data}: --from-scratch and --unfreeze need images with boxes, and there are none")
+    if boxes and not boxed.images:
+        raise DensescoreError(f"{data}: --boxes needs images with boxes, and there are none")
+    if boxes and (from_scratch or unfreeze):
+        raise DensescoreError("--boxes is for heads on the network as it is: leave out --from-scratch and --unfreeze")
     taught = "boxes and labels" if len(boxed.images) == len(images.images) else "labels"
     if 0 < len(boxed.images) < len(images.images):
         taught = f"boxes and labels of {len(boxed.images):,}, labels alone of the others"
@@ -91,7 +103,8 @@ def train(
 
     def callback(stage: int, number: int, loss: float) -> None:
         losses.append(loss)
-        note(f"stage {stage + 1}, round {number + 1}: loss {loss:.4f}")
+        what = "boxes" if stage == BOX_STAGE else f"stage {stage + 1}"
+        note(f"{what}, round {number + 1}: loss {loss:.4f}")
 
     with checkpoint_folder(out) as checkpoint, Progress() as progress:
         if from_scratch:
@@ -134,7 +147,7 @@ def train(
 
                 kept = cache.of(scorer)
                 file = train_model(
-                    images, scorer, kept, plan, seed, checkpoint=checkpoint, track=track, callback=callback
+                    images, scorer, kept, plan, seed, boxes=boxes, checkpoint=checkpoint, track=track, callback=callback
                 )
         save_head(out, file, overwrite=overwrite)
     counts = file.training["patches"]

@@ -202,7 +202,8 @@ def evaluate_classes(result: SetScores, k: float) -> list[ClassResult]:
                 average_precision(curve, "voc2007"),
                 pointing,
                 located_ap,
-                *(None if boxes is None else detection_ap(boxes, [overlap]) for overlap in (0.3, 0.5)),
+                None if boxes is None else detection_ap(boxes, [0.3]),
+                None if boxes is None else detection_ap(boxes, [0.5]),
                 None if boxes is None else detection_ap(boxes, COCO_OVERLAPS, "coco"),
             )
         )

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError, MissingPackageError
-from densescore.results.regions import SHARE, class_regions
+from densescore.results.regions import class_regions
 
 if TYPE_CHECKING:
     from supervision import Detections
@@ -61,14 +61,14 @@ def to_row(
 
 
 def to_supervision(
-    scores: "DenseScores", labels: str | Sequence[str] | None = None, share: float = SHARE
+    scores: "DenseScores", labels: str | Sequence[str] | None = None, share: float | None = None
 ) -> "Detections":
     """Regions as ``supervision.Detections`` (extra ``train``), for its annotators, filters and metrics.
 
     Args:
         scores: of one image.
         labels: a class or classes; the best one by default.
-        share: a region is where the class's map reaches this share of its peak.
+        share: see `DenseScores.find_boxes`.
 
     Returns:
         ``xyxy`` in image pixels; ``confidence``, the region's score (see `Region`); ``class_id``, the column of
@@ -93,7 +93,7 @@ def to_coco(
     labels: str | Sequence[str] | None = None,
     *,
     category_ids: Mapping[str, int] | None = None,
-    share: float = SHARE,
+    share: float | None = None,
 ) -> list[dict[str, Any]]:
     """Regions in the format of COCO's results: the lists of all images together are what ``COCO.loadRes`` reads.
 
@@ -102,7 +102,7 @@ def to_coco(
         image_id: of the image in the set.
         labels: a class or classes; the best one by default.
         category_ids: ids of the set's classes; by default the columns of ``patch_scores``.
-        share: a region is where the class's map reaches this share of its peak.
+        share: see `DenseScores.find_boxes`.
 
     Returns:
         ``image_id``, ``category_id``, ``bbox`` (``x y width height`` in image pixels) and ``score`` (see

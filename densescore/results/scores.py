@@ -21,13 +21,14 @@ from densescore.models import BACKGROUND
 from densescore.models.labels import find_label
 from densescore.models.weights import read_metadata, read_weights
 from densescore.results import formats
-from densescore.results.regions import MIN_SHARE, SHARE, Region, class_regions
+from densescore.results.regions import MIN_SHARE, SHARE, Region, class_regions, map_regions
 from densescore_kernels import Grid, GridLevel, power_mean, response_map
 
 if TYPE_CHECKING:
     from supervision import Detections
 
 _FORMAT = "densescore-scores-1"
+_BOX_FIELDS = ("object_boxes", "box_qualities")
 
 Locate = Literal["shrunk", "mean"]
 """How `DenseScores.locate` finds a class's place."""
@@ -65,6 +66,9 @@ class DenseScores:
         timings: seconds per stage: decode, pyramid, trunk, head.
         retried: memory ran out, and the image was scored again in smaller parts.
         own_scores: `image_scores` at `k`, if they were computed along with those of other images.
+        object_boxes: of a head with a box layer: the box of the object that each patch shows, whatever its class, in
+            image pixels: float32 ``[M, 4]``.
+        box_qualities: how well each of these fits, as an intersection over union: float32 ``[M]`` in [0, 1].
 
     Example:
         >>> pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
@@ -85,6 +89,8 @@ class DenseScores:
     timings: dict[str, float] = field(default_factory=dict)
     retried: bool = False
     own_scores: Tensor | None = field(default=None, repr=False)
+    object_boxes: Tensor | None = field(default=None, repr=False)
+    box_qualities: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         expected = (len(self.pyramid), len(self.labels))
@@ -250,14 +256,37 @@ class DenseScores:
         Raises:
             DensescoreError: no such class, or an argument that is out of range.
         """
-        found = class_regions(self, [label], share, min_share=min_share, min_area=min_area, max_regions=max_regions)
+        found = map_regions(self, [label], share, min_share=min_share, min_area=min_area, max_regions=max_regions)
+        return [region for _, region in found]
+
+    def find_boxes(
+        self, label: str, share: float | None = None, *, min_area: float = 0.0, max_regions: int | None = None
+    ) -> list[Region]:
+        """The boxes of a class's objects: of the head's box layer if it has one, else as `boxes_from_map` finds them.
+
+        These are the boxes that pictures, tables, COCO's and supervision's forms have.
+
+        Args:
+            label: a class name.
+            share: of the best box's score that a box must reach, 0.1 by default; without a box layer, as for
+                `boxes_from_map`.
+            min_area: least area in pixels of all boxes but the first.
+            max_regions: most boxes.
+
+        Returns:
+            Boxes, best first.
+
+        Raises:
+            DensescoreError: no such class, or an argument that is out of range.
+        """
+        found = class_regions(self, [label], share, min_area=min_area, max_regions=max_regions)
         return [region for _, region in found]
 
     def to_row(self, top: int = 5, labels: Sequence[str] | None = None) -> dict[str, Any]:
         """A row for ``pandas.DataFrame``; see `densescore.results.formats.to_row`."""
         return formats.to_row(self, top, labels)
 
-    def to_supervision(self, labels: str | Sequence[str] | None = None, share: float = SHARE) -> "Detections":
+    def to_supervision(self, labels: str | Sequence[str] | None = None, share: float | None = None) -> "Detections":
         """Regions as ``supervision.Detections``; see `densescore.results.formats.to_supervision`."""
         return formats.to_supervision(self, labels, share)
 
@@ -267,7 +296,7 @@ class DenseScores:
         labels: str | Sequence[str] | None = None,
         *,
         category_ids: Mapping[str, int] | None = None,
-        share: float = SHARE,
+        share: float | None = None,
     ) -> list[dict[str, Any]]:
         """Regions in the format of COCO's results; see `densescore.results.formats.to_coco`."""
         return formats.to_coco(self, image_id, labels, category_ids=category_ids, share=share)
@@ -285,7 +314,9 @@ class DenseScores:
         }
         metadata = {"format": _FORMAT, "densescore": json.dumps(description)}
         with atomic_write(path, overwrite=overwrite) as temporary:
-            save_file({"patch_scores": self.patch_scores.cpu().contiguous()}, temporary, metadata)
+            tensors = {name: getattr(self, name) for name in ("patch_scores", *_BOX_FIELDS)}
+            kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+            save_file(kept, temporary, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "DenseScores":
@@ -303,6 +334,7 @@ class DenseScores:
             pyramid = description.pop("pyramid")
             levels = tuple(Level(**level) for level in pyramid.pop("levels"))
             labels = tuple(description.pop("labels"))
+            description |= {name: tensors[name] for name in _BOX_FIELDS if name in tensors}
             return cls(tensors["patch_scores"], labels, Pyramid(**pyramid, levels=levels), **description)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DensescoreError(f"{path}: saved scores without a valid {error}") from error

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from densescore.data.boxed_set import boxed_part
 from densescore.data.labeled_set import LabeledImage, LabeledSet
 from densescore.data.pictures import check_size
 from densescore.models import BACKGROUND
@@ -19,6 +20,7 @@ from densescore.results.scores import DenseScores
 from densescore.scoring.scorer import DenseScorer
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.recipe import Recipe
+from densescore.transfer.train_boxes import train_boxes
 from densescore.transfer.train_head import Callback, train_head
 from densescore.transfer.training_patches import (
     Features,
@@ -78,6 +80,7 @@ def train_model(
     recipe: Recipe,
     seed: int = 0,
     *,
+    boxes: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
     callback: Callback = lambda *_: None,
@@ -90,18 +93,27 @@ def train_model(
         cache: of this scorer's features.
         recipe: see `Recipe`.
         seed: of the draws, the first weights, the order and dropout; recorded in the file.
+        boxes: also train a box layer (`train_boxes`), on the images with boxes; by default, if every image has some.
         checkpoint: see `train_both`.
         track: wraps the iteration over images, for a progress bar.
         callback: called after each round.
 
     Raises:
-        DensescoreError: a class is called like the background, or see `check_every_class` and `train_head`.
+        DensescoreError: a class is called like the background, or see `check_every_class`, `train_head` and
+            `train_boxes`.
     """
     check_class_labels(images)
     patches = gather(images, cached_features(scorer, cache), recipe, seed, track)
     check_every_class(patches, images.classes, recipe)
     head = train_both(patches, len(images.classes), recipe, seed, checkpoint=checkpoint, callback=callback)
-    return head_file(images, patches, head, recipe, seed, **describe(scorer, cache))
+    file = head_file(images, patches, head, recipe, seed, **describe(scorer, cache))
+    boxed = boxed_part(images)
+    if boxes is None:
+        boxes = len(boxed.images) == len(images.images)
+    if not boxes:
+        return file
+    features = cached_features(scorer, cache)
+    return replace(file, box_layer=train_boxes(boxed, features, scorer.pyramid, recipe, seed, track, callback))
 
 
 def train_both(
