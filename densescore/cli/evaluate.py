@@ -41,7 +41,7 @@ def evaluate(
         Path | None,
         out_option("Folder for VOC result files, curves and pictures."),
     ] = None,
-    maps: Annotated[bool, typer.Option(help="Also localization, from response maps.")] = True,
+    maps: Annotated[bool, typer.Option(help="Also localization and boxes.")] = True,
     overwrite: Overwrite = False,
     as_json: Json = False,
     options: Annotated[ScorerOptions, Without("model patch_sizes labels")] = ScorerOptions(),
@@ -66,10 +66,11 @@ def evaluate(
             score,
             (scorer.k,),
             locate="shrunk" if maps else None,
+            boxes=maps,
             track=lambda images: progress.track(images, "images"),
         )
     rows = evaluate_classes(result, scorer.k)
-    fields = ("ap", "ap_2007", "pointing", "located_ap")
+    fields = ("ap", "ap_2007", "pointing", "located_ap", "box_ap_30", "box_ap_50", "box_ap")
     means = {field: mean_of(rows, field, names) for field in fields}
     about = {"model": model, "context": scorer.context, "scales": scorer.scales, "means": means, "mean_over": names}
     if out is not None:
@@ -90,7 +91,17 @@ def evaluate(
         say_json({**about, "set": chosen.split, "k": scorer.k, "classes": [asdict(row) for row in rows]})
         return
     show_table(
-        ("class", "positives", "AP", "AP (2007 rule)", "pointing", "AP score and location"),
+        (
+            "class",
+            "positives",
+            "AP",
+            "AP (2007 rule)",
+            "pointing",
+            "AP score and location",
+            "box AP 0.3",
+            "0.5",
+            "COCO",
+        ),
         [(row.label, row.positives, *(share(getattr(row, field)) for field in fields)) for row in rows],
         title=f"{chosen.split}: {len(boxed.images)} images, k = {scorer.k:g}",
         last=("mean", "", *(share(means[field]) for field in fields)),

@@ -42,6 +42,13 @@ def train(
         str | None, typer.Option(help="softmax or multilabel, instead of the recipe's.", show_default=False)
     ] = None,
     flips: Annotated[bool | None, typer.Option(help="Train on mirror images, too; by default as the recipe.")] = None,
+    boxes: Annotated[
+        bool | None,
+        typer.Option(
+            "--boxes/--no-boxes",
+            help="Also train a layer that finds the objects' boxes; by default if every image has boxes.",
+        ),
+    ] = None,
     unfreeze: Annotated[
         str,
         typer.Option(
@@ -86,6 +93,10 @@ def train(
     boxed = boxed_part(images)
     if (from_scratch or unfreeze) and not boxed.images:
         raise DensescoreError(f"{data}: --from-scratch and --unfreeze need images with boxes, and there are none")
+    if boxes and not boxed.images:
+        raise DensescoreError(f"{data}: --boxes needs images with boxes, and there are none")
+    if boxes and (from_scratch or unfreeze):
+        raise DensescoreError("--boxes is for heads on the network as it is: leave out --from-scratch and --unfreeze")
     taught = "boxes and labels" if len(boxed.images) == len(images.images) else "labels"
     if 0 < len(boxed.images) < len(images.images):
         taught = f"boxes and labels of {len(boxed.images):,}, labels alone of the others"
@@ -138,7 +149,7 @@ def train(
 
                 kept = cache.of(scorer)
                 file = train_model(
-                    images, scorer, kept, plan, seed, checkpoint=checkpoint, track=track, callback=callback
+                    images, scorer, kept, plan, seed, boxes=boxes, checkpoint=checkpoint, track=track, callback=callback
                 )
         save_head(out, file, overwrite=overwrite)
     counts = file.training["patches"]

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError
 
-Rule = Literal["voc2007", "voc2010"]
-"""``"voc2007"``: mean of the interpolated precision at recalls 0, 0.1, …, 1. ``"voc2010"``: area under it."""
+Rule = Literal["voc2007", "voc2010", "coco"]
+"""``"voc2007"``: mean of the interpolated precision at recalls 0, 0.1, …, 1. ``"voc2010"``: area under it. ``"coco"``:
+mean at recalls 0, 0.01, …, 1."""
+
+_POINTS = {"voc2007": 11, "coco": 101}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +79,10 @@ def average_precision(curve: Curve, rule: Rule = "voc2010") -> float:
     """
     # Interpolated precision at a recall is the best at that recall or beyond.
     best = np.maximum.accumulate(curve.precision[::-1])[::-1]
-    if rule == "voc2007":
+    if rule in _POINTS:
         # A recall of 0.3 that sums to 0.30000000000000004 must still count as reached.
-        starts = np.searchsorted(curve.recall, np.arange(11) / 10 - 1e-9)
+        starts = np.searchsorted(curve.recall, np.linspace(0, 1, _POINTS[rule]) - 1e-9)
         return float(np.append(best, 0.0)[starts].mean())
     if rule == "voc2010":
         return float(np.sum(np.diff(curve.recall, prepend=0.0) * best))
-    raise DensescoreError(f"rule must be 'voc2007' or 'voc2010', got {rule!r}")
+    raise DensescoreError(f"rule must be 'voc2007', 'voc2010' or 'coco', got {rule!r}")

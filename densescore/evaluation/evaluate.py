@@ -10,6 +10,8 @@ from densescore.data.boxed_set import BoxedImage
 from densescore.data.labeled_set import DIFFICULT, POSITIVE, LabeledImage, LabeledSet
 from densescore.errors import DensescoreError
 from densescore.evaluation.average_precision import Curve, Rule, average_precision, precision_recall
+from densescore.evaluation.detection import COCO_OVERLAPS, ImageBoxes, detection_ap
+from densescore.results.regions import Region, class_regions
 from densescore.results.scores import DenseScores, Locate
 from densescore_kernels.power_mean.exponents import check_exponent
 
@@ -30,12 +32,14 @@ class SetScores:
         scores: float64 ``[K, N, C]``, image scores in the order of the set's images and classes.
         places: float64 ``[N, C, 2]``, x and y in pixels of where each class is (`DenseScores.locate`); None if that was
             not asked for.
+        found: the boxes found of each class, image by image; None if that was not asked for.
     """
 
     boxed: LabeledSet
     ks: tuple[float, ...]
     scores: NDArray[np.float64]
     places: NDArray[np.float64] | None
+    found: list[list[list[Region]]] | None = None
 
 
 def score_set(
@@ -44,6 +48,7 @@ def score_set(
     ks: Sequence[float],
     *,
     locate: Locate | None = "shrunk",
+    boxes: bool = False,
     track: Callable[[Iterable[LabeledImage]], Iterable[LabeledImage]] = iter,
 ) -> SetScores:
     """Score every image of a set.
@@ -53,6 +58,7 @@ def score_set(
         score: image → scores, whose labels hold the set's classes, in any order, and others (background).
         ks: exponents of the image score to evaluate.
         locate: how each class is located, as `DenseScores.locate` takes it; None leaves it out.
+        boxes: also find each class's boxes.
         track: wraps the iteration, for a progress bar.
 
     Raises:
@@ -63,6 +69,7 @@ def score_set(
     count, classes = len(boxed.images), len(boxed.classes)
     scores = np.zeros((len(ks), count, classes))
     places = None if locate is None else np.zeros((count, classes, 2))
+    found: list[list[list[Region]]] | None = [] if boxes else None
     for index, image in enumerate(track(boxed.images)):
         result = score(image)
         missing = [label for label in boxed.classes if label not in result.labels]
@@ -73,7 +80,10 @@ def score_set(
             scores[row, index] = result.image_scores(k)[columns].cpu().numpy()
         if locate is not None and places is not None:
             places[index] = [place[:2] for place in result.locate(boxed.classes, by=locate)]
-    return SetScores(boxed, tuple(ks), scores, places)
+        if found is not None:
+            regions = class_regions(result, boxed.classes)
+            found.append([[region for name, region in regions if name == label] for label in boxed.classes])
+    return SetScores(boxed, tuple(ks), scores, places, found)
 
 
 def judged(result: SetScores, column: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -126,6 +136,10 @@ class ClassResult:
         ap_2007: by the 11-point rule.
         pointing: share of the positive images in which the class's place lies in a box of it.
         located_ap: AP of score and location: a positive image whose place lies elsewhere is a false one.
+        box_ap_30: AP of the boxes found, hits overlapping the object by 0.3 (intersection over union) or more; None
+            without boxes, or if an image has none.
+        box_ap_50: by 0.5 or more.
+        box_ap: COCO's mean over 0.5, 0.55, …, 0.95.
     """
 
     label: str
@@ -134,6 +148,24 @@ class ClassResult:
     ap_2007: float | None
     pointing: float | None
     located_ap: float | None
+    box_ap_30: float | None = None
+    box_ap_50: float | None = None
+    box_ap: float | None = None
+
+
+def class_boxes(result: SetScores, column: int) -> list[ImageBoxes] | None:
+    """One class's boxes, found and true, image by image; None if they were not asked for, or an image has no boxes."""
+    if result.found is None:
+        return None
+    images = []
+    for image, found in zip(result.boxed.images, result.found, strict=True):
+        if not isinstance(image, BoxedImage):
+            return None
+        own = image.classes == column
+        boxes = np.array([region.box for region in found[column]], np.float32).reshape(-1, 4)
+        certain = np.array([region.score for region in found[column]], np.float32)
+        images.append(ImageBoxes(boxes, certain, image.boxes[own], image.difficult[own]))
+    return images
 
 
 def evaluate_classes(result: SetScores, k: float) -> list[ClassResult]:
@@ -161,6 +193,7 @@ def evaluate_classes(result: SetScores, k: float) -> list[ClassResult]:
                 result.scores[row, kept, column], truth & inside[kept, column], int(truth.sum())
             )
             located_ap = average_precision(true_places)
+        boxes = class_boxes(result, column)
         rows.append(
             ClassResult(
                 label,
@@ -169,6 +202,9 @@ def evaluate_classes(result: SetScores, k: float) -> list[ClassResult]:
                 average_precision(curve, "voc2007"),
                 pointing,
                 located_ap,
+                None if boxes is None else detection_ap(boxes, [0.3]),
+                None if boxes is None else detection_ap(boxes, [0.5]),
+                None if boxes is None else detection_ap(boxes, COCO_OVERLAPS, "coco"),
             )
         )
     return rows

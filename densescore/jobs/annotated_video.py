@@ -132,5 +132,5 @@ def _best(sample: Sequence[DenseScores], top: int) -> list[str]:
 
 
 def _where(scores: DenseScores, label: str) -> tuple[float, ...]:
-    place, region = scores.locate(label)[0], scores.boxes_from_map(label)[0]
+    place, region = scores.locate(label)[0], scores.find_boxes(label)[0]
     return (float(scores.shrunk_map(label).max()), place.x, place.y, *region.box)

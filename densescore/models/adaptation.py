@@ -2,9 +2,10 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from densescore.errors import DensescoreError, reason_of
 from densescore.io.files import atomic_write
+from densescore.models.box_layer import BoxLayer
 from densescore.models.weights import check_fits, check_weights_finite, load_strict, read_metadata, read_weights
 
 BACKGROUND = "background"
@@ -25,7 +27,13 @@ MAX_PATCH = 4096
 
 _MAX_SCALES = 1000
 _FORMAT = "densescore-adaptation-1"
+_FORMAT_BOXES = "densescore-adaptation-2"  # with a box layer, which readers of the first do not know
 _BACKBONE = "backbone."  # before the names of the backbone's tensors in a file
+_BOXES = "boxes."  # before the names of the box layer's
+
+
+_SIZES = ("reduce.weight", "hidden.weight")  # their rows say how large a box layer is
+_Layer = TypeVar("_Layer", bound=nn.Module)
 
 
 class AdaptationHead(nn.Module):
@@ -66,6 +74,7 @@ class HeadFile:
         training: how the head came about: recipe, seed, data, versions. Plain JSON values, for the record.
         backbone_weights: tensors of the network that were trained along with the head, by the network's names; they
             replace its own. Empty where the network stayed as it was.
+        box_layer: finds the boxes of objects; None where the training had no boxes.
     """
 
     head: AdaptationHead
@@ -79,6 +88,7 @@ class HeadFile:
     k: float = 5.0
     training: dict[str, Any] = field(default_factory=dict)
     backbone_weights: dict[str, Tensor] = field(default_factory=dict)
+    box_layer: BoxLayer | None = None
 
 
 def save_head(path: str | os.PathLike[str], file: HeadFile, *, overwrite: bool = False) -> None:
@@ -90,9 +100,11 @@ def save_head(path: str | os.PathLike[str], file: HeadFile, *, overwrite: bool =
     if len(file.labels) != file.head.fcb.out_features:
         raise DensescoreError(f"labels: got {len(file.labels)} for {file.head.fcb.out_features} outputs of FCb")
     tensors = file.head.state_dict() | {_BACKBONE + name: tensor for name, tensor in file.backbone_weights.items()}
-    words = [entry.name for entry in fields(file) if entry.name not in ("head", "backbone_weights")]
+    if file.box_layer is not None:
+        tensors |= {_BOXES + name: tensor for name, tensor in file.box_layer.state_dict().items()}
+    words = [entry.name for entry in fields(file) if entry.name not in ("head", "backbone_weights", "box_layer")]
     description = {name: getattr(file, name) for name in words}
-    metadata = {"format": _FORMAT, "densescore": json.dumps(description)}
+    metadata = {"format": _FORMAT if file.box_layer is None else _FORMAT_BOXES, "densescore": json.dumps(description)}
     with atomic_write(path, overwrite=overwrite) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
@@ -106,13 +118,15 @@ def load_head(path: str | os.PathLike[str]) -> HeadFile:
     """
     metadata = read_metadata(path) if Path(path).is_file() else {}
     weights = read_weights(path)
-    if metadata.get("format") != _FORMAT:
+    if metadata.get("format") not in (_FORMAT, _FORMAT_BOXES):
         raise DensescoreError(f"{path}: not an adaptation head (format {metadata.get('format')!r}, not {_FORMAT!r})")
     described = _Described(os.fspath(path), metadata.get("densescore", ""))
     labels = described.labels()
     trained = {name: weights.pop(name) for name in list(weights) if name.startswith(_BACKBONE)}
+    boxes = {name.removeprefix(_BOXES): weights.pop(name) for name in list(weights) if name.startswith(_BOXES)}
+    head = _head(weights, len(labels), os.fspath(path))
     file = HeadFile(
-        head=_head(weights, len(labels), os.fspath(path)),
+        head=head,
         labels=labels,
         backbone=described.text("backbone"),
         mean=described.channels("mean"),
@@ -123,8 +137,17 @@ def load_head(path: str | os.PathLike[str]) -> HeadFile:
         k=described.number("k", default=5.0, least=1),
         training=described.training(),
         backbone_weights={name.removeprefix(_BACKBONE): tensor for name, tensor in trained.items()},
+        box_layer=_box_layer(boxes, head.fca.in_features, os.fspath(path)) if boxes else None,
     )
     return file
+
+
+def _box_layer(weights: dict[str, Tensor], features: int, path: str) -> BoxLayer:
+    """The layer with these tensors, for features of the head's width."""
+    sizes = [weights[name].shape[0] if name in weights and weights[name].ndim else 0 for name in _SIZES]
+    if 0 in sizes:
+        raise DensescoreError(f"{path}: the box layer lacks {' or '.join(_BOXES + name for name in _SIZES)}")
+    return _filled(lambda: BoxLayer(features, *sizes), weights, f"{path}: the box layer")
 
 
 def _head(weights: dict[str, Tensor], classes: int, path: str) -> AdaptationHead:
@@ -133,17 +156,22 @@ def _head(weights: dict[str, Tensor], classes: int, path: str) -> AdaptationHead
     if first is None or first.ndim != 2 or 0 in first.shape:
         shape = "none" if first is None else tuple(first.shape)
         raise DensescoreError(f"{path}: fca.weight must have shape (width, features), both at least 1, got {shape}")
+    width, features = first.shape
+    return _filled(lambda: AdaptationHead(features, classes, width), weights, path)
+
+
+def _filled(make: Callable[[], _Layer], weights: dict[str, Tensor], path: str) -> _Layer:
+    """A layer with these tensors; its memory is taken only when they fit."""
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
             raise DensescoreError(f"{path}: {name} must hold floating-point numbers, got {tensor.dtype}")
-    width, features = first.shape
     with torch.device("meta"):
-        head = AdaptationHead(features, classes, width)
-    check_fits(head, weights, path)
-    head = head.to_empty(device="cpu")
-    load_strict(head, weights, path)
-    check_weights_finite(head, path)
-    return head.eval()
+        layer = make()
+    check_fits(layer, weights, path)
+    layer = layer.to_empty(device="cpu")
+    load_strict(layer, weights, path)
+    check_weights_finite(layer, path)
+    return layer.eval()
 
 
 class _Described:

@@ -17,6 +17,7 @@ from densescore.geometry import PAPER_SCALES
 from densescore.io.names import unique_labels
 from densescore.models import efficientnet_lite, krizhevsky
 from densescore.models.adaptation import MAX_PATCH, Activation, AdaptationHead, HeadFile, load_head
+from densescore.models.box_layer import BoxLayer
 from densescore.models.entry import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
 from densescore.models.label_file import read_label_file
 from densescore.models.labels import imagenet_labels
@@ -49,6 +50,7 @@ class Classifier:
         backbone_digest: of the network below the head when the head was trained; None where it is not known.
         backbone: name of the network below the head; empty without a head.
         by_crops: the head was trained on crops (``context="patch"``).
+        box_layer: of the head, if it has one.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Classifier:
     backbone_digest: str | None = None
     backbone: str = ""
     by_crops: bool = False
+    box_layer: BoxLayer | None = None
 
     def check_backbone(self, digest: str) -> None:
         """Compare the digest of the layers below the head with the one that its file names.
@@ -238,6 +241,7 @@ def _of_head(path: str, file: HeadFile, weights: Weights) -> Classifier:
         backbone_digest=None if file.backbone_weights else file.training.get("backbone_digest"),
         backbone=file.backbone,
         by_crops=file.training.get("context") == "patch",
+        box_layer=file.box_layer,
     )
 
 

@@ -94,12 +94,14 @@ def entry_of(name: str, pixels: Pixels, scores: DenseScores) -> Entry:
     for best in scores.top(len(scores.labels)):
         values = work.shrunk_map(best.label)
         place = work.locate(best.label)[0]
-        regions = work.boxes_from_map(best.label)[:_MOST_BOXES]
+        from_layer = scores.object_boxes is not None  # its boxes are in pixels of the image, whatever the maps' size
+        regions = (scores if from_layer else work).find_boxes(best.label, max_regions=_MOST_BOXES)
+        zoom = 1 if from_layer else scale
         findings.append(
             Finding(
                 label=best.label,
                 confidence=best.confidence,
-                boxes=[(*(side * scale for side in region.box), region.peak) for region in regions],
+                boxes=[(*(side * zoom for side in region.box), region.peak) for region in regions],  # type: ignore[misc]
                 place=(place.x * scale, place.y * scale),
                 peak=float(values.max()),
                 map_url=map_picture(maps[best.label]),

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError, MissingPackageError
-from densescore.results.regions import Region, find_regions
+from densescore.results.regions import class_regions
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -36,7 +36,8 @@ def to_row(
         ``height``, ``width``, ``patches``; ``label``, ``score`` and ``confidence`` of the best class, and its
         ``best_patch``: ``x0 y0 x1 y1`` in image pixels and ``score``; ``labels``, ``scores``, ``confidences`` and
         ``best_patch_scores`` of the ranked classes; ``regions``, of each mapped class in turn, highest peak
-        first: ``label``, ``x0 y0 x1 y1`` (``x1`` and ``y1`` exclusive) and ``peak``.
+        first: ``label``, ``x0 y0 x1 y1`` (``x1`` and ``y1`` exclusive) ``peak`` and
+        ``score`` (see `Region`).
 
     Example:
         >>> import densescore, skimage
@@ -50,8 +51,8 @@ def to_row(
     first = ranked[0]
     chosen = [first.label] if labels is None else labels
     regions = [
-        {"label": label, **dict(zip(SIDES, region.box, strict=True)), "peak": region.peak}
-        for label, region in _regions(scores, chosen, maps=maps)
+        {"label": label, **dict(zip(SIDES, region.box, strict=True)), "peak": region.peak, "score": region.score}
+        for label, region in class_regions(scores, chosen, maps=maps)
     ]
     best = int(scores.patch_scores[:, scores.index(first.label)].argmax())
     box = dict(zip(SIDES, scores.boxes[best].tolist(), strict=True))
@@ -111,17 +112,17 @@ def to_df(scores: "DenseScores", labels: str | Sequence[str] | None = None) -> "
 
 
 def to_supervision(
-    scores: "DenseScores", labels: str | Sequence[str] | None = None, share: float = 0.5
+    scores: "DenseScores", labels: str | Sequence[str] | None = None, share: float | None = None
 ) -> "Detections":
     """Regions as ``supervision.Detections`` (extra ``train``), for its annotators, filters and metrics.
 
     Args:
         scores: of one image.
         labels: a class or classes; the best one by default.
-        share: a region is where the class's map reaches this share of its peak.
+        share: see `DenseScores.find_boxes`.
 
     Returns:
-        ``xyxy`` in image pixels; ``confidence``, the map's peak in the region; ``class_id``, the column of
+        ``xyxy`` in image pixels; ``confidence``, the region's score (see `Region`); ``class_id``, the column of
         ``patch_scores``, or for groups of classes C, C + 1 and so on; ``data["class_name"]``.
     """
     try:
@@ -129,12 +130,12 @@ def to_supervision(
     except ImportError as error:
         raise MissingPackageError("to_supervision needs supervision: pip install 'densescore[train]'") from error
     chosen = _chosen(scores, labels)
-    found = _regions(scores, chosen, share)
+    found = class_regions(scores, chosen, share)
     names = list(dict.fromkeys([*scores.labels, *chosen]))
     ids = {label: column for column, label in enumerate(names)}
     return supervision.Detections(
         xyxy=np.array([region.box for _, region in found], np.float32).reshape(-1, 4),
-        confidence=np.array([region.peak for _, region in found], np.float32),
+        confidence=np.array([region.score for _, region in found], np.float32),
         class_id=np.array([ids[label] for label, _ in found], np.int64),
         data={"class_name": np.array([label for label, _ in found], np.str_)},
     )
@@ -146,7 +147,7 @@ def to_coco(
     labels: str | Sequence[str] | None = None,
     *,
     category_ids: Mapping[str, int] | None = None,
-    share: float = 0.5,
+    share: float | None = None,
 ) -> list[dict[str, Any]]:
     """Regions in the format of COCO's results: the lists of all images together are what ``COCO.loadRes`` reads.
 
@@ -155,23 +156,23 @@ def to_coco(
         image_id: of the image in the set.
         labels: a class or classes; the best one by default.
         category_ids: ids of the set's classes; by default the columns of ``patch_scores``.
-        share: a region is where the class's map reaches this share of its peak.
+        share: see `DenseScores.find_boxes`.
 
     Returns:
-        ``image_id``, ``category_id``, ``bbox`` (``x y width height`` in image pixels) and ``score`` (the map's peak in
-        the region), plain numbers, ready for ``json.dump``.
+        ``image_id``, ``category_id``, ``bbox`` (``x y width height`` in image pixels) and ``score`` (see
+        `Region`), plain numbers, ready for ``json.dump``.
 
     Raises:
         DensescoreError: no such class, or one that `category_ids` lacks.
     """
     records = []
-    for label, region in _regions(scores, _chosen(scores, labels), share):
+    for label, region in class_regions(scores, _chosen(scores, labels), share):
         if category_ids is not None and label not in category_ids:
             raise DensescoreError(f"category_ids has no id for {label!r}")
         category = scores.index(label) if category_ids is None else category_ids[label]
         x0, y0, x1, y1 = map(float, region.box)
         box = [x0, y0, x1 - x0, y1 - y0]
-        records.append({"image_id": image_id, "category_id": category, "bbox": box, "score": region.peak})
+        records.append({"image_id": image_id, "category_id": category, "bbox": box, "score": region.score})
     return records
 
 
@@ -179,15 +180,3 @@ def _chosen(scores: "DenseScores", labels: str | Sequence[str] | None) -> Sequen
     if labels is None:
         return [scores.top(1)[0].label]
     return scores.select(labels).labels
-
-
-def _regions(
-    scores: "DenseScores", labels: Sequence[str], share: float = 0.5, maps: NDArray[np.float32] | None = None
-) -> list[tuple[str, Region]]:
-    if not labels:
-        return []
-    if maps is None:
-        maps = scores.response_map(labels).cpu().numpy()  # [len(labels), H, W]
-    return [
-        (label, region) for label, values in zip(labels, maps, strict=True) for region in find_regions(values, share)
-    ]

@@ -132,6 +132,6 @@ def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32]
         "map_minimum": float(values.min()),
         "map_maximum": float(values.max()),
         "location": scores.locate(label)[0]._asdict(),
-        "regions": [{"box": region.box, "peak": region.peak} for region in scores.boxes_from_map(label)],
+        "regions": [region._asdict() for region in scores.find_boxes(label)],
         "best_patches": [patch._asdict() for patch in best_patches(scores, label, 5)],
     }

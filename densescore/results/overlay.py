@@ -1,6 +1,7 @@
 """A response map drawn over its photograph: where a class is, at a glance."""
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import cv2
@@ -16,7 +17,7 @@ from densescore.io.images import Pixels
 from densescore.io.names import as_text
 from densescore.results.colorbar import add_colorbar
 from densescore.results.picture import Picture
-from densescore.results.regions import find_regions
+from densescore.results.regions import Box, find_regions
 from densescore.results.thumbnails import fit, smaller
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def draw_map(
         What maps scores to colors.
     """
     extent = draw_photograph(axes, image, side)
-    scores = smaller(scores, side)
+    whole, scores = scores, smaller(scores, side)
     if colors == "relative":
         values = scores.shrunk_map(label)[0].cpu().numpy()  # few patches hold a pixel at the border: no stripes there
         # The steps of the cells are no signal.
@@ -143,7 +144,10 @@ def draw_map(
         peak = peak or float(values.max())
         norm, alpha = _relative(values, peak, opacity)
         axes.imshow(values, cmap=colormap, norm=norm, alpha=alpha, extent=extent)
-        _mark(axes, values, scores.locate(label)[0], peak / 2, extent)
+        boxes = (
+            [region.box for region in whole.find_boxes(label, share=0.5)] if whole.object_boxes is not None else None
+        )
+        _mark(axes, values, scores.locate(label)[0], peak / 2, extent, boxes)
         return norm
     values = scores.response_map(label)[0].cpu().numpy()
     if colors == "absolute":
@@ -182,8 +186,18 @@ def _relative(values: Map, peak: float, opacity: float) -> tuple[Normalize, NDAr
     return Normalize(0.0, max(peak, 1e-12), clip=True), opacity * min(1.0, (peak / _FAINT) ** 0.5) * rise**0.8
 
 
-def _mark(axes: Axes, values: Map, place: "Place", half: float, extent: tuple[float, float, float, float]) -> None:
-    """A cross at the location; where the map falls to half of the peak, a line, and a frame around the region."""
+def _mark(
+    axes: Axes,
+    values: Map,
+    place: "Place",
+    half: float,
+    extent: tuple[float, float, float, float],
+    boxes: Sequence[Box] | None,
+) -> None:
+    """A cross at the location; where the map falls to half of the peak, a line; frames of the boxes.
+
+    Without boxes, the frame is around the region of the highest pixel.
+    """
     height, width = values.shape
     across, down = extent[1] / width, extent[2] / height  # pixels of the image per value
     axes.plot(place.x * across, place.y * down, "+", color="white", markersize=16, mew=2.5)
@@ -192,6 +206,9 @@ def _mark(axes: Axes, values: Map, place: "Place", half: float, extent: tuple[fl
         return
     xs, ys = (np.arange(width) + 0.5) * across, (np.arange(height) + 0.5) * down
     axes.contour(xs, ys, values, levels=[half], colors="white", linewidths=1.5)
-    x0, y0, x1, y1 = find_regions(values, half / highest)[0].box  # the region of the highest pixel
-    corner, size = (x0 * across, y0 * down), ((x1 - x0) * across, (y1 - y0) * down)
-    axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor="white", linestyle="--", linewidth=1.2))
+    if boxes is None:
+        x0, y0, x1, y1 = find_regions(values, half / highest)[0].box
+        boxes = [(round(x0 * across), round(y0 * down), round(x1 * across), round(y1 * down))]
+    for x0, y0, x1, y1 in boxes:
+        frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="white", linestyle="--", linewidth=1.2)
+        axes.add_patch(frame)

@@ -23,7 +23,7 @@ from densescore.models.labels import find_classes, find_label
 from densescore.models.weights import read_metadata, read_weights
 from densescore.results import formats
 from densescore.results.patches import Patch, each_patch
-from densescore.results.regions import Region, find_regions
+from densescore.results.regions import MIN_SHARE, SHARE, Region, class_regions, map_regions
 from densescore.results.shown import Shown
 from densescore.results.smoothing import RADIUS, smooth
 from densescore_kernels import Grid, GridLevel, power_mean, response_map
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from supervision import Detections
 
 _FORMAT = "densescore-scores-1"
+_BOX_FIELDS = ("object_boxes", "box_qualities")
 
 Locate = Literal["shrunk", "mean"]
 """How `DenseScores.locate` finds a class's place."""
@@ -74,6 +75,9 @@ class DenseScores(Shown):
         source: the photograph, for pictures: the path of its file, or the pixels (no copy) where a single image was not
             given as a file. None for scores that were loaded or pickled, and for those of many images that were not
             given as files.
+        object_boxes: of a head with a box layer: the box of the object that each patch shows, whatever its class, in
+            image pixels: float32 ``[M, 4]``.
+        box_qualities: how well each of these fits, as an intersection over union: float32 ``[M]`` in [0, 1].
 
     Example:
         >>> pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
@@ -95,6 +99,8 @@ class DenseScores(Shown):
     retried: bool = False
     own_scores: Tensor | None = None
     source: ImageLike | None = None
+    object_boxes: Tensor | None = None
+    box_qualities: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.pyramid), len(self.labels))
@@ -243,11 +249,12 @@ class DenseScores(Shown):
         Returns:
             float32 ``[len(labels), H, W]`` in [0, 1].
         """
-        return 2 * self._shrink(self.response_map(labels))
+        return self.shrink(self.response_map(labels))
 
-    def _shrink(self, maps: Tensor) -> Tensor:
+    def shrink(self, maps: Tensor) -> Tensor:
+        """`shrunk_map` of response maps ``[…, H, W]`` that are known already."""
         counts = self.coverage.to(maps)
-        return maps * (counts / (counts + counts.max()))
+        return maps * (2 * counts / (counts + counts.max()))
 
     def locate(self, labels: str | Sequence[str] | None = None, *, by: Locate = "shrunk") -> list[Place]:
         """The most likely location of each class: a pixel's center.
@@ -273,7 +280,7 @@ class DenseScores(Shown):
             0.5
         """
         maps = self.response_map(labels)  # [C, H, W]
-        votes = self._shrink(maps) if by == "shrunk" else maps
+        votes = self.shrink(maps) if by == "shrunk" else maps
         radius = round(RADIUS * max(self.pyramid.height, self.pyramid.width)) if by == "shrunk" else 0
         best = torch.stack([(smooth(one, radius) if radius else one).argmax() for one in votes])  # [C]
         responses = maps.flatten(1).gather(1, best[:, None])[:, 0]
@@ -281,17 +288,55 @@ class DenseScores(Shown):
         pairs = zip(best.tolist(), responses.tolist(), strict=True)
         return [Place(index % width + 0.5, index // width + 0.5, response) for index, response in pairs]
 
-    def boxes_from_map(self, label: str, share: float = 0.5) -> list[Region]:
-        """Boxes of the connected regions where a class's response map reaches a share of its peak.
+    def boxes_from_map(
+        self,
+        label: str,
+        share: float = SHARE,
+        *,
+        min_share: float = MIN_SHARE,
+        min_area: float = 0.0,
+        max_regions: int | None = None,
+    ) -> list[Region]:
+        """Boxes of the connected regions where a class's `shrunk_map` reaches a share of its peak.
 
         Args:
             label: a class name, or a group's.
             share: of the map's maximum, in (0, 1].
+            min_share: least area of a region, as a share of the largest region's, in [0, 1].
+            min_area: least area of a region in pixels. The region of the map's maximum is always there.
+            max_regions: most regions.
 
         Returns:
             Regions, highest peak first; boxes hold whole pixels, ``x1`` and ``y1`` exclusive.
+
+        Raises:
+            DensescoreError: no such class, or an argument that is out of range.
         """
-        return find_regions(self.response_map([label])[0].cpu().numpy(), share)
+        found = map_regions(self, [label], share, min_share=min_share, min_area=min_area, max_regions=max_regions)
+        return [region for _, region in found]
+
+    def find_boxes(
+        self, label: str, share: float | None = None, *, min_area: float = 0.0, max_regions: int | None = None
+    ) -> list[Region]:
+        """The boxes of a class's objects: of the head's box layer if it has one, else as `boxes_from_map` finds them.
+
+        These are the boxes that pictures, tables, COCO's and supervision's forms have.
+
+        Args:
+            label: a class name.
+            share: of the best box's score that a box must reach, 0.1 by default; without a box layer, as for
+                `boxes_from_map`.
+            min_area: least area in pixels of all boxes but the first.
+            max_regions: most boxes.
+
+        Returns:
+            Boxes, best first.
+
+        Raises:
+            DensescoreError: no such class, or an argument that is out of range.
+        """
+        found = class_regions(self, [label], share, min_area=min_area, max_regions=max_regions)
+        return [region for _, region in found]
 
     def to_row(self, top: int = 5, labels: Sequence[str] | None = None) -> dict[str, Any]:
         """A row for ``pandas.DataFrame``; see `densescore.results.formats.to_row`."""
@@ -301,7 +346,7 @@ class DenseScores(Shown):
         """A row per patch and class, as a pandas DataFrame; see `densescore.results.formats.to_df`."""
         return formats.to_df(self, labels)
 
-    def to_supervision(self, labels: str | Sequence[str] | None = None, share: float = 0.5) -> "Detections":
+    def to_supervision(self, labels: str | Sequence[str] | None = None, share: float | None = None) -> "Detections":
         """Regions as ``supervision.Detections``; see `densescore.results.formats.to_supervision`."""
         return formats.to_supervision(self, labels, share)
 
@@ -311,7 +356,7 @@ class DenseScores(Shown):
         labels: str | Sequence[str] | None = None,
         *,
         category_ids: Mapping[str, int] | None = None,
-        share: float = 0.5,
+        share: float | None = None,
     ) -> list[dict[str, Any]]:
         """Regions in the format of COCO's results; see `densescore.results.formats.to_coco`."""
         return formats.to_coco(self, image_id, labels, category_ids=category_ids, share=share)
@@ -329,7 +374,9 @@ class DenseScores(Shown):
         }
         metadata = {"format": _FORMAT, "densescore": json.dumps(description)}
         with atomic_write(path, overwrite=overwrite) as temporary:
-            save_file({"patch_scores": self.patch_scores.cpu().contiguous()}, temporary, metadata)
+            tensors = {name: getattr(self, name) for name in ("patch_scores", *_BOX_FIELDS)}
+            kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+            save_file(kept, temporary, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "DenseScores":
@@ -347,6 +394,7 @@ class DenseScores(Shown):
             pyramid = description.pop("pyramid")
             levels = tuple(Level(**level) for level in pyramid.pop("levels"))
             labels = tuple(description.pop("labels"))
+            description |= {name: tensors[name] for name in _BOX_FIELDS if name in tensors}
             return cls(tensors["patch_scores"], labels, Pyramid(**pyramid, levels=levels), **description)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DensescoreError(f"{path}: saved scores without a valid {error}") from error

@@ -19,6 +19,7 @@ from densescore.network.tiling import TRUNK_BYTES, bytes_per_pixel, trunk_over
 from densescore.results.scores import DenseScores
 from densescore.scoring.clock import Clock
 from densescore.scoring.dense_pass import head_outputs
+from densescore.scoring.object_boxes import object_boxes
 from densescore.scoring.out_of_memory import is_out_of_memory
 from densescore_kernels import power_mean
 
@@ -65,14 +66,21 @@ def _score_together(scorer: "DenseScorer", images: Sequence[Pixels]) -> list[Den
         clock.lap("pyramid")
         maps = _maps(scorer.dense, levels)
         clock.lap("trunk")
-        outputs = head_outputs(scorer.dense, scorer.dense.classifier, maps, grids, clock)
-    probabilities = scorer.probabilities(outputs)  # [ΣM, C]
+        outputs = head_outputs(scorer.dense, scorer.with_reduced, maps, grids, clock)
     sizes = [len(pyramid) for pyramid in pyramids]
+    parts, boxes = zip(
+        *(
+            object_boxes(scorer.box_layer, part, pyramid)
+            for part, pyramid in zip(outputs.split(sizes), pyramids, strict=True)
+        ),
+        strict=True,
+    )
+    probabilities = scorer.probabilities(torch.cat(parts))  # [ΣM, C]
     image_scores = power_mean(probabilities, torch.tensor([0, *accumulate(sizes)]), scorer.k)  # [B, C]
     share = {stage: seconds / len(images) for stage, seconds in clock.timings.items()}
     return [
-        scorer.scores_of(part.clone(), pyramid, "image", timings=dict(share), own_scores=own)
-        for part, pyramid, own in zip(probabilities.split(sizes), pyramids, image_scores, strict=True)
+        scorer.scores_of(part.clone(), pyramid, "image", timings=dict(share), own_scores=own, **found)
+        for part, pyramid, own, found in zip(probabilities.split(sizes), pyramids, image_scores, boxes, strict=True)
     ]
 
 

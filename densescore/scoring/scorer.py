@@ -34,6 +34,7 @@ from densescore.scoring.fingerprint import Context, Stage, fingerprint
 from densescore.scoring.finite import check_outputs, check_weights
 from densescore.scoring.freed_memory import freed_memory
 from densescore.scoring.normalize import normalize
+from densescore.scoring.object_boxes import WithReduced, object_boxes
 from densescore.scoring.out_of_memory import in_memory
 from densescore.scoring.processes import check_process
 from densescore.scoring.sliding_window import crop_batches
@@ -141,7 +142,8 @@ class DenseScorer(Copies):
         self.takes_batches = self.device.type != "cpu" and "image" in network.contexts and network.phases == 1
         self.pyramid(224, 224)  # scales are checked now, not at the first image
         self._crop_batch = CropBatch(self.network.patch, self.device)
-        self.classifier_digest = digest_of(network.classifier)
+        self.box_layer = None if classifier.box_layer is None else classifier.box_layer.to(self.device)
+        self.classifier_digest = digest_of(network.classifier, *([] if self.box_layer is None else [self.box_layer]))
         if isinstance(network, CropNetwork):
             self.runtime = network.use_runtime(runtime)
         elif runtime == "compile":
@@ -198,10 +200,11 @@ class DenseScorer(Copies):
         context, clock = self._context(context), Clock(self.device)
         pixels = read_image(image)
         clock.lap("decode")
-        pyramid, outputs, retried = self._run(pixels, context, self.network.classifier, clock)
+        pyramid, outputs, retried = self._run(pixels, context, self.with_reduced, clock)
+        logits, boxes = object_boxes(self.box_layer, outputs, pyramid)
         return self.scores_of(
-            self.probabilities(outputs), pyramid, context,
-            timings=clock.timings, retried=retried, source=file_of(image) or pixels,
+            self.probabilities(logits), pyramid, context,
+            timings=clock.timings, retried=retried, source=file_of(image) or pixels, **boxes,
         )  # fmt: skip
 
     __call__ = score
@@ -236,8 +239,18 @@ class DenseScorer(Copies):
             context: with which the features were made.
         """
         with torch.inference_mode():
-            outputs = self.network.classifier(features.to(self.device, self.dtype))
-        return self.scores_of(self.probabilities(outputs), self.pyramid(height, width), self._context(context))
+            outputs = self.with_reduced(features.to(self.device, self.dtype))
+        pyramid = self.pyramid(height, width)
+        logits, boxes = object_boxes(self.box_layer, outputs, pyramid)
+        return self.scores_of(self.probabilities(logits), pyramid, self._context(context), **boxes)
+
+    @property
+    def with_reduced(self) -> nn.Module:
+        """The classifier, and beside its outputs what the box layer looks at, if there is one; see `object_boxes`."""
+        network = self.network
+        if self.box_layer is None:
+            return network.classifier
+        return WithReduced(network.classifier, network.to_features, self.box_layer)
 
     def scores_of(self, probabilities: Tensor, pyramid: Pyramid, context: Context, **found: Any) -> DenseScores:
         """The result for probabilities ``[M, C]``; `found` are further fields of it."""

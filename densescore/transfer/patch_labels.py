@@ -207,6 +207,31 @@ def label_patches_per_class(
     return np.where(shown, 1, np.where(touched, 0, -1)).astype(np.int8)
 
 
+def shown_object(
+    patches: NDArray[np.float32],
+    boxes: NDArray[np.float32],
+    rule: LabelRule | None = None,
+    difficult: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int64]:
+    """The object that each patch shows best: of the boxes that it is positive for, the one with the largest overlap.
+
+    Args:
+        patches: as in `label_patches`.
+        boxes: as in `label_patches`.
+        rule: as in `label_patches_per_class`.
+        difficult: as in `label_patches`.
+
+    Returns:
+        int64 ``[M]``: index of a box, or -1 for a patch that is positive for none.
+    """
+    if len(boxes) == 0:
+        return np.full(len(patches), -1)
+    shared, positive = _positives(patches, boxes, rule or LabelRule())
+    usable = positive if difficult is None else positive & ~difficult
+    overlap = shared / (_areas(patches)[:, None] + _areas(boxes) - shared)  # [M, B]
+    return np.where(usable.any(1), np.argmax(np.where(usable, overlap, -1.0), axis=1), -1)
+
+
 def _areas(boxes: NDArray[np.float32]) -> NDArray[np.float64]:
     sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2].astype(np.float64)
     return np.prod(sides, axis=1)

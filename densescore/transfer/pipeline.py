@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from densescore.data.boxed_set import boxed_part
 from densescore.data.labeled_set import LabeledImage, LabeledSet
 from densescore.data.pictures import check_size
 from densescore.models import BACKGROUND
@@ -23,6 +24,7 @@ from densescore.transfer.head_ensemble import mean_head
 from densescore.transfer.recipe import Recipe
 from densescore.transfer.rounds import Callback, within
 from densescore.transfer.self_labels import gather_self_labeled
+from densescore.transfer.train_boxes import train_boxes
 from densescore.transfer.train_head import STAGES, train_head
 from densescore.transfer.training_patches import (
     Features,
@@ -82,6 +84,7 @@ def train_model(
     recipe: Recipe,
     seed: int = 0,
     *,
+    boxes: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
     callback: Callback = lambda _: None,
@@ -94,19 +97,27 @@ def train_model(
         cache: of this scorer's features.
         recipe: see `Recipe`.
         seed: of the draws, the first weights, the order and dropout; recorded in the file.
+        boxes: also train a box layer (`train_boxes`), on the images with boxes; by default, if every image has some.
         checkpoint: see `train_both`.
         track: wraps the iteration over images, for a progress bar.
         callback: called after each round.
 
     Raises:
-        DensescoreError: a class is called like the background, or see `check_every_class` and `train_head`.
+        DensescoreError: a class is called like the background, or see `check_every_class`, `train_head` and
+            `train_boxes`.
     """
     check_class_labels(images)
     features = cached_features(scorer, cache)
     patches = gather(images, features, recipe, seed, track)
     check_every_class(patches, images.classes, recipe)
     head = train_all(images, features, patches, recipe, seed, checkpoint=checkpoint, track=track, callback=callback)
-    return head_file(images, patches, head, recipe, seed, **describe(scorer, cache))
+    file = head_file(images, patches, head, recipe, seed, **describe(scorer, cache))
+    boxed = boxed_part(images)
+    if boxes is None:
+        boxes = len(boxed.images) == len(images.images)
+    if not boxes:
+        return file
+    return replace(file, box_layer=train_boxes(boxed, features, scorer.pyramid, recipe, seed, track, callback))
 
 
 def train_all(

@@ -18,7 +18,6 @@ def main(out: Path = Path(__file__).with_suffix(".jpg"), results: Path | None = 
     scores = densescore.classify(photo)
 
     found = scores.to_supervision(label, share=0.7)  # where its map is above 0.7 of its peak
-    found = found[found.area > 0.01 * photo.shape[0] * photo.shape[1]]  # without specks
     (place,) = scores.locate(label)  # the most likely location of the class
     names = [f"{name} {peak:.2f}" for name, peak in zip(found.data["class_name"], found.confidence, strict=True)]
     picture = supervision.BoxAnnotator(thickness=3).annotate(photo.copy(), found)

@@ -66,7 +66,7 @@ def test_refusals() -> None:
     with pytest.raises(DensescoreError, match="1 of 2 are not finite"):
         precision_recall(np.array([1.0, np.nan]), np.array([True, False]))
     with pytest.raises(DensescoreError, match="rule must be"):
-        average_precision(precision_recall(np.array([1.0]), np.array([True])), "coco")  # type: ignore[arg-type]
+        average_precision(precision_recall(np.array([1.0]), np.array([True])), "hoc")  # type: ignore[arg-type]
 
 
 def read_boxes(folder: Path, scored: bool) -> dict[str, list[tuple[float, NDArray[np.float64]]]]:

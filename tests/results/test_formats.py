@@ -24,7 +24,8 @@ def test_supervision_filters_and_names_them(scores: DenseScores) -> None:
     pytest.importorskip("supervision")
     found: Any = scores.to_supervision(["cat", "dog"])
     assert found.xyxy.tolist() == [[40, 0, 60, 20], [0, 0, 20, 20], [20, 0, 40, 20]]
-    np.testing.assert_allclose(found.confidence, [0.8, 0.6, 0.9], rtol=1e-6)
+    cat, dog = scores.confidence().tolist()
+    np.testing.assert_allclose(found.confidence, [cat * 0.8, cat * 0.6, dog * 0.9], rtol=1e-6)
     assert found.data["class_name"].tolist() == ["cat", "cat", "dog"]
     assert len(found[found.class_id == 0]) == 2
     best: Any = scores.to_supervision()
@@ -34,8 +35,9 @@ def test_supervision_filters_and_names_them(scores: DenseScores) -> None:
 
 def test_coco_reads_the_results(scores: DenseScores, tmp_path: Path) -> None:
     coco = pytest.importorskip("pycocotools.coco")
+    cat = scores.confidence()[0].item()
     records = scores.to_coco(7, "cat", category_ids={"cat": 17})
-    assert records[1] == {"image_id": 7, "category_id": 17, "bbox": [0, 0, 20, 20], "score": pytest.approx(0.6)}
+    assert records[1] == {"image_id": 7, "category_id": 17, "bbox": [0, 0, 20, 20], "score": pytest.approx(cat * 0.6)}
     truth = coco.COCO()
     truth.dataset = {"images": [{"id": 7}], "categories": [{"id": 17, "name": "cat"}], "annotations": []}
     truth.createIndex()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densescore import DensescoreError, DenseScores, Pyramid
+from densescore.results.regions import find_regions
 from densescore.results.smoothing import RADIUS, smooth
 
 
@@ -106,13 +107,44 @@ def test_boxes_from_map_finds_separate_regions() -> None:
     scores = DenseScores(patch_scores, ("cat", "dog"), pyramid)
     assert cols == len(pyramid)
     first, second = scores.boxes_from_map("cat", share=0.5)
+    assert first.peak == pytest.approx(scores.shrunk_map("cat").max().item())
+    assert second.score == pytest.approx(scores.confidence()[0].item() * second.peak)
     assert first.box == (40, 0, 80, 40)
     assert second.box == (280, 0, 320, 40)
-    assert first.peak == pytest.approx((0.9 + 4 * 0.01) / 5, rel=1e-5)
+    assert scores.boxes_from_map("cat", max_regions=1) == [first]
     assert first.peak > second.peak
     assert [region.box for region in scores.boxes_from_map("cat", share=1)] == [first.box]
     with pytest.raises(DensescoreError, match="share must lie in"):
         scores.boxes_from_map("cat", share=0)
+
+
+def test_regions_that_are_small_are_left_out_unless_they_hold_the_peak() -> None:
+    values = np.zeros((40, 60), np.float32)
+    values[2:4, 2:4] = 1.0  # 4 pixels, and the peak
+    values[10:30, 10:30] = 0.9  # 400
+    values[10:20, 40:50] = 0.8  # 100
+    values[35:38, 40:43] = 0.7  # 9
+    peaks = {share: [round(r.peak, 2) for r in find_regions(values, min_share=share)] for share in (0, 0.02, 0.3)}
+    assert peaks == {0: [1.0, 0.9, 0.8, 0.7], 0.02: [1.0, 0.9, 0.8, 0.7], 0.3: [1.0, 0.9]}
+    assert [round(r.peak, 2) for r in find_regions(values, min_share=0, min_area=50)] == [1.0, 0.9, 0.8]
+    assert [r.box for r in find_regions(values, max_regions=2)] == [(2, 2, 4, 4), (10, 10, 30, 30)]
+    assert find_regions(values, confidence=0.5)[1].score == pytest.approx(0.45)
+    for wrong in ({"min_share": 2}, {"min_area": -1}, {"min_area": float("nan")}, {"max_regions": 0}):
+        with pytest.raises(DensescoreError, match=next(iter(wrong))):
+            find_regions(values, **wrong)
+
+
+def test_regions_at_the_border_where_few_patches_vote_are_no_peak() -> None:
+    """One patch in the corner outvotes no object that many patches agree on."""
+    pyramid = Pyramid.of(200, 200, scales=(1, 4), patch=20, stride=4)
+    patch_scores = torch.full((len(pyramid), 1), 0.01)
+    centers = torch.from_numpy(pyramid.boxes()).unflatten(1, (2, 2)).mean(1)  # [M, 2]
+    patch_scores[(centers - 100).abs().amax(1) < 30] = 0.8
+    patch_scores[pyramid.levels[1].start] = 1.0  # the corner's only patch at the fine scale
+    scores = DenseScores(patch_scores, ("cat",), pyramid)
+    x0, y0, x1, y1 = scores.boxes_from_map("cat")[0].box
+    assert 10 < x0 < 90 < 110 < x1
+    assert 10 < y0 < 90 < 110 < y1
 
 
 def test_save_and_load(tmp_path: Path) -> None:

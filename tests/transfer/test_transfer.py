@@ -18,6 +18,7 @@ from densescore.data.labeled_set import LabeledImage, LabeledSet
 from densescore.data.load import load_boxed
 from densescore.evaluation.evaluate import evaluate_classes, located, mean_of, score_set
 from densescore.models import load_head
+from densescore.results.regions import Region
 from densescore.results.scores import DenseScores
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.patch_labels import LabelRule
@@ -234,7 +235,7 @@ def test_a_trained_head_tells_the_classes_apart_and_finds_them(toy: DenseScorer,
             probabilities = file.head(features.float()).softmax(1)
         return DenseScores(probabilities, file.labels, toy.pyramid(60, 80))
 
-    result = score_set(val, score, (1.0, 5.0))
+    result = score_set(val, score, (1.0, 5.0), boxes=True)
     rows = evaluate_classes(result, 5.0)
     assert (mean_of(rows, "ap") or 0) > 0.9
     assert (mean_of(rows, "pointing") or 0) > 0.7
@@ -243,6 +244,14 @@ def test_a_trained_head_tells_the_classes_apart_and_finds_them(toy: DenseScorer,
     assert located(result, tolerance=-30).sum() == 0  # no box is 60 pixels wide
     for row in rows:
         assert (row.located_ap or 0) <= (row.ap or 0)
+        assert row.box_ap_30 is not None
+    perfect = [
+        [[Region(tuple(map(int, box)), 1, 1) for box in image.boxes[image.classes == c]] for c in range(len(CLASSES))]  # type: ignore[arg-type]
+        for image in val.images
+    ]
+    rows = evaluate_classes(replace(result, found=perfect), 5.0)
+    assert {(row.box_ap_30, row.box_ap_50, row.box_ap) for row in rows} == {(1, 1, 1)}
+    assert mean_of(evaluate_classes(replace(result, found=None), 5.0), "box_ap_30") is None
     with pytest.raises(DensescoreError, match="knows no blue"):
         score_set(val, lambda image: toy.score(image.path), (5.0,))
 
@@ -274,6 +283,7 @@ def test_the_commands_from_boxes_to_a_head_that_works(
     assert evaluated.exit_code == 0, evaluated.output
     record = json.loads(evaluated.stdout)
     assert record["means"]["ap"] > 0.8
+    assert record["means"]["box_ap_30"] is not None
     assert {row["label"] for row in record["classes"]} == set(CLASSES)
     assert "images: 12 of 12, " in evaluated.stderr
     assert f"curves and pictures: {len(CLASSES)} of {len(CLASSES)}, " in evaluated.stderr

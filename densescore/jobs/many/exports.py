@@ -179,7 +179,7 @@ def _fill_coco(table: Path, path: Path) -> None:
                     "image_id": row["index"] if numbers is None else numbers[row["index"]],
                     "category_id": categories[region["label"]],
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "score": _short(region["peak"]),
+                    "score": _short(region["score"]),
                     "file_name": row["image"],
                     "category_name": region["label"],
                 }

@@ -146,7 +146,8 @@ def schema(kept: Kept, classes: int) -> "pa.Schema":
     """Columns of the table, as `keep` fills them."""
     import pyarrow as pa
 
-    region = pa.struct([("label", pa.string()), *((side, pa.int32()) for side in SIDES), ("peak", pa.float32())])
+    sides, numbers = [(side, pa.int32()) for side in SIDES], [(name, pa.float32()) for name in ("peak", "score")]
+    region = pa.struct([("label", pa.string()), *sides, *numbers])
     patch = pa.struct([*((side, pa.float32()) for side in SIDES), ("score", pa.float32())])
     columns = [
         ("index", pa.int64()),

@@ -1,0 +1,93 @@
+"""The box layer learns where objects are, from features that tell it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torchvision.ops import box_iou
+
+from densescore import DensescoreError, Pyramid
+from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.transfer.patch_labels import LabelRule, shown_object
+from densescore.transfer.recipe import Recipe
+from densescore.transfer.rounds import Round
+from densescore.transfer.train_boxes import EPOCHS, train_boxes
+from densescore.transfer.training_patches import mirrored
+
+SIDE = 120
+
+
+def pyramid(height: int, width: int) -> Pyramid:
+    return Pyramid.of(height, width, scales=(1, 1.5, 2.4), patch=70, stride=10)
+
+
+def features(image: BoxedImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+    """Of each patch: the share of each of its quarters and of itself that the object fills; and noise."""
+    patches = pyramid(image.height, image.width).boxes()
+    boxes = mirrored(image.boxes, image.width) if flip else image.boxes
+    low, size = patches[:, :2], patches[:, 2:] - patches[:, :2]
+    columns = []
+    for down in range(3):
+        for across in range(3):
+            corner = low + size * np.array([across, down], np.float32) / 3
+            part = np.concatenate([corner, corner + size / 3], 1)
+            shared = np.minimum(part[:, 2:], boxes[:1, 2:]) - np.maximum(part[:, :2], boxes[:1, :2])
+            columns.append(np.prod(np.clip(shared, 0, None), 1) / np.prod(size / 3, 1))
+    return patches, np.stack(columns, 1).astype(np.float16)
+
+
+def make(count: int, seed: int) -> BoxedSet:
+    draw = np.random.default_rng(seed)
+    images = []
+    for number in range(count):
+        corner, size = draw.uniform(0, 50, 2), draw.uniform(30, 70, 2)
+        box = np.concatenate([corner, corner + size])[None].astype(np.float32)
+        images.append(
+            BoxedImage(
+                name=f"{number}", path=Path("none"), height=SIDE, width=SIDE, truth=np.ones(1, np.int8),
+                boxes=box, classes=np.zeros(1, np.int64), difficult=np.zeros(1, bool),
+            )
+        )  # fmt: skip
+    return BoxedSet("drawn", ("thing",), tuple(images))
+
+
+def test_boxes_are_found_and_their_qualities_known() -> None:
+    rounds: list[Round] = []
+    layer = train_boxes(make(60, 0), features, pyramid, Recipe(), 0, callback=rounds.append)  # type: ignore[arg-type]
+    again = train_boxes(make(60, 0), features, pyramid, Recipe(), 0)  # type: ignore[arg-type]
+    assert [done.round for done in rounds] == list(range(1, EPOCHS + 1))
+    assert rounds[-1].loss < 0.75 * rounds[0].loss
+    assert all(torch.equal(a, b) for a, b in zip(layer.state_dict().values(), again.state_dict().values(), strict=True))
+    ious, right, wrong, of_patches = [], [], [], []
+    for image in make(20, 1).images:
+        patches, values = features(image, False)
+        with torch.no_grad():
+            boxes, qualities = layer(layer.reduce(torch.from_numpy(values).float()), pyramid(SIDE, SIDE))
+        shown = shown_object(patches, image.boxes) >= 0
+        truth = torch.from_numpy(image.boxes)
+        ious.append(box_iou(boxes[shown], truth).mean().item())
+        of_patches.append(box_iou(torch.from_numpy(patches[shown]), truth).mean().item())
+        right.append(qualities[shown].mean().item())
+        wrong.append(qualities[~shown].mean().item())
+    assert np.mean(ious) > np.mean(of_patches) + 0.15
+    assert np.mean(right) > np.mean(wrong) + 0.2
+
+
+def test_the_object_that_a_patch_shows_best() -> None:
+    patches = np.array([[0, 0, 100, 100], [0, 0, 50, 50], [200, 0, 300, 100]], np.float32)
+    boxes = np.array([[0, 0, 50, 50], [0, 0, 90, 90]], np.float32)
+    assert shown_object(patches, boxes).tolist() == [1, 0, -1]
+    assert shown_object(patches, boxes, difficult=np.array([False, True])).tolist() == [0, 0, -1]
+    assert shown_object(patches, boxes, LabelRule(patch_share=0.5)).tolist() == [1, 0, -1]
+    assert shown_object(patches, boxes[:0]).tolist() == [-1, -1, -1]
+
+
+def test_a_set_without_an_object_that_a_patch_shows_is_refused() -> None:
+    images = make(3, 0)
+    empty = BoxedSet("empty", images.classes, tuple(i for i in images.images))
+    for image in empty.images:
+        image.difficult[:] = True
+    with pytest.raises(DensescoreError, match="'empty': no patch shows a boxed object"):
+        train_boxes(empty, features, pyramid, Recipe(), 0)  # type: ignore[arg-type]
