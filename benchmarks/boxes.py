@@ -6,8 +6,9 @@
 The head is trained first if its file is not there: ``densescore train --data … --out head.safetensors``. Steps are
 measured on the validation images, which chose nothing, and written to ``results/boxes.json``.
 
-``--choose`` prints what the numbers in ``densescore/results/regions.py`` were chosen by: two heads, each trained on
-half of the training images (those with other classes, which are few, are in both halves) and measured on the other.
+``--choose`` prints what the thresholds of regions can be chosen by, without the validation images: two heads,
+each trained on half of the training images (those with other classes, which are few, are in both halves) and measured
+on the other.
 """
 
 import argparse

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from densescore.results.scores import DenseScores
 
 SHARE = 0.5
-"""A region is where the map reaches this share of its peak. Chosen by two-fold cross-validation on the training images
-of `benchmarks/boxes.py`, as `MIN_SHARE` was."""
+"""A region is where the map reaches this share of its peak. This and the numbers below were chosen by two-fold
+cross-validation on the training images of voc2012-mini; docs/train.md has what they are worth."""
 
 MIN_SHARE = 0.3
 """Regions whose area is below this share of the largest one's are left out: most are slivers at the border."""
@@ -160,8 +160,8 @@ def map_regions(
 def layer_regions(scores: "DenseScores", label: str) -> list[Region]:
     """The boxes of a class that the head's box layer gives, merged: at most `MOST`, best first.
 
-    The box of patch i has the score ``sqrt(confidence(c)) · y(c | P_i) · quality_i^3``; the exponents were chosen by
-    two-fold cross-validation on the training images of ``benchmarks/boxes.py``, as `OVERLAP` and `VOTING` were.
+    The box of patch i has the score ``sqrt(confidence(c)) · y(c | P_i) · quality_i^3``; a good patch whose
+    box does not fit ranks low.
 
     Args:
         scores: of a head with a box layer.
