@@ -21,7 +21,7 @@ from densescore.network.dense_network import DenseNetwork
 from densescore.network.devices import find_device, find_dtype, to_channels_last
 from densescore.results.scores import DenseScores
 from densescore.scoring.arguments import Numbers, as_tuple, check_context, fit_labels
-from densescore.scoring.batch import score_batch
+from densescore.scoring.batch import BATCH, HEAD_CELLS, find_batching, score_batch
 from densescore.scoring.clock import Clock
 from densescore.scoring.copies import Copies
 from densescore.scoring.crop_batch import CropBatch
@@ -34,6 +34,7 @@ from densescore.scoring.normalize import normalize
 from densescore.scoring.out_of_memory import in_memory
 from densescore.scoring.processes import check_process
 from densescore.scoring.sliding_window import crop_batches
+from densescore.scoring.staging import stage, staged_outputs
 from densescore_kernels.power_mean.exponents import check_exponent
 
 
@@ -134,8 +135,7 @@ class DenseScorer(Copies):
         self.network: PatchNetwork = to_channels_last(network.to(self.device, self.dtype))
         check_weights(self.network, self.name)
         self.mean, self.std = classifier.mean, classifier.std
-        # A CPU's layers take one level at a time, and gain nothing from several.
-        self.takes_batches = self.device.type != "cpu" and "image" in network.contexts and network.phases == 1
+        self.batching = find_batching(network, self.device)
         self.pyramid(224, 224)  # scales are checked now, not at the first image
         self._crop_batch = CropBatch(self.network.patch, self.device)
         self.classifier_digest = digest_of(network.classifier)
@@ -198,9 +198,9 @@ class DenseScorer(Copies):
         return self.scores_of(self.probabilities(outputs), pyramid, context, timings=timings, retried=retried)
 
     def score_batch(self, images: Sequence[ImageLike], *, context: Context | None = None) -> list[DenseScores]:
-        """Score several images: in one pass on a GPU, one after another on a CPU.
+        """Score several images in one pass, where that takes less time than one after another; see `batch_size`.
 
-        The scores equal those of `score`; on a GPU, to rounding.
+        The scores equal those of `score`, to rounding.
 
         Args:
             images: as for `score`, in any sizes.
@@ -209,9 +209,19 @@ class DenseScorer(Copies):
         Raises:
             DensescoreError: as for `score`, for any of the images; `score_many` goes on with the others.
         """
-        if self._context(context) == "image" and self.takes_batches and len(images) > 1:
+        if self._context(context) == "image" and self.batching and len(images) > 1:
             return score_batch(self, [read_image(image) for image in images])
         return [self.score(image, context=context) for image in images]
+
+    @property
+    def batch_size(self) -> int:
+        """How many images `score_many` scores in one pass; 1 where a pass over several takes as long as they do."""
+        if self.context != "image" or self.batching is None:
+            return 1
+        if self.batching == "canvases":
+            return BATCH
+        # Past so many cells the head multiplies as fast as it can.
+        return 1 if self.patch_sizes else min(BATCH, -(-HEAD_CELLS // len(self.pyramid(300, 400, max_cells=10**9))))
 
     def score_features(
         self, features: Tensor, height: int, width: int, *, context: Context | None = None
@@ -303,7 +313,11 @@ class DenseScorer(Copies):
     def _outputs(self, pixels: Pixels, pyramid: Pyramid, classifier: nn.Module, clock: Clock, parts: int) -> Tensor:
         """`_run` in one dense pass; with `parts`, in about so many times smaller pieces."""
         network = self.dense
-        maps = trunk_maps(network, self._levels(pixels, pyramid, clock), clock, parts)
+        if self.batching == "canvases" and parts == 1:
+            staged = stage(self, [pixels])
+            clock.lap("pyramid")
+            return staged_outputs(self, staged, classifier, clock)
+        maps = trunk_maps(network, self.levels(pixels, pyramid, clock), clock, parts)
         return head_outputs(network, classifier, maps, pyramid.levels, clock, parts)
 
     @torch.inference_mode()
@@ -311,12 +325,12 @@ class DenseScorer(Copies):
         self, pixels: Pixels, pyramid: Pyramid, classifier: nn.Module, clock: Clock, batch: int
     ) -> Tensor:
         """`_run` crop by crop, `batch` crops at a time."""
-        crops = crop_batches(self._levels(pixels, pyramid, clock), pyramid, batch)
+        crops = crop_batches(self.levels(pixels, pyramid, clock), pyramid, batch)
         outputs = torch.cat([classifier(self.network.embed_crops(some)) for some in crops])
         clock.lap("crops")
         return outputs
 
-    def _levels(self, pixels: Pixels, pyramid: Pyramid, clock: Clock) -> Iterator[Tensor]:
+    def levels(self, pixels: Pixels, pyramid: Pyramid, clock: Clock) -> Iterator[Tensor]:
         """The levels, normalized, one after another: ``[1, 3, h, w]``, channels last."""
         for level in pyramid.levels:
             tensor = self.level(pixels, pyramid, level)
