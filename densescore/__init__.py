@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from densescore.results.formats import to_coco, to_row, to_supervision
     from densescore.results.heatmaps import export_heatmaps
     from densescore.results.regions import Region
+    from densescore.results.response_maps import response_maps
     from densescore.results.scores import DenseScores, Place, Ranked
     from densescore.scoring.classify import classify
     from densescore.scoring.scorer import DenseScorer
@@ -62,6 +63,7 @@ _EXPORTS = {
     "results.formats": ("to_coco", "to_row", "to_supervision"),
     "results.heatmaps": ("export_heatmaps",),
     "results.regions": ("Region",),
+    "results.response_maps": ("response_maps",),
     "results.scores": ("DenseScores", "Place", "Ranked"),
     "scoring.classify": ("classify",),
     "scoring.scorer": ("DenseScorer",),
@@ -108,6 +110,7 @@ __all__ = [
     "load_set",
     "open_huge",
     "read_image",
+    "response_maps",
     "save_head",
     "score_huge",
     "score_many",
