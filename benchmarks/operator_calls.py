@@ -72,7 +72,7 @@ def main(
         before = count(scorer, pixels[:8], 1)
         scorer.batching = "canvases"
         scorer.score(pixels[0])  # tries once whether the network takes canvases
-        for batch in BATCHES:
+        for batch in (size for size in BATCHES if size <= images):
             after = count(scorer, pixels[: max(8, batch)], batch)
             row = {"model": model, "scales": len(scorer.scales), "batch": batch, "before": before, "after": after}
             rows.append(row | {"times_fewer": before["operators"] / after["operators"]})

@@ -57,7 +57,7 @@ def bench(
         typer.Option(help="Write a picture of the curves to this file.", show_default=False, rich_help_panel=_FILES),
     ] = None,
     overwrite: Overwrite = False,
-    options: Annotated[ScorerOptions, Without("patch_sizes stride k calibration")] = ScorerOptions(dtype="float32"),
+    options: Annotated[ScorerOptions, Without("patch_sizes stride k")] = ScorerOptions(dtype="float32"),
 ) -> None:
     """Time dense scoring against cropping and against other runtimes: equal scores first, then in turn.
 

@@ -18,8 +18,7 @@ class DenseNetwork(nn.Module):
         fast_trunk: what computes `level_trunk`: that module itself, or a numerically equivalent, faster one (see
             `densescore.network.cpu.accelerate`).
         embed: rows → ``[N, D]`` features, in the form that the classifier takes.
-        to_features: features in the form that the classifier takes → their values. It is the identity, unless that form
-            is integers.
+        to_features: the identity: what the classifier takes are the features, unlike those of a `CropNetwork`.
         classifier: ``[N, D]`` features → ``[N, classes]`` logits.
         patch: P, side of the network's input in pixels.
         stride: S, pixels of input from one cell to the next.

@@ -1,7 +1,6 @@
 """The dense engine: the trunk once over each level, the head once over the cells of all levels."""
 
 import gc
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
@@ -16,7 +15,6 @@ from densescore.models import load_classifier
 from densescore.models.registry import Weights
 from densescore.models.weights import digest_of
 from densescore.network.cpu.accelerate import Runtime, speed_up
-from densescore.network.cpu.quantize import check_int8, quantize_network
 from densescore.network.dense_network import DenseNetwork
 from densescore.network.devices import find_device, find_dtype, to_channels_last
 from densescore.results.scores import DenseScores
@@ -57,10 +55,8 @@ class DenseScorer(Copies):
             it, for that many more patches down and across; see `densescore.network.finer_stride`.
         k: exponent of the image score, at least 1. By default 5, or what a trained head is best with.
         device: ``"auto"`` (a CUDA device if there is one), ``"cpu"``, ``"cuda:1"``, …
-        dtype: ``"auto"`` (the module's own; float32 for named models), ``"float32"``, ``"bfloat16"``, ``"float16"``, or
-            ``"int8"``: float32 with the layers' products in eight bits, on a CPU, for scores that differ by a little.
-            Probabilities are float32 whatever the dtype.
-        calibration: for ``dtype="int8"``, a few images like those to come: what they give sets the layers' ranges.
+        dtype: ``"auto"`` (the module's own; float32 for named models), ``"float32"``, ``"bfloat16"`` (about half the
+            time where the processor multiplies in it) or ``"float16"``. Probabilities are float32 whatever the dtype.
         runtime: what runs the trunk on a CPU: ``"torch"``, ``"openvino"`` (an extra), or ``"auto"``: OpenVINO for
             networks with depthwise or narrow grouped convolutions where it is installed, torch for all others
             (``benchmarks/results/runtimes.md`` has the times). Networks scored by crops alone may have ``"compile"``
@@ -96,7 +92,6 @@ class DenseScorer(Copies):
         k: float | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        calibration: Sequence[ImageLike] = (),
         runtime: Runtime = "auto",
         max_cells: int = DEFAULT_MAX_CELLS,
         context: Context | None = None,
@@ -129,9 +124,7 @@ class DenseScorer(Copies):
         self.patch_sizes = as_tuple("patch_sizes", patch_sizes)
         self.k, self.max_cells = check_exponent(k), max_cells
         self.device = find_device(device)
-        if dtype == "int8":
-            check_int8(dense_only(network, "dtype 'int8'"), self.device, calibration, runtime)
-        self.dtype = find_dtype("float32" if dtype == "int8" else dtype, network, self.device)
+        self.dtype = find_dtype(dtype, network, self.device)
         self.network: PatchNetwork = to_channels_last(network.to(self.device, self.dtype))
         check_weights(self.network, self.name)
         self.mean, self.std = classifier.mean, classifier.std
@@ -143,10 +136,6 @@ class DenseScorer(Copies):
             self.runtime = network.use_runtime(runtime)
         elif runtime == "compile":
             raise DensescoreError("runtime 'compile' is for networks that are scored by crops alone")
-        elif dtype == "int8":
-            grids = quantize_network(network, (level for image in calibration for level in self._levels_of(image)))
-            self.weights_digest = hashlib.sha256(f"{self.weights_digest} {grids}".encode()).hexdigest()
-            self.runtime = "torch"
         else:
             self.runtime = speed_up(network, runtime) if self.device.type == "cpu" else "torch"
         if self.device.type == "cpu":
@@ -336,11 +325,6 @@ class DenseScorer(Copies):
             tensor = self.level(pixels, pyramid, level)
             clock.lap("pyramid")
             yield tensor
-
-    def _levels_of(self, image: ImageLike) -> Iterator[Tensor]:
-        pixels = read_image(image)
-        pyramid = self.pyramid(*pixels.shape[:2])
-        return (self.level(pixels, pyramid, level) for level in pyramid.levels)
 
     def level(self, pixels: Pixels, pyramid: Pyramid, level: Level) -> Tensor:
         """One level as the network takes it, resized, padded and normalized: ``[1, 3, P + nS, P + mS]``."""
