@@ -2,8 +2,8 @@
 
     python benchmarks/speed.py
 
-Each column is one run of densescore-bench, in a process of its own; the last one is `benchmarks/int8.py`'s. It takes a
-quarter of an hour, on a machine that should be idle.
+Each column is one run of densescore-bench, in a process of its own, and so is each row of batches. It takes about ten
+minutes, on a machine that should be idle.
 """
 
 import json
@@ -13,16 +13,26 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from int8 import speed
-
-from densescore.bench.growth import photograph
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = {
     "lite0, float32": ("lite0-float32", "--model lite0"),
+    "lite0, bfloat16": ("lite0-bfloat16", "--model lite0 --dtype bfloat16"),
     "AlexNet + FCa/FCb, float32": ("alexnet-float32", "--model alexnet --weights random --classes 21"),
-    "the same, bfloat16": ("alexnet-bfloat16", "--model alexnet --weights random --classes 21 --dtype bfloat16"),
+    "AlexNet + FCa/FCb, bfloat16": (
+        "alexnet-bfloat16",
+        "--model alexnet --weights random --classes 21 --dtype bfloat16",
+    ),
 }
+ALEXNET = "--model alexnet --weights random --classes 21"
+BATCHES = {
+    "AlexNet + FCa/FCb, float32, one scale": ("batches-alexnet-float32", f"{ALEXNET} --scales 1"),
+    "AlexNet + FCa/FCb, bfloat16, one scale": ("batches-alexnet-bfloat16", f"{ALEXNET} --scales 1 --dtype bfloat16"),
+    "AlexNet + FCa/FCb, float32, 1 and 1.3": ("batches-alexnet-two-scales", f"{ALEXNET} --scales 1,1.3"),
+    "lite0, float32, one scale": ("batches-lite0-float32", "--model lite0 --scales 1"),
+}
+MOST = 8
+"""Images in one pass."""
 CONTENDERS = {
     "crops": "crops: torch",
     "crops-compile": "crops: `torch.compile`",
@@ -35,7 +45,7 @@ CONTENDERS = {
 }
 
 
-def table(columns: dict[str, dict[str, Any]], int8: dict[str, Any]) -> str:
+def table(columns: dict[str, dict[str, Any]]) -> str:
     """Other's time over densescore's, median (lowest … highest), as Markdown."""
 
     def show(result: dict[str, Any], name: str) -> str:
@@ -60,31 +70,50 @@ def table(columns: dict[str, dict[str, Any]], int8: dict[str, Any]) -> str:
     }
     for title, value in own.items():
         lines.append(f"| {title} | " + " | ".join(value(result) for result in columns.values()) + " |")
-    gain = int8["bfloat16_over_int8"]
-    lines += [
-        "",
-        f"AlexNet + FCa/FCb in int8: {int8['seconds']['int8']:.2f} s; bfloat16 takes {gain['median']:.2f} "
-        f"({gain['lowest']:.2f} … {gain['highest']:.2f}) times as long.",
-    ]
     return "\n".join(lines) + "\n"
 
 
+def batch_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Images per second by the images in one pass, and the gain over one at a time, as Markdown."""
+    sizes = [row["batch"] for row in next(iter(rows.values()))["batches"]]
+    lines = [f"| images in one pass | {' | '.join(map(str, sizes))} |", "| --- " * (1 + len(sizes)) + "|"]
+    for title, result in rows.items():
+        cells = []
+        for row in result["batches"]:
+            low, high = row["times_one_spread"]
+            cells.append(f"{row['images_per_second']:.1f} (×{row['times_one']:.2f}, {low:.2f} … {high:.2f})")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def bench(name: str, arguments: list[str], results: Path) -> dict[str, Any]:
+    """The result of one run of densescore-bench, which stays in `results`."""
+    file = results / f"bench-{name}.json"
+    program = [sys.executable, "-c", "from densescore.__main__ import bench; bench()"]
+    subprocess.run([*program, *arguments, "--json", str(file), "--overwrite"], check=True)
+    result: dict[str, Any] = json.loads(file.read_text())
+    return result
+
+
 def main(
-    rounds: int = 7,
+    rounds: int = 5,
     results: Annotated[Path, typer.Option(help="Folder to write to.")] = RESULTS,
 ) -> None:
-    columns = {}
-    for title, (name, options) in COLUMNS.items():
-        file = results / f"bench-{name}.json"
-        arguments = [*options.split(), "--rounds", str(rounds), "--contenders", ",".join(CONTENDERS)]
-        bench = [sys.executable, "-c", "from densescore.__main__ import bench; bench()"]
-        command = [*bench, *arguments, "--json", str(file), "--overwrite"]
-        subprocess.run(command, check=True)
-        columns[title] = json.loads(file.read_text())
-    int8 = speed([photograph(375, 500)], rounds)
-    (results / "bench-alexnet-int8.json").write_text(json.dumps(int8, indent=1) + "\n")
+    shared = ["--rounds", str(rounds), "--crop-cells", "256"]
+    columns = {
+        title: bench(name, [*options.split(), *shared, "--contenders", ",".join(CONTENDERS)], results)
+        for title, (name, options) in COLUMNS.items()
+    }
+    batches = {}
+    for title, (name, options) in BATCHES.items():
+        plot = ["--plot", str(results / f"bench-{name}.png")]
+        arguments = [*options.split(), *shared, "--contenders", "", "--batch", str(MOST), *plot]
+        batches[title] = bench(name, arguments, results)
     title = f"Made by `python benchmarks/speed.py`: time over densescore's, median (extremes) of {rounds} rounds."
-    (results / "speed.md").write_text(f"# Speed\n\n{title}\n\n{table(columns, int8)}")
+    more = "Photographs of mixed sizes: images per second (times one at a time, its extremes)."
+    (results / "speed.md").write_text(
+        f"# Speed\n\n{title}\n\n{table(columns)}\n## Several images in one pass\n\n{more}\n\n{batch_table(batches)}"
+    )
 
 
 if __name__ == "__main__":

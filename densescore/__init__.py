@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from densescore.results.heatmaps import export_heatmaps
     from densescore.results.patches import Patch, PatchFeatures
     from densescore.results.regions import Region
+    from densescore.results.response_maps import response_maps
     from densescore.results.scores import DenseScores, Place, Ranked
     from densescore.scoring.classify import classify
     from densescore.scoring.scorer import DenseScorer
@@ -75,6 +76,7 @@ _EXPORTS = {
     "results.heatmaps": ("export_heatmaps",),
     "results.patches": ("Patch", "PatchFeatures"),
     "results.regions": ("Region",),
+    "results.response_maps": ("response_maps",),
     "results.scores": ("DenseScores", "Place", "Ranked"),
     "scoring.classify": ("classify",),
     "scoring.scorer": ("DenseScorer",),
@@ -127,6 +129,7 @@ __all__ = [
     "load_set",
     "open_huge",
     "read_image",
+    "response_maps",
     "save_head",
     "score_huge",
     "score_many",

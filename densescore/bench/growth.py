@@ -1,4 +1,4 @@
-"""How time and memory grow: with the number of patches, and with the resolution of the image."""
+"""How time and memory grow: with the number of patches, the resolution of the image, and the images in one pass."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -82,9 +82,37 @@ def resolution_curve(scorer: DenseScorer, megapixels: list[float]) -> list[dict[
     return rows
 
 
+PHOTO_SIZES = ((375, 500), (333, 500), (500, 375), (375, 500), (480, 640), (500, 333), (375, 500), (400, 500))
+"""Height and width of photographs as they come, one after another."""
+
+
+def batch_curve(scorer: DenseScorer, most: int, rounds: int) -> list[dict[str, Any]]:
+    """Images per second for 1, 2, 4, … images in one pass: photographs of mixed sizes, all batch sizes in turn."""
+    images = [photograph(*PHOTO_SIZES[index % len(PHOTO_SIZES)]) for index in range(most)]
+    sizes = [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
+    runs: list[list[float]] = [[] for _ in sizes]
+    for _ in range(rounds + 1):
+        for size, seconds in zip(sizes, runs, strict=True):
+            start = time.perf_counter()
+            for first in range(0, most, size):
+                scorer.score_batch(images[first : first + size])
+            seconds.append(time.perf_counter() - start)
+    table = np.array(runs)[:, 1:]  # the first round warms up
+    gains = table[0] / table  # [sizes, rounds]
+    return [
+        {
+            "batch": size,
+            "images_per_second": most / float(np.median(seconds)),
+            "times_one": float(np.median(gain)),
+            "times_one_spread": [float(gain.min()), float(gain.max())],
+        }
+        for size, seconds, gain in zip(sizes, table, gains, strict=True)
+    ]
+
+
 def plot_growth(result: dict[str, Any], path: Path) -> None:
-    """Draw ``result["growth"]``, and ``result["resolution"]`` if it is there, to a PNG file."""
-    curves = [name for name in ("growth", "resolution") if name in result]
+    """Draw what is there of ``result["growth"]``, ``result["resolution"]`` and ``result["batches"]`` to a PNG file."""
+    curves = [name for name in ("growth", "resolution", "batches") if name in result]
     figure = Figure(figsize=(6 * len(curves), 4), layout="constrained")
     FigureCanvasAgg(figure)
     for name, axes in zip(curves, figure.subplots(1, len(curves), squeeze=False)[0], strict=True):
@@ -98,6 +126,14 @@ def plot_growth(result: dict[str, Any], path: Path) -> None:
             line = [last["seconds"] * patches / last["patches"] for patches in ends]
             axes.loglog(ends, line, "--", color="gray", label="in proportion")
             axes.set(xlabel="patches", ylabel="seconds per image")
+        elif name == "batches":
+            rows = result["batches"]
+            axes.plot(
+                [row["batch"] for row in rows], [row["images_per_second"] for row in rows], "o-", label="mixed sizes"
+            )
+            axes.set_xscale("log", base=2)
+            axes.set_ylim(bottom=0)
+            axes.set(xlabel="images in one pass", ylabel="images per second")
         else:
             rows = result["resolution"]
             below = np.zeros(len(rows))

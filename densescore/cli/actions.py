@@ -40,9 +40,7 @@ def train_actions(
     overwrite: Overwrite = False,
     as_json: Json = False,
     scales: Scales = "",
-    options: Annotated[ScorerOptions, Without("scales patch_sizes stride k dtype calibration runtime")] = (
-        ScorerOptions()
-    ),
+    options: Annotated[ScorerOptions, Without("scales patch_sizes stride k dtype runtime")] = (ScorerOptions()),
     cache: CacheOptions = CacheOptions(),
 ) -> None:
     """Learn what persons do from one square patch around each; persons who do several things are left out."""
@@ -103,9 +101,7 @@ def evaluate_actions(
     out: Annotated[Path | None, out_option("Folder for VOC's result files.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
-    options: Annotated[ScorerOptions, Without("model scales patch_sizes stride k dtype calibration runtime")] = (
-        ScorerOptions()
-    ),
+    options: Annotated[ScorerOptions, Without("model scales patch_sizes stride k dtype runtime")] = (ScorerOptions()),
     cache: CacheOptions = CacheOptions(),
 ) -> None:
     """Average precision per action: of persons in given boxes, or of whole images if trained with --sliding."""

@@ -18,6 +18,7 @@ _FILES = "Files and curves"
 @command(
     "densescore-bench --model alexnet --weights random --classes 21 --json speed.json",
     "densescore-bench --growth 30000 --plot growth.png",
+    "densescore-bench --contenders '' --batch 32",
 )
 def bench(
     classes: Annotated[int, typer.Option(help="Replace FC8 by a random FCa, FCb of so many classes.", min=0)] = 0,
@@ -40,6 +41,10 @@ def bench(
             help="Stages by resolution: megapixels, with commas between.", show_default=False, rich_help_panel=_FILES
         ),
     ] = "",
+    batch: Annotated[
+        int,
+        typer.Option(help="Images per second for 1, 2, 4, … up to so many in one pass.", min=0, rich_help_panel=_FILES),
+    ] = 0,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", help="Write the result to this file.", show_default=False, rich_help_panel=_FILES),
@@ -53,7 +58,7 @@ def bench(
         typer.Option(help="Write a picture of the curves to this file.", show_default=False, rich_help_panel=_FILES),
     ] = None,
     overwrite: Overwrite = False,
-    options: Annotated[ScorerOptions, Without("patch_sizes stride k calibration")] = ScorerOptions(dtype="float32"),
+    options: Annotated[ScorerOptions, Without("patch_sizes stride k")] = ScorerOptions(dtype="float32"),
 ) -> None:
     """Time dense scoring against cropping and against other runtimes: equal scores first, then in turn.
 
@@ -79,7 +84,7 @@ def bench(
     if len({path.resolve() for path in files}) < len(files):
         raise DensescoreError("--json, --csv and --plot: two of them name the same file")
     megapixels = numbers(resolutions, "--resolutions") if resolutions else ()
-    from densescore.bench.growth import growth_curve, plot_growth, resolution_curve
+    from densescore.bench.growth import batch_curve, growth_curve, plot_growth, resolution_curve
     from densescore.bench.report import write_csv, write_json
     from densescore.bench.run import run as run_case
     from densescore.bench.run import scorer_maker
@@ -94,6 +99,9 @@ def bench(
     if megapixels:
         result["resolution"] = resolution_curve(make(scales=case.scales), [*megapixels])
         _report_resolution(result["resolution"])
+    if batch:
+        result["batches"] = batch_curve(make(scales=case.scales), batch, rounds)
+        _report_batches(result["batches"])
     for path, write in ((json_file, write_json), (csv_file, write_csv), (plot, plot_growth)):
         if path is not None:
             with atomic_write(
@@ -157,6 +165,22 @@ def _report_resolution(rows: list[dict[str, Any]]) -> None:
                 f"{row['megapixels']:g}",
                 *(f"{1000 * seconds:.0f}" for seconds in row["stages"].values()),
                 row["peak_memory_MB"],
+            )
+            for row in rows
+        ],
+    )
+
+
+def _report_batches(rows: list[dict[str, Any]]) -> None:
+    """One line per number of images."""
+    show_table(
+        ("images in one pass", "images/s", "times one by one", "spread"),
+        [
+            (
+                row["batch"],
+                f"{row['images_per_second']:.2f}",
+                f"{row['times_one']:.2f}",
+                " … ".join(f"{end:.2f}" for end in row["times_one_spread"]),
             )
             for row in rows
         ],

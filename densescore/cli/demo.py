@@ -40,7 +40,7 @@ def demo(
     max_cells: Annotated[int, typer.Option(help="Most patches of an image.", min=1)] = 8000,
     seconds: Annotated[float, typer.Option(help="Most time for a request, its waiting included.", min=1)] = 60,
     waiting: Annotated[int, typer.Option(help="Images that may wait for the one that is scored.", min=0)] = 8,
-    options: Annotated[ScorerOptions, Without("model weights patch_sizes stride calibration")] = ScorerOptions(),
+    options: Annotated[ScorerOptions, Without("model weights patch_sizes stride")] = ScorerOptions(),
 ) -> None:
     """Show a page in the browser: drop a photograph, see its classes and where they are. The same by HTTP."""
     options.arguments()

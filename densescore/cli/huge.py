@@ -27,7 +27,7 @@ def huge(
         bool, typer.Option("--overwrite", help="Start again where the folder holds other scores.")
     ] = False,
     as_json: Json = False,
-    options: Annotated[ScorerOptions, Without("scales calibration")] = ScorerOptions(patch_sizes="224,448"),
+    options: Annotated[ScorerOptions, Without("scales")] = ScorerOptions(patch_sizes="224,448"),
 ) -> None:
     """Score an image too large for memory, tile by tile. Stopped or killed, the same command goes on where it was."""
     options.arguments()

@@ -14,8 +14,6 @@ from densescore.models.labels import find_classes, known_labels
 if TYPE_CHECKING:
     from densescore.scoring.scorer import DenseScorer
 
-CALIBRATION_IMAGES = 20
-
 _PATCHES, _NETWORK = "Patches and scores", "Network"
 
 
@@ -90,15 +88,10 @@ class ScorerOptions:
     device: Device = "auto"
     dtype: Annotated[
         str,
-        typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_NETWORK),
-    ] = "auto"
-    calibration: Annotated[
-        Path | None,
         typer.Option(
-            help=f"For --dtype int8: a folder of images like those to come, of which {CALIBRATION_IMAGES} are used.",
-            rich_help_panel=_NETWORK,
+            help="auto, float32, bfloat16 (half the time on newer processors) or float16.", rich_help_panel=_NETWORK
         ),
-    ] = None
+    ] = "auto"
     runtime: Annotated[str, typer.Option(help="On a CPU: auto, torch or openvino.", rich_help_panel=_NETWORK)] = "auto"
     labels: Annotated[
         Path | None,
@@ -129,17 +122,12 @@ class ScorerOptions:
             given["scales"] = numbers(self.scales, "--scales")
         if self.patch_sizes:
             given["patch_sizes"] = numbers(self.patch_sizes, "--patch-sizes")
-        if self.calibration is not None:
-            from densescore.io.find_images import list_images
-
-            images = list_images([self.calibration])
-            given["calibration"] = tuple(images[:: -(-len(images) // CALIBRATION_IMAGES)])
         return given
 
     @property
     def files(self) -> list[str | Path]:
         """The paths that the options name: what a run reads, which it must not replace."""
-        given = (self.model, self.weights, self.calibration, self.labels)
+        given = (self.model, self.weights, self.labels)
         return [item for item in given if item is not None]
 
     def build(self, **changes: Any) -> "DenseScorer":

@@ -73,7 +73,15 @@ def score(
     overwrite: Overwrite = False,
     as_json: Json = False,
     options: ScorerOptions = ScorerOptions(),
-    decoders: Annotated[int, typer.Option(help="Threads that decode ahead.", min=1, rich_help_panel=_WORK)] = 1,
+    decoders: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads that decode ahead; by default 1, or with a GPU one per processor, up to 8.",
+            min=1,
+            show_default=False,
+            rich_help_panel=_WORK,
+        ),
+    ] = None,
     part_size: Annotated[
         int, typer.Option(help="Images per part: the most that a kill can cost.", min=1, rich_help_panel=_WORK)
     ] = 64,

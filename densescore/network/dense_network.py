@@ -4,7 +4,7 @@ from torch import Tensor, fx, nn
 
 from densescore.errors import DensescoreError
 from densescore.network.finer_stride import with_phases
-from densescore.network.windows import Blocks
+from densescore.network.windows import Blocks, Windows
 
 
 class DenseNetwork(nn.Module):
@@ -18,8 +18,7 @@ class DenseNetwork(nn.Module):
         fast_trunk: what computes `level_trunk`: that module itself, or a numerically equivalent, faster one (see
             `densescore.network.cpu.accelerate`).
         embed: rows → ``[N, D]`` features, in the form that the classifier takes.
-        to_features: features in the form that the classifier takes → their values. It is the identity, unless that form
-            is integers.
+        to_features: the identity: what the classifier takes are the features, unlike those of a `CropNetwork`.
         classifier: ``[N, D]`` features → ``[N, classes]`` logits.
         patch: P, side of the network's input in pixels.
         stride: S, pixels of input from one cell to the next.
@@ -90,6 +89,19 @@ class DenseNetwork(nn.Module):
     def embed_blocks(self, blocks: Blocks) -> Tensor:
         """Features of all cells of some blocks, in order: ``[cells, D]``."""
         return self.embed(self.project(blocks))
+
+    def windows(self, maps: Tensor) -> Tensor:
+        """The windows of maps ``[N, C, …]``, before any is embedded: ``[N, rows, cols, …]``."""
+        return self._project.grid(maps)
+
+    def embed_windows(self, windows: Tensor) -> Tensor:
+        """Features of some of `windows`: ``[cells, …]`` → ``[cells, D]``."""
+        return self.embed(self._project.rows(windows))
+
+    @property
+    def _project(self) -> Windows:
+        assert isinstance(self.project, Windows)  # a CPU's faster layers take blocks
+        return self.project
 
     def embed_crops(self, crops: Tensor) -> Tensor:
         """Features of crops, as the original network has them: ``[N, 3, P, P]`` → ``[N, D]``."""

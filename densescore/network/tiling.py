@@ -5,11 +5,8 @@ depend on, and no others; `reach` finds how far they lie by running the trunk. A
 a tile as it pads the whole level.
 """
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
@@ -18,6 +15,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from densescore.errors import DensescoreError
 from densescore.geometry import Level
 from densescore.network.dense_network import DenseNetwork
+from densescore.network.once import once
 
 _FARTHEST = 64  # strides to which a position may reach before it is held to see everything
 
@@ -52,23 +50,8 @@ class Tile:
 TRUNK_BYTES = 2**31
 """Memory that the trunk may take at a time; a larger level is cut."""
 
-Value = TypeVar("Value")
 
-
-def _once(find: Callable[[DenseNetwork], Value]) -> Callable[[DenseNetwork], Value]:
-    """Compute a value once per network, and keep it as long as the network lives."""
-    found: WeakKeyDictionary[DenseNetwork, Value] = WeakKeyDictionary()
-
-    @functools.wraps(find)
-    def remembered(network: DenseNetwork) -> Value:
-        if network not in found:
-            found[network] = find(network)
-        return found[network]
-
-    return remembered
-
-
-@_once
+@once
 @torch.inference_mode()
 def reach(network: DenseNetwork) -> tuple[int, int]:
     """How many strides before and after a cell's window the pixels lie that its scores depend on.
@@ -116,7 +99,7 @@ def _spoilt(feature_map: Tensor, axis: int) -> Tensor:
     return feature_map.isnan().float().amax(others) > 0
 
 
-@_once
+@once
 def bytes_per_pixel(network: DenseNetwork) -> float:
     """Peak memory of the trunk in bytes per pixel of a level: the largest sum of the tensors alive at one time."""
     trunk = network.level_trunk

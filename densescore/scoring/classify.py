@@ -90,10 +90,6 @@ def _frozen(value: Any) -> Hashable:
     """A key that is equal for equal options, whether they are lists, tuples, arrays or tensors."""
     if isinstance(value, Mapping):
         return tuple(sorted((str(name), _frozen(item)) for name, item in value.items()))
-    if isinstance(value, torch.Tensor) and value.ndim > 1:
-        return str(value.dtype), _frozen(value.detach().cpu().double().numpy())
-    if isinstance(value, np.ndarray) and value.ndim > 1:  # an image
-        return value.shape, str(value.dtype), value.tobytes()
     if isinstance(value, np.ndarray | np.generic | torch.Tensor):
         value = value.tolist()
     if isinstance(value, list | tuple):

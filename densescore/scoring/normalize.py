@@ -36,6 +36,23 @@ def normalize(
     return values.permute(2, 0, 1)[None].to(device)
 
 
+def normalize_on_device(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """`normalize` for pixels that are on their device already, by the same arithmetic.
+
+    Args:
+        pixels: RGB ``[N, h, w, 3]``: uint8, or float32 in [0, 1].
+        mean: as for `normalize`.
+        std: as for `normalize`.
+        dtype: of the result.
+
+    Returns:
+        ``[N, 3, h, w]``, channels last.
+    """
+    values = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+    values = (values - torch.tensor(mean, device=pixels.device)) / torch.tensor(std, device=pixels.device)
+    return values.to(dtype).permute(0, 3, 1, 2)
+
+
 @lru_cache(maxsize=16)
 def _table(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> NDArray[Any]:
     """What each byte of a channel becomes: ``[1, 256, 3]``. OpenCV knows no half floats, so it moves their bits."""

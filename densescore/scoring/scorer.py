@@ -1,7 +1,6 @@
 """The dense engine: the trunk once over each level, the head once over the cells of all levels."""
 
 import gc
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -17,13 +16,12 @@ from densescore.models import load_classifier
 from densescore.models.registry import Weights
 from densescore.models.weights import digest_of
 from densescore.network.cpu.accelerate import Runtime, speed_up
-from densescore.network.cpu.quantize import check_int8, quantize_network
 from densescore.network.dense_network import DenseNetwork
 from densescore.network.devices import find_device, find_dtype, to_channels_last
 from densescore.results.patches import PatchFeatures
 from densescore.results.scores import DenseScores
 from densescore.scoring.arguments import Numbers, as_tuple, check_context, fit_labels
-from densescore.scoring.batch import score_batch
+from densescore.scoring.batch import BATCH, HEAD_CELLS, find_batching, score_batch
 from densescore.scoring.clock import Clock
 from densescore.scoring.copies import Copies
 from densescore.scoring.crop_batch import CropBatch
@@ -38,6 +36,7 @@ from densescore.scoring.object_boxes import WithReduced, object_boxes
 from densescore.scoring.out_of_memory import in_memory
 from densescore.scoring.processes import check_process
 from densescore.scoring.sliding_window import crop_batches
+from densescore.scoring.staging import stage, staged_outputs
 from densescore_kernels.power_mean.exponents import check_exponent
 
 
@@ -60,10 +59,8 @@ class DenseScorer(Copies):
             it, for that many more patches down and across; see `densescore.network.finer_stride`.
         k: exponent of the image score, at least 1. By default 5, or what a trained head is best with.
         device: ``"auto"`` (a CUDA device if there is one), ``"cpu"``, ``"cuda:1"``, …
-        dtype: ``"auto"`` (the module's own; float32 for named models), ``"float32"``, ``"bfloat16"``, ``"float16"``, or
-            ``"int8"``: float32 with the layers' products in eight bits, on a CPU, for scores that differ by a little.
-            Probabilities are float32 whatever the dtype.
-        calibration: for ``dtype="int8"``, a few images like those to come: what they give sets the layers' ranges.
+        dtype: ``"auto"`` (the module's own; float32 for named models), ``"float32"``, ``"bfloat16"`` (about half the
+            time where the processor multiplies in it) or ``"float16"``. Probabilities are float32 whatever the dtype.
         runtime: what runs the trunk on a CPU: ``"torch"``, ``"openvino"`` (an extra), or ``"auto"``: OpenVINO for
             networks with depthwise or narrow grouped convolutions where it is installed, torch for all others
             (``benchmarks/results/runtimes.md`` has the times). Networks scored by crops alone may have ``"compile"``
@@ -99,7 +96,6 @@ class DenseScorer(Copies):
         k: float | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        calibration: Sequence[ImageLike] = (),
         runtime: Runtime = "auto",
         max_cells: int = DEFAULT_MAX_CELLS,
         context: Context | None = None,
@@ -132,14 +128,11 @@ class DenseScorer(Copies):
         self.patch_sizes = as_tuple("patch_sizes", patch_sizes)
         self.k, self.max_cells = check_exponent(k), max_cells
         self.device = find_device(device)
-        if dtype == "int8":
-            check_int8(dense_only(network, "dtype 'int8'"), self.device, calibration, runtime)
-        self.dtype = find_dtype("float32" if dtype == "int8" else dtype, network, self.device)
+        self.dtype = find_dtype(dtype, network, self.device)
         self.network: PatchNetwork = to_channels_last(network.to(self.device, self.dtype))
         check_weights(self.network, self.name)
         self.mean, self.std = classifier.mean, classifier.std
-        # A CPU's layers take one level at a time, and gain nothing from several.
-        self.takes_batches = self.device.type != "cpu" and "image" in network.contexts and network.phases == 1
+        self.batching = find_batching(network, self.device)
         self.pyramid(224, 224)  # scales are checked now, not at the first image
         self._crop_batch = CropBatch(self.network.patch, self.device)
         self.box_layer = None if classifier.box_layer is None else classifier.box_layer.to(self.device)
@@ -148,10 +141,6 @@ class DenseScorer(Copies):
             self.runtime = network.use_runtime(runtime)
         elif runtime == "compile":
             raise DensescoreError("runtime 'compile' is for networks that are scored by crops alone")
-        elif dtype == "int8":
-            grids = quantize_network(network, (level for image in calibration for level in self._levels_of(image)))
-            self.weights_digest = hashlib.sha256(f"{self.weights_digest} {grids}".encode()).hexdigest()
-            self.runtime = "torch"
         else:
             self.runtime = speed_up(network, runtime) if self.device.type == "cpu" else "torch"
         if self.device.type == "cpu":
@@ -210,9 +199,9 @@ class DenseScorer(Copies):
     __call__ = score
 
     def score_batch(self, images: Sequence[ImageLike], *, context: Context | None = None) -> list[DenseScores]:
-        """Score several images: in one pass on a GPU, one after another on a CPU.
+        """Score several images in one pass, where that takes less time than one after another; see `batch_size`.
 
-        The scores equal those of `score`; on a GPU, to rounding. They hold the paths of files, but no pixels.
+        The scores equal those of `score`, to rounding. They hold the paths of files, but no pixels.
 
         Args:
             images: as for `score`, in any sizes.
@@ -221,11 +210,21 @@ class DenseScorer(Copies):
         Raises:
             DensescoreError: as for `score`, for any of the images; `score_many` goes on with the others.
         """
-        if self._context(context) == "image" and self.takes_batches and len(images) > 1:
+        if self._context(context) == "image" and self.batching and len(images) > 1:
             found: Iterable[DenseScores] = score_batch(self, [read_image(image) for image in images])
         else:
             found = (self.score(image, context=context) for image in images)
         return [replace(scores, source=file_of(image)) for image, scores in zip(images, found, strict=True)]
+
+    @property
+    def batch_size(self) -> int:
+        """How many images `score_many` scores in one pass; 1 where a pass over several takes as long as they do."""
+        if self.context != "image" or self.batching is None:
+            return 1
+        if self.batching == "canvases":
+            return BATCH
+        # Past so many cells the head multiplies as fast as it can.
+        return 1 if self.patch_sizes else min(BATCH, -(-HEAD_CELLS // len(self.pyramid(300, 400, max_cells=10**9))))
 
     def score_features(
         self, features: Tensor, height: int, width: int, *, context: Context | None = None
@@ -343,7 +342,11 @@ class DenseScorer(Copies):
     def _outputs(self, pixels: Pixels, pyramid: Pyramid, classifier: nn.Module, clock: Clock, parts: int) -> Tensor:
         """`_run` in one dense pass; with `parts`, in about so many times smaller pieces."""
         network = self.dense
-        maps = trunk_maps(network, self._levels(pixels, pyramid, clock), clock, parts)
+        if self.batching == "canvases" and parts == 1:
+            staged = stage(self, [pixels])
+            clock.lap("pyramid")
+            return staged_outputs(self, staged, classifier, clock)
+        maps = trunk_maps(network, self.levels(pixels, pyramid, clock), clock, parts)
         return head_outputs(network, classifier, maps, pyramid.levels, clock, parts)
 
     @torch.inference_mode()
@@ -351,22 +354,17 @@ class DenseScorer(Copies):
         self, pixels: Pixels, pyramid: Pyramid, classifier: nn.Module, clock: Clock, batch: int
     ) -> Tensor:
         """`_run` crop by crop, `batch` crops at a time."""
-        crops = crop_batches(self._levels(pixels, pyramid, clock), pyramid, batch)
+        crops = crop_batches(self.levels(pixels, pyramid, clock), pyramid, batch)
         outputs = torch.cat([classifier(self.network.embed_crops(some)) for some in crops])
         clock.lap("crops")
         return outputs
 
-    def _levels(self, pixels: Pixels, pyramid: Pyramid, clock: Clock) -> Iterator[Tensor]:
+    def levels(self, pixels: Pixels, pyramid: Pyramid, clock: Clock) -> Iterator[Tensor]:
         """The levels, normalized, one after another: ``[1, 3, h, w]``, channels last."""
         for level in pyramid.levels:
             tensor = self.level(pixels, pyramid, level)
             clock.lap("pyramid")
             yield tensor
-
-    def _levels_of(self, image: ImageLike) -> Iterator[Tensor]:
-        pixels = read_image(image)
-        pyramid = self.pyramid(*pixels.shape[:2])
-        return (self.level(pixels, pyramid, level) for level in pyramid.levels)
 
     def level(self, pixels: Pixels, pyramid: Pyramid, level: Level) -> Tensor:
         """One level as the network takes it, resized, padded and normalized: ``[1, 3, P + nS, P + mS]``."""

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,29 +85,30 @@ class FeatureCache:
             digest = hashlib.sha256(image.read_bytes()).hexdigest()
         except OSError as error:
             raise DensescoreError(f"{image}: cannot be read: {error.strerror}") from error
-        pixels: Pixels | None = None
-        levels = []
-        for scale in self.scorer.patch_sizes or self.scorer.scales:
-            path = self._path(digest, scale, flip)
-            features = _load(path)
-            if features is None:
-                if pixels is None:
-                    pixels = read_image(image)
-                    pixels = np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels
-                features = self._compute(pixels, scale)
-                self._store(path, features)
-            levels.append(features)
-        return np.concatenate(levels)
+        scales = self.scorer.patch_sizes or self.scorer.scales
+        paths = [self._path(digest, scale, flip) for scale in scales]
+        levels = [_load(path) for path in paths]
+        missing = [index for index, features in enumerate(levels) if features is None]
+        if missing:
+            pixels = read_image(image)
+            pixels = np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels
+            computed = self._compute(pixels, [scales[index] for index in missing])
+            for index, features in zip(missing, computed, strict=True):
+                levels[index] = features
+                self._store(paths[index], features)
+        return np.concatenate([features for features in levels if features is not None])
 
     def _path(self, digest: str, scale: float, flip: bool) -> Path:
         key = {**self._maker, "scale": float(scale), "image": digest, "flip": flip}
         return self.folder / (hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest() + ".npy")
 
-    def _compute(self, pixels: Pixels, scale: float) -> NDArray[np.float16]:
+    def _compute(self, pixels: Pixels, scales: Sequence[float]) -> list[NDArray[np.float16]]:
+        """The features of some levels, in one pass."""
         relative = self.scorer.patch_sizes is None
-        one_level = self.scorer.with_scales((scale,)) if relative else self.scorer.with_scales(patch_sizes=(scale,))
-        features = one_level.features(pixels, context=self.context).float().cpu().numpy()
-        return np.clip(features, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
+        scorer = self.scorer.with_scales(scales) if relative else self.scorer.with_scales(patch_sizes=scales)
+        features = scorer.features(pixels, context=self.context).float().cpu().numpy()
+        rounded = np.clip(features, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
+        return [rounded[level.cells] for level in scorer.pyramid(*pixels.shape[:2]).levels]
 
     def _store(self, path: Path, features: NDArray[np.float16]) -> None:
         with atomic_write(path, overwrite=True, sweep=False) as temporary:

@@ -133,17 +133,12 @@ def test_an_interrupt_while_the_program_is_imported(tmp_path: Path) -> None:
 
 
 def test_scorer_options_are_the_scorers_arguments(tmp_path: Path) -> None:
-    options = ScorerOptions("alexnet", None, "1,2", "", 16, 3.0, "cpu", "bfloat16", None, "torch")
+    options = ScorerOptions("alexnet", None, "1,2", "", 16, 3.0, "cpu", "bfloat16", "torch")
     assert options.arguments() == {
         "model": "alexnet", "weights": None, "scales": (1.0, 2.0), "stride": 16, "k": 3.0, "device": "cpu",
         "dtype": "bfloat16", "runtime": "torch", "labels": None, "context": None,
     }  # fmt: skip
     assert ScorerOptions(patch_sizes="224").arguments()["patch_sizes"] == (224.0,)
-    for index in range(50):
-        (tmp_path / f"{index:02d}.png").write_bytes(b"")
-    chosen = ScorerOptions(calibration=tmp_path).arguments()["calibration"]
-    assert len(chosen) == 17
-    assert chosen[1].name == "03.png"
 
 
 def test_random_weights_are_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,14 +201,14 @@ def test_an_option_of_several_commands_is_one_option() -> None:
         assert {"--quiet", "-q", "--verbose", "-v"} <= names
         assert ("-o" in names) == ("--out" in names)
         for parameter in found.params:
-            if parameter.name in ("weights", "device", "dtype", "runtime", "stride", "scales", "k", "calibration",
+            if parameter.name in ("weights", "device", "dtype", "runtime", "stride", "scales", "k",
                                   "context", "split", "seed", "cache", "cache_size", "classes", "class_"):  # fmt: skip
                 if found.name in ("pretrain", "source-classes") and parameter.name == "classes":
                     continue  # ImageNet's classes to train on, not classes of a model
                 if found.name == "reproduce" and parameter.name == "cache_size":
                     continue
                 seen.setdefault(parameter.name, set()).add(parameter.help)
-    assert len(seen) == 15
+    assert len(seen) == 14
     assert {name for name, helps in seen.items() if len(helps) > 1} == set()
 
 

@@ -15,10 +15,34 @@ from densescore.scoring import scorer as scorer_module
 from tests.conftest import Toy
 
 
-@pytest.fixture
-def scorer() -> DenseScorer:
-    made = DenseScorer(Toy(), labels=("a", "b", "c"), patch_size=20, scales=(1, 1.5, 2.3), runtime="torch", k=3)
-    made.takes_batches = True  # as on a GPU
+class Padded(Toy):
+    """The same with padding, and biases that would fill the gaps between levels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features[0].padding, self.features[2].padding = (1, 1), (1, 1)  # maps of 5×5 on 24 pixels
+        self.classifier[0] = nn.Linear(6 * 16, 10)
+
+
+class Squeezed(Toy):
+    """With an average over the level, so that levels do not share a canvas."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = self.features(pixels)
+        return self.classifier((x * x.mean((2, 3), keepdim=True).sigmoid()).flatten(1))
+
+
+@pytest.fixture(params=[Toy, Padded, Squeezed, "head"])
+def scorer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> DenseScorer:
+    """Takes batches as on a GPU, with the layers that run there; or as on a CPU, the head alone."""
+    torch.manual_seed(0)
+    head = request.param == "head"
+    if not head:
+        monkeypatch.setattr(scorer_module, "speed_up", lambda *_: "torch")
+    module = Toy() if head else request.param()
+    made = DenseScorer(module, labels=("a", "b", "c"), patch_size=20, scales=(1, 1.5, 2.3), runtime="torch", k=3)
+    assert made.batching == "head"
+    made.batching = "head" if head else "canvases"
     return made
 
 
@@ -51,13 +75,36 @@ def test_scores_are_those_of_one_at_a_time(
         assert scores.patch_scores.untyped_storage().nbytes() == 4 * scores.patch_scores.numel()
 
 
-def test_patches_and_processors_go_one_at_a_time(toy_scorer: DenseScorer, images: list[NDArray[np.uint8]]) -> None:
-    assert not toy_scorer.takes_batches
-    for scores, image in zip(toy_scorer.score_batch(images), images, strict=True):
-        assert torch.equal(scores.patch_scores, toy_scorer.score(image).patch_scores)
-    (crops,) = toy_scorer.score_batch(images[:1], context="patch")
-    assert crops.context == "patch"
-    assert toy_scorer.score_batch([]) == []
+def test_floats_and_bytes_share_a_batch(scorer: DenseScorer, images: list[NDArray[np.uint8]]) -> None:
+    mixed: list[Any] = [images[0], images[1] / np.float32(255), images[2]]
+    for scores, image in zip(scorer.score_batch(mixed), mixed, strict=True):
+        assert_same(scores, scorer.score(image))
+
+
+def test_one_image_takes_canvases_too(scorer: DenseScorer, images: list[NDArray[np.uint8]]) -> None:
+    found, features = scorer.score(images[2]), scorer.features(images[2])
+    scorer.batching = None
+    assert_same(found, scorer.score(images[2]))
+    assert features.std() > 1e-3
+    torch.testing.assert_close(features, scorer.features(images[2]), rtol=1e-4, atol=1e-6)
+
+
+def test_crops_and_networks_that_gain_nothing_go_one_at_a_time(images: list[NDArray[np.uint8]]) -> None:
+    averaged = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    scorer = DenseScorer(averaged, patch_size=20, scales=(1, 1.5))
+    assert (scorer.batching, scorer.batch_size) == (None, 1)
+    for scores, image in zip(scorer.score_batch(images), images, strict=True):
+        assert torch.equal(scores.patch_scores, scorer.score(image).patch_scores)
+    for crops in scorer.score_batch(images[:2], context="patch"):
+        assert crops.context == "patch"
+    assert scorer.score_batch([]) == []
+
+
+def test_a_head_takes_several_images_while_they_have_few_patches(toy_scorer: DenseScorer) -> None:
+    assert toy_scorer.batch_size == 8
+    assert toy_scorer.with_scales((1, 2, 10)).batch_size == 1
+    assert toy_scorer.with_scales((1, 2, 4)).batch_size == 3
+    assert toy_scorer.with_scales(patch_sizes=(30,)).batch_size == 1
 
 
 def test_a_stream_in_batches_keeps_its_order_and_survives_bad_images(
@@ -83,7 +130,7 @@ def test_out_of_memory_goes_on_one_at_a_time(
     def short(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(batch, "_maps", short)
+    monkeypatch.setattr(batch, "_score_together", short)
     for scores, image in zip(scorer.score_batch(images), images, strict=True):
         assert torch.equal(scores.patch_scores, scorer.score(image).patch_scores)
 
@@ -103,21 +150,20 @@ class Counting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_batch_of_alike_images_takes_fewer_operations(
-    cat: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+def test_a_batch_takes_fewer_operations_whatever_the_sizes(
+    images: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scorer_module, "speed_up", lambda *_: "torch")  # the layers as a GPU runs them
-    layers = [layer for _ in range(30) for layer in (nn.Conv2d(8, 8, 1), nn.ReLU())]
+    layers = [layer for _ in range(30) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())]
     network = nn.Sequential(
         nn.Conv2d(3, 8, 4, stride=4), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
     )
     scorer = DenseScorer(network, patch_size=32, scales=(1, 1.5, 2.3))
-    scorer.takes_batches = True
-    alike = [np.ascontiguousarray(cat[index : index + 60, :80]) for index in range(8)]
-    scorer.score(alike[0])
     counts = []
-    for work in (lambda: [scorer.score(image) for image in alike], lambda: scorer.score_batch(alike)):
+    for batching in (None, "canvases"):
+        scorer.batching = batching
+        scorer.score_batch(images[:2])
         with Counting() as counting:
-            work()
+            scorer.score_batch(images)
         counts.append(counting.count)
-    assert counts[1] < counts[0] / 4, counts
+    assert 0 < counts[1] < counts[0] / 6, counts

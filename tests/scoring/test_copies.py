@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import save_file
 
 import densescore
@@ -31,8 +30,6 @@ from tests.conftest import Toy
         {"mean": [0.4, 0.5, 0.6]}, {"mean": np.array([0.4, 0.5, 0.6])}, {"mean": torch.tensor([0.4, 0.5, 0.6])},
         {"scales": np.array([1.0, 1.5])}, {"patch_sizes": np.array([30, 50])}, {"labels": np.array(["x", "y", "z"])},
         {"k": np.float32(3)}, {"weights": Path("weights.safetensors")},
-        {"calibration": [np.zeros((30, 40, 3), np.uint8)]}, {"calibration": [torch.zeros(3, 30, 40)]},
-        {"calibration": [torch.zeros(3, 30, 40, dtype=torch.bfloat16)]}, {"calibration": [Image.new("RGB", (40, 30))]},
     ],
     ids=lambda options: re.sub(r" at 0x\w+", "", str(options)),
 )  # fmt: skip
@@ -44,17 +41,10 @@ def test_options_of_any_kind_name_one_scorer(
         save_file(dict(Toy().state_dict()), "weights.safetensors")
     scorer = classify.shared_scorer("toy", options)
     assert classify.shared_scorer("toy", dict(options)) is scorer
-    if "calibration" not in options:
-        plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in options.items()}
-        assert DenseScorer("toy", **plain).fingerprint() == scorer.fingerprint()
+    plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in options.items()}
+    assert DenseScorer("toy", **plain).fingerprint() == scorer.fingerprint()
     other = {**options, "k": 7}
     assert classify.shared_scorer("toy", other) is not scorer
-
-
-def test_calibration_images_are_told_apart(toy: None) -> None:
-    dark, light = (np.full((30, 40, 3), value, np.uint8) for value in (0, 255))
-    scorers = [classify.shared_scorer("toy", {"calibration": [image]}) for image in (dark, light, dark.copy())]
-    assert scorers[0] is scorers[2] is not scorers[1]
 
 
 def score_in_a_worker(pickled: bytes, image: NDArray[np.uint8]) -> NDArray[np.float32]:

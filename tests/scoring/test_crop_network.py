@@ -191,7 +191,6 @@ def test_batches_are_halved_until_memory_is_enough(cat: NDArray[np.uint8], monke
     ("options", "message"),
     [
         ({"stride": 16}, "stride=16: this network is scored by crops .* 32 pixels apart"),
-        ({"dtype": "int8"}, "dtype 'int8' needs a convolutional network"),
         ({"runtime": "openvino"}, "runtime 'openvino' needs a convolutional network"),
         ({"patch_size": 60}, r"cannot be run on 60×60 pixels \(patch_size=60\)"),
     ],

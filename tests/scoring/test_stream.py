@@ -25,8 +25,10 @@ def test_the_same_scores_in_the_same_order(scorer: DenseScorer, pictures: list[s
             assert torch.equal(item.scores.patch_scores, scorer.score(item.source).patch_scores)
 
 
-@pytest.mark.parametrize("ahead", [1, 3])
-def test_a_stream_without_end_is_read_only_as_far_as_needed(scorer: DenseScorer, ahead: int) -> None:
+@pytest.mark.parametrize(("ahead", "batch", "expected"), [(1, 1, 5), (3, 1, 7), (1, 2, 6), (3, 4, 10)])
+def test_a_stream_without_end_is_read_only_as_far_as_needed(
+    scorer: DenseScorer, ahead: int, batch: int, expected: int
+) -> None:
     taken = 0
 
     def endless() -> Iterator[NDArray[np.uint8]]:
@@ -35,9 +37,9 @@ def test_a_stream_without_end_is_read_only_as_far_as_needed(scorer: DenseScorer,
             taken += 1
             yield np.full((24, 30, 3), taken % 256, np.uint8)
 
-    items = list(itertools.islice(score_many(endless(), scorer, ahead=ahead), 5))
+    items = list(itertools.islice(score_many(endless(), scorer, ahead=ahead, batch=batch), 5))
     assert len(items) == 5
-    assert taken == 5 + ahead - 1
+    assert taken == expected
 
 
 def test_decoding_overlaps_scoring(scorer: DenseScorer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,6 @@ Item = TypeVar("Item")
 needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="needs the extra densescore[openvino]"
 )
-needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs AVX-512 VNNI")
 
 
 def at_once(work: Callable[[int], Item], threads: int = THREADS) -> list[Item]:
@@ -61,7 +60,6 @@ def images(cat: NDArray[np.uint8], coffee: NDArray[np.uint8]) -> list[NDArray[np
     [
         ("torch", "float32"),
         ("torch", "bfloat16"),
-        pytest.param("torch", "int8", marks=needs_vnni),
         pytest.param("openvino", "float32", marks=needs_openvino),
         pytest.param("openvino", "bfloat16", marks=needs_openvino),
     ],
@@ -70,9 +68,8 @@ def images(cat: NDArray[np.uint8], coffee: NDArray[np.uint8]) -> list[NDArray[np
 def test_threads_get_the_scores_of_one(
     model: str, runtime: Any, dtype: str, images: list[NDArray[np.uint8]], toy: None
 ) -> None:
-    options: dict[str, Any] = {"calibration": images[:1]} if dtype == "int8" else {}
     scales = (1, 2.2) if model == "toy" else (1,)
-    scorer = DenseScorer(model, runtime=runtime, dtype=dtype, scales=scales, **options)
+    scorer = DenseScorer(model, runtime=runtime, dtype=dtype, scales=scales)
     orders = [np.random.default_rng(thread).permutation(len(images)) for thread in range(THREADS)]
     found = at_once(lambda thread: [scorer.score(images[index]).patch_scores for index in orders[thread]])
     alone = [scorer.score(image).patch_scores for image in images]  # last: what is found out once is found by threads

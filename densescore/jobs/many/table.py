@@ -78,7 +78,7 @@ def score_table(
     return len(images) - pq.ParquetFile(out).read(columns=["error"])["error"].null_count
 
 
-def local_engine(scorer: DenseScorer, decoders: int = 1) -> Engine:
+def local_engine(scorer: DenseScorer, decoders: int | None = None) -> Engine:
     """An engine that scores in this process, while threads decode the next images."""
 
     def engine(
@@ -86,7 +86,7 @@ def local_engine(scorer: DenseScorer, decoders: int = 1) -> Engine:
     ) -> Iterator[tuple[range, bytes]]:
         parts = list(run.pending())
         paths = (run.images[index] for part in parts for index in part)
-        stream = score_many(paths, scorer, context=context, decoders=decoders, ahead=decoders + 3)
+        stream = score_many(paths, scorer, context=context, decoders=decoders, ahead=(decoders or 1) + 3)
         for part in parts:
             rows = []
             for index in part:

@@ -77,20 +77,6 @@ class FoldedConv2d(nn.Module):
         self.groups = convolution.groups
 
 
-class FoldedLinear(nn.Module):
-    """A linear layer and the clamp after it, as one: `fuse` makes a layer of it.
-
-    Attributes:
-        weight: ``[out, in]``.
-        bias: ``[out]``, or None.
-        clamp: of the outputs.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, clamp: Clamp = _NONE) -> None:
-        super().__init__()
-        self.weight, self.bias, self.clamp = weight.detach(), None if bias is None else bias.detach(), clamp
-
-
 class FusedConv2d(nn.Module):
     """A folded convolution, packed: ``[N, C, h, w]`` → ``[N, F, h', w']``.
 
@@ -128,19 +114,13 @@ class FusedConv2d(nn.Module):
         return self._activation(output[None].permute(0, 3, 1, 2))  # channels last, as pooling likes it
 
 
-def fuse(
-    part: fx.GraphModule,
-    convolution: Callable[[FoldedConv2d], nn.Module] = FusedConv2d,
-    linear: Callable[[Tensor, Tensor | None, Clamp], nn.Module] = PackedLinear,
-) -> fx.GraphModule:
+def fuse(part: fx.GraphModule) -> fx.GraphModule:
     """A part of a network with the same outputs, to rounding, in fewer passes over memory.
 
     For a CPU, without gradients. Layers that are not replaced are shared with the original.
 
     Args:
         part: left as it is.
-        convolution: makes the layer that replaces a convolution.
-        linear: makes the layer that replaces a linear one, from its weight, bias and clamp.
     """
     graph = copy.deepcopy(part.graph)
     layers = members(part)
@@ -165,10 +145,10 @@ def fuse(
         if node.target in layers:
             pass
         elif isinstance(first, nn.Conv2d):
-            layers[node.target] = convolution(FoldedConv2d(first, norm, activation))
+            layers[node.target] = FusedConv2d(FoldedConv2d(first, norm, activation))
         elif isinstance(first, nn.Linear):
             clamp = _NONE if activation is None else _CLAMPS[type(activation)]
-            layers[node.target] = linear(first.weight, first.bias, clamp)
+            layers[node.target] = PackedLinear(first.weight, first.bias, clamp)
         for follower in reversed(absorbed):
             follower.replace_all_uses_with(node)
             graph.erase_node(follower)
