@@ -74,7 +74,8 @@ def main(
     torch.set_num_threads(1)
     scorers = {dtype: DenseScorer(dtype=dtype) for dtype in ("float32", "bfloat16")}
     ways: dict[str, Score] = {
-        dtype: lambda path, scorer=scorer: scorer.score(path).patch_scores for dtype, scorer in scorers.items()
+        dtype: lambda path, scorer=scorer: scorer.score(path).patch_scores  # type: ignore[misc]
+        for dtype, scorer in scorers.items()
     }
     quantized = eight_bits(scorers["float32"], sorted(calibration.glob("*.jpg"))[:10])
     if quantized is not None:

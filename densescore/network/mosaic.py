@@ -247,7 +247,7 @@ def _padding(trunk: fx.GraphModule, node: fx.Node) -> tuple[float, int]:
     names = functions.get(node.target)
     if node.op != "call_function" or names is None:
         return 0.0, 0
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
     value = given.get("value") or (-math.inf if node.target is F.max_pool2d else 0.0)
     return value, _widest(given.get("padding", 0))
 

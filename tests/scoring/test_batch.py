@@ -20,7 +20,8 @@ class Padded(Toy):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features[0].padding, self.features[2].padding = (1, 1), (1, 1)  # maps of 5×5 on 24 pixels
+        for number in (0, 2):
+            self.features[number].padding = (1, 1)  # type: ignore[assignment]  # maps of 5×5 on 24 pixels
         self.classifier[0] = nn.Linear(6 * 16, 10)
 
 
