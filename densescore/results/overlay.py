@@ -1,7 +1,6 @@
 """A response map drawn over its photograph: where a class is, at a glance."""
 
 import os
-from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import cv2
@@ -119,10 +118,8 @@ def draw_map(
         )  # the steps of the cells are no signal
         norm, alpha = _relative(values, peak or float(values.max()), opacity)
         axes.imshow(values, cmap=colormap, norm=norm, alpha=alpha, extent=extent)
-        boxes = (
-            [region.box for region in scores.find_boxes(label, share=0.5)] if scores.object_boxes is not None else None
-        )
-        _mark(axes, values, scores.locate(label)[0], boxes)
+        box = None if scores.object_boxes is None else scores.find_boxes(label, max_regions=1)[0].box
+        _mark(axes, values, scores.locate(label)[0], box)
         return norm
     values = scores.response_map(label)[0].cpu().numpy()
     if colors == "absolute":
@@ -150,10 +147,10 @@ def _relative(values: Map, peak: float, opacity: float) -> tuple[Normalize, NDAr
     return Normalize(0.0, max(peak, 1e-12), clip=True), opacity * min(1.0, (peak / _FAINT) ** 0.5) * rise**0.8
 
 
-def _mark(axes: Axes, values: Map, place: Place, boxes: Sequence[Box] | None) -> None:
-    """A cross at the location; where the map falls to half of its peak, a line; frames of the boxes.
+def _mark(axes: Axes, values: Map, place: Place, box: Box | None) -> None:
+    """A cross at the location; where the map falls to half of its peak, a line; and a frame.
 
-    Without boxes, the frame is around the region of the highest pixel.
+    The frame is the box, or without one, around the region of the highest pixel.
     """
     axes.plot(place.x, place.y, "+", color="white", markersize=16, mew=2.5)
     half = float(values.max()) / 2
@@ -161,7 +158,5 @@ def _mark(axes: Axes, values: Map, place: Place, boxes: Sequence[Box] | None) ->
         return
     height, width = values.shape
     axes.contour(np.arange(width) + 0.5, np.arange(height) + 0.5, values, levels=[half], colors="white", linewidths=1.5)
-    for x0, y0, x1, y1 in [find_regions(values)[0].box] if boxes is None else boxes:
-        axes.add_patch(
-            Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="white", linestyle="--", linewidth=1.2)
-        )
+    x0, y0, x1, y1 = box or find_regions(values)[0].box
+    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="white", linestyle="--", linewidth=1.2))

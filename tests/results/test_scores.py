@@ -129,7 +129,7 @@ def test_regions_that_are_small_are_left_out_unless_they_hold_the_peak() -> None
     assert find_regions(values, confidence=0.5)[1].score == pytest.approx(0.45)
     for wrong in ({"min_share": 2}, {"min_area": -1}, {"min_area": float("nan")}, {"max_regions": 0}):
         with pytest.raises(DensescoreError, match=next(iter(wrong))):
-            find_regions(values, **wrong)  # type: ignore[arg-type]
+            find_regions(values, **wrong)
 
 
 def test_regions_at_the_border_where_few_patches_vote_are_no_peak() -> None:
