@@ -1,12 +1,7 @@
 """A response map drawn over its photograph: where a class is, at a glance."""
 
 import os
-<<<<<<< HEAD
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
-=======
-from typing import Any, Literal, TypeAlias, get_args
->>>>>>> boxes
 
 import cv2
 import matplotlib
@@ -148,15 +143,8 @@ def draw_map(
         peak = peak or float(values.max())
         norm, alpha = _relative(values, peak, opacity)
         axes.imshow(values, cmap=colormap, norm=norm, alpha=alpha, extent=extent)
-<<<<<<< HEAD
-        boxes = (
-            [region.box for region in whole.find_boxes(label, share=0.5)] if whole.object_boxes is not None else None
-        )
-        _mark(axes, values, scores.locate(label)[0], peak / 2, extent, boxes)
-=======
-        box = None if scores.object_boxes is None else scores.find_boxes(label, max_regions=1)[0].box
-        _mark(axes, values, scores.locate(label)[0], box)
->>>>>>> boxes
+        box = None if whole.object_boxes is None else whole.find_boxes(label, max_regions=1)[0].box
+        _mark(axes, values, scores.locate(label)[0], peak / 2, extent, box)
         return norm
     values = scores.response_map(label)[0].cpu().numpy()
     if colors == "absolute":
@@ -195,25 +183,19 @@ def _relative(values: Map, peak: float, opacity: float) -> tuple[Normalize, NDAr
     return Normalize(0.0, max(peak, 1e-12), clip=True), opacity * min(1.0, (peak / _FAINT) ** 0.5) * rise**0.8
 
 
-<<<<<<< HEAD
 def _mark(
     axes: Axes,
     values: Map,
     place: "Place",
     half: float,
     extent: tuple[float, float, float, float],
-    boxes: Sequence[Box] | None,
+    box: Box | None,
 ) -> None:
-    """A cross at the location; where the map falls to half of the peak, a line; frames of the boxes.
-=======
-def _mark(axes: Axes, values: Map, place: Place, box: Box | None) -> None:
-    """A cross at the location; where the map falls to half of its peak, a line; and a frame.
->>>>>>> boxes
+    """A cross at the location; where the map falls to half of the peak, a line; a frame of the box.
 
-    The frame is the box, or without one, around the region of the highest pixel.
+    Without a box, the frame is around the region of the highest pixel.
     """
     height, width = values.shape
-<<<<<<< HEAD
     across, down = extent[1] / width, extent[2] / height  # pixels of the image per value
     axes.plot(place.x * across, place.y * down, "+", color="white", markersize=16, mew=2.5)
     highest = float(values.max())
@@ -221,14 +203,8 @@ def _mark(axes: Axes, values: Map, place: Place, box: Box | None) -> None:
         return
     xs, ys = (np.arange(width) + 0.5) * across, (np.arange(height) + 0.5) * down
     axes.contour(xs, ys, values, levels=[half], colors="white", linewidths=1.5)
-    if boxes is None:
+    if box is None:
         x0, y0, x1, y1 = find_regions(values, half / highest)[0].box
-        boxes = [(round(x0 * across), round(y0 * down), round(x1 * across), round(y1 * down))]
-    for x0, y0, x1, y1 in boxes:
-        frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="white", linestyle="--", linewidth=1.2)
-        axes.add_patch(frame)
-=======
-    axes.contour(np.arange(width) + 0.5, np.arange(height) + 0.5, values, levels=[half], colors="white", linewidths=1.5)
-    x0, y0, x1, y1 = box or find_regions(values)[0].box
-    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="white", linestyle="--", linewidth=1.2))
->>>>>>> boxes
+        box = (round(x0 * across), round(y0 * down), round(x1 * across), round(y1 * down))
+    size = box[2] - box[0], box[3] - box[1]
+    axes.add_patch(Rectangle(box[:2], *size, fill=False, edgecolor="white", linestyle="--", linewidth=1.2))
