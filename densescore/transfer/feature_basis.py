@@ -1,7 +1,7 @@
 """The coordinates that a head is trained in: standardized features, turned to their principal components.
 
 A few hundred images say little about most directions of a feature space. Along the leading principal components a head
-trains in a third of the time, and generalizes as well or better (benchmarks/results/recipe_search.md). What is trained
+trains in a quarter of the time, and generalizes as well or better (benchmarks/results/recipe_search.md). What is trained
 there is folded into FCa, so that the layer takes raw features.
 """
 

@@ -2,8 +2,7 @@
 
 A head that learned from images ranks an image's patches, though less sharply than one that learned from boxes. Of each
 class that an image shows, its best patches become positive, its worst ones negative, and the rest are left out; of
-classes that the image does not show, every patch is negative. A head trained on these patches, as if from boxes, points
-better and ranks images better than its teacher (benchmarks/results/recipe_search.md).
+classes that the image does not show, every patch is negative. What it is worth: benchmarks/results/recipe_search.md.
 """
 
 from collections.abc import Callable, Iterable
