@@ -1,8 +1,8 @@
 """The coordinates that a head is trained in: standardized features, turned to their principal components.
 
 A few hundred images say little about most directions of a feature space. Along the leading principal components a head
-trains in a quarter of the time, and generalizes as well or better (benchmarks/results/recipe_search.md). What is trained
-there is folded into FCa, so that the layer takes raw features.
+trains in a quarter of the time, and generalizes as well or better (benchmarks/results/recipe_search.md). What is
+trained there is folded into FCa, so that the layer takes raw features.
 """
 
 from dataclasses import dataclass, replace
