@@ -19,6 +19,7 @@ from densescore.jobs.many.run import read_description
 from densescore.models.labels import find_classes
 from densescore.report.entries import Entry, Finding, entry_of, map_picture, photo_picture
 from densescore.results.scores import DenseScores
+from densescore.results.smoothing import RADIUS, smooth
 from densescore.scoring.scorer import DenseScorer
 from densescore.scoring.stream import score_many
 
@@ -186,7 +187,8 @@ def _finding(row: dict[str, Any], label: str, confidence: float, values: NDArray
     ]
     if values is None:
         return Finding(label=label, confidence=confidence, boxes=boxes, peak=boxes[0][4] if boxes else None)
-    y, x = np.unravel_index(int(values.argmax()), values.shape)
+    smoothed = smooth(torch.from_numpy(values), round(RADIUS * max(values.shape)))  # as `DenseScores.locate` does
+    y, x = np.unravel_index(int(smoothed.argmax()), values.shape)
     return Finding(
         label=label,
         confidence=confidence,

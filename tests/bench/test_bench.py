@@ -137,3 +137,16 @@ def test_a_case_names_the_command_that_runs_it() -> None:
     words = Case("alexnet", None, 21, contenders=("crops", "dense-timm")).command.split()
     assert words[:7] == ["densescore-bench", "--model", "alexnet", "--weights", "random", "--classes", "21"]
     assert words[-1] == "crops,dense-timm"
+
+
+def test_batches_are_timed_against_one_at_a_time(tmp_path: Path) -> None:
+    plot = tmp_path / "batches.png"
+    result = run(tmp_path, "--contenders", "", "--batch", "3", "--scales", "1", "--rounds", "1", "--plot", str(plot))
+    rows = result["batches"]
+    assert isinstance(rows, list)
+    assert [row["batch"] for row in rows] == [1, 2, 3]
+    assert rows[0]["times_one"] == 1
+    assert all(
+        row["times_one"] == pytest.approx(row["images_per_second"] / rows[0]["images_per_second"]) for row in rows
+    )
+    assert plot.stat().st_size > 10_000

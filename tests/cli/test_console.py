@@ -20,7 +20,7 @@ from densescore.cli import console
 from densescore.cli.console import complain, printable, say, say_json, show_table
 from densescore.cli.main import app
 from densescore.cli.progress import Progress
-from densescore.io.names import as_text
+from densescore.io.names import as_text, from_text
 from densescore.models.adaptation import AdaptationHead, HeadFile, save_head
 
 NAMES = [
@@ -130,7 +130,7 @@ def test_names_that_are_not_utf8(tmp_path: Path, encoding: str) -> None:
     assert done.returncode == 1, done.stderr
     assert b"pictur\\xe9 " in done.stderr
     assert b"Traceback" not in done.stderr
-    assert os.fsencode(json.loads(done.stdout)["image"]) == name
+    assert os.fsencode(from_text(json.loads(done.stdout)["image"])) == name
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_decoding_overlaps_scoring(scorer: DenseScorer, monkeypatch: pytest.Monk
         return score(pixels, context=context)
 
     monkeypatch.setattr(scorer, "score", waiting)
-    first = next(score_many(["first", "second"], scorer))
+    first = next(score_many(["first", "second"], scorer, batch=1))
     assert first.scores, first.error
     assert waited == [True]  # the event came in time
     assert threading.current_thread() not in threads
