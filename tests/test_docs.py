@@ -190,6 +190,7 @@ def test_no_python_is_left_out() -> None:
         "denser",
         "export",
         "huge-images",
+        "video",
     }
     assert {page for page in PAGES if examples(page, "python")} == {f"{name}.md" for name in tested}
 
@@ -228,6 +229,8 @@ def check_line(line: str) -> None:
             assert f'"{option}"' in text or re.search(parameter, text, re.MULTILINE), f"{rest[0]} has no {option}"
     elif program == "curl":
         check_call(next(word for word in rest if word.startswith("http")))
+    elif program == "docker":
+        assert (ROOT / "Dockerfile").is_file()
     else:
         assert words == ["python3", "-m", "venv", ".venv"], f"nothing checks: {line}"
 

@@ -43,7 +43,7 @@ def to_row(
         >>> import densescore, skimage
         >>> row = densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)).to_row(top=2)
         >>> row["label"], row["labels"], sorted(row["regions"][0])
-        ('Egyptian cat', ['Egyptian cat', 'tiger cat'], ['label', 'peak', 'x0', 'x1', 'y0', 'y1'])
+        ('Egyptian cat', ['Egyptian cat', 'tiger cat'], ['label', 'peak', 'score', 'x0', 'x1', 'y0', 'y1'])
     """
     ranked = scores.top(top)
     if not ranked:

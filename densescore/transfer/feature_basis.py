@@ -73,11 +73,11 @@ def feature_basis(patches: TrainingPatches, components: int) -> FeatureBasis:
     width = rows.shape[1]
     if not components or components >= width:
         return FeatureBasis(shift, torch.diag(scale))
-    covariance = torch.zeros(width, width)
+    covariance = torch.zeros(width, width, dtype=torch.float64)  # in float32 LAPACK may fail on few different rows
     for part in parts:
-        standard = (part.float() - shift) * scale
+        standard = ((part.float() - shift) * scale).double()
         covariance += standard.T @ standard
-    turned = torch.linalg.eigh(covariance / len(rows)).eigenvectors[:, -components:]  # [D, d]
+    turned = torch.linalg.eigh(covariance / len(rows)).eigenvectors[:, -components:].float()  # [D, d]
     return FeatureBasis(shift, scale[:, None] * turned)
 
 

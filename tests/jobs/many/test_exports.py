@@ -97,7 +97,7 @@ def test_pycocotools_reads_the_regions(scorer: DenseScorer, odd: list[str], tmp_
             x, y, width, height = record["bbox"]
             assert (x, y, x + width, y + height) == tuple(region[side] for side in ("x0", "y0", "x1", "y1"))
             assert scorer.labels[record["category_id"]] == region["label"]
-            assert record["score"] == pytest.approx(region["peak"])
+            assert record["score"] == pytest.approx(region["score"])
             assert (record["file_name"], record["category_name"]) == (row["image"], region["label"])
 
 
