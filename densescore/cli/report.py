@@ -32,7 +32,10 @@ def report(
     inputs: Inputs,
     out: Annotated[Path, out_option("The page (.html).", True)] = Path("report.html"),
     classes: ClassOptions = ClassOptions(),
-    top: Annotated[int, typer.Option(help="Without --classes: show as many of an image's best classes.", min=1)] = 3,
+    top: Annotated[
+        int | None,
+        typer.Option(help="Without --classes: show as many of an image's best classes.", min=1, show_default="3"),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(help="With a table: the folder that its images are in now.", show_default=False)
     ] = None,
@@ -49,6 +52,8 @@ def report(
         raise DensescoreError("--images: is for a table (.parquet), whose images are found again in that folder")
     if table is None:
         options.check_classes(classes.names)
+    elif options != ScorerOptions() or top is not None:
+        raise DensescoreError(f"{table}: has its scores; --top and what makes scores are for images")
     check_new(out, overwrite, [*inputs, *options.files])
     from densescore.io.names import as_text
     from densescore.jobs.many.inputs import find_inputs
@@ -64,7 +69,7 @@ def report(
         check_new(out, overwrite, [*files, *options.files])
         scorer = options.build()
         chosen = classes.among(scorer.labels)
-        entries, count = scored_entries(files, scorer, chosen, top), len(files)
+        entries, count = scored_entries(files, scorer, chosen, top or 3), len(files)
         made = {"model": scorer.name, "k": scorer.k}
     about = {"text": f"Scored by {as_text(str(made['model']))}, k = {made['k']:g}."}
     with Progress() as progress:

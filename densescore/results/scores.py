@@ -162,11 +162,13 @@ class DenseScores(Shown):
     def top(self, n: int = 5) -> list[Ranked]:
         """The `n` classes of the highest image scores, best first; an adapted network's background is left out.
 
+        Only where it was selected alone, the background is there; see `select`.
+
         Classes are ranked by `confidence`, which tells them apart where image scores are too small for float32.
         """
         scores, confidence, best = self.image_scores(), self.confidence(), self.patch_scores.amax(0)  # [C]
         order = torch.argsort(confidence, descending=True, stable=True).tolist()
-        kept = [c for c in order if self.labels[c] != BACKGROUND][:n]
+        kept = [c for c in order if self.labels[c] != BACKGROUND or len(order) == 1][:n]
         return [Ranked(self.labels[c], scores[c].item(), confidence[c].item(), best[c].item()) for c in kept]
 
     def index(self, label: str) -> int:

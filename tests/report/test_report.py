@@ -152,6 +152,10 @@ def test_a_table_becomes_the_same_page(toy: None, photos: Path, tmp_path: Path, 
     chosen = run("report", table, "--out", tabled, "--classes", "B", "--overwrite")
     assert chosen.exit_code == 1, chosen.output
     assert [[found["label"] for found in facts["classes"]] for facts in blocks(tabled, "facts")[1:]] == [["b"], ["b"]]
+    for option in (("--top", "2"), ("--scales", "1")):
+        refused = run("report", table, "--out", tabled, *option, "--overwrite")
+        assert refused.exit_code == 2
+        assert "has its scores; --top and what makes scores are for images" in refused.stderr
     unknown = run("report", table, "--out", tabled, "--classes", "c", "--overwrite")
     assert unknown.exit_code == 2
     assert "no class 'c'" in unknown.stderr

@@ -91,6 +91,11 @@ def test_a_class_without_score_has_no_confidence() -> None:
             scores.confidence(k)
 
 
+def test_the_background_alone_is_ranked() -> None:
+    scores = DenseScores(torch.tensor([[0.7, 0.2]]), ("background", "cat"), Pyramid.of(224, 224, scales=(1,)), k=1)
+    assert [best.label for best in scores.select("background").top()] == ["background"]
+
+
 def test_top_leaves_the_background_out() -> None:
     pyramid = Pyramid.of(20, 20, scales=(1,), patch=20, stride=4)
     scores = DenseScores(torch.tensor([[0.7, 0.2, 0.1]]), ("background", "cat", "dog"), pyramid, k=1)

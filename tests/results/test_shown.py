@@ -151,7 +151,7 @@ def test_a_line(scores: DenseScores) -> None:
         rf"'dog' {dog}, 'a<b>&' {faint}, 'cat\n\u202e' {cat})"
     )
     single = DenseScores(torch.ones(1, 1), ("background",), Pyramid.of(20, 20, scales=(1,), patch=20, stride=4))
-    assert repr(single) == "DenseScores(''; 1 patch of a 20×20 image at scale 1; best )"
+    assert repr(single) == "DenseScores(''; 1 patch of a 20×20 image at scale 1; best 'background' 1)"
 
 
 def test_html_for_notebooks(scores: DenseScores, photo: NDArray[np.uint8]) -> None:

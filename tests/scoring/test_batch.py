@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from densescore import DensescoreError, DenseScorer, score_many
+from densescore.models.box_layer import BoxLayer
 from densescore.scoring import batch
 from densescore.scoring import scorer as scorer_module
 from tests.conftest import Toy
@@ -74,6 +75,18 @@ def test_scores_are_those_of_one_at_a_time(
         assert_same(scores, scorer.score(image))
         assert not scores.patch_scores.is_inference()
         assert scores.patch_scores.untyped_storage().nbytes() == 4 * scores.patch_scores.numel()
+
+
+def test_boxes_of_a_box_layer_are_those_of_one_at_a_time(scorer: DenseScorer, images: list[NDArray[np.uint8]]) -> None:
+    torch.manual_seed(1)
+    scorer.box_layer = BoxLayer(scorer.dense.feature_width, 4, 8).eval()
+    for scores, image in zip(scorer.score_batch(images), images, strict=True):
+        alone = scorer.score(image)
+        assert_same(scores, alone)
+        assert scores.object_boxes is not None
+        assert scores.object_boxes.std() > 1
+        torch.testing.assert_close(scores.object_boxes, alone.object_boxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(scores.box_qualities, alone.box_qualities, rtol=1e-4, atol=1e-6)
 
 
 def test_floats_and_bytes_share_a_batch(scorer: DenseScorer, images: list[NDArray[np.uint8]]) -> None:
