@@ -31,12 +31,11 @@ from densescore.evaluation.evaluate import evaluate_classes, mean_of, score_set
 from densescore.io.files import atomic_write
 from densescore.models.adaptation import save_head
 from densescore.transfer.feature_cache import DEFAULT_CACHE, FeatureCache
-from densescore.transfer.pipeline import cached_features, cached_scores, describe, head_file, train_all
+from densescore.transfer.pipeline import cached_features, cached_scores, describe, head_file, train_both
 from densescore.transfer.recipe import RECIPES, Recipe
 from densescore.transfer.training_patches import gather
 
 ONE = replace(RECIPES["default"], heads=1)  # of one head: a fourth of the time
-LABELS = replace(ONE, self_labels=False)
 Pooling = Callable[[Tensor, int, float], Tensor]
 
 
@@ -64,18 +63,17 @@ def bags(probabilities: Tensor, images: int) -> Tensor:
 
 
 ROWS: dict[str, tuple[str, Recipe, Pooling | None]] = {
-    "labels: power mean, k = 5": ("labels", LABELS, None),
-    "labels: power mean, k = 3": ("labels", replace(LABELS, image_k=3.0), None),
-    "labels: power mean, k = 8": ("labels", replace(LABELS, image_k=8.0), None),
-    "labels: the best patch": ("labels", replace(LABELS, image_k=1.0), top_k),
-    "labels: the 8 best patches": ("labels", replace(LABELS, image_k=8.0), top_k),
-    "labels: log-sum-exp, r = 1": ("labels", replace(LABELS, image_k=1.0), log_sum_exp),
-    "labels: WILDCAT, k = 8": ("labels", replace(LABELS, image_k=8.0), wildcat),
-    "labels: no dropout of features": ("labels", replace(LABELS, feature_dropout=0.0), None),
-    "labels: 96 patches a step": ("labels", replace(LABELS, image_patches=96), None),
-    "labels: 32 passes instead of 16": ("labels", replace(LABELS, label_rounds=32), None),
-    "labels: all features, FCa of 2048": ("labels", replace(LABELS, components=0, width=2048), None),
-    "labels: with self-labeled patches": ("labels", ONE, None),
+    "labels: power mean, k = 5": ("labels", ONE, None),
+    "labels: power mean, k = 3": ("labels", replace(ONE, image_k=3.0), None),
+    "labels: power mean, k = 8": ("labels", replace(ONE, image_k=8.0), None),
+    "labels: the best patch": ("labels", replace(ONE, image_k=1.0), top_k),
+    "labels: the 8 best patches": ("labels", replace(ONE, image_k=8.0), top_k),
+    "labels: log-sum-exp, r = 1": ("labels", replace(ONE, image_k=1.0), log_sum_exp),
+    "labels: WILDCAT, k = 8": ("labels", replace(ONE, image_k=8.0), wildcat),
+    "labels: no dropout of features": ("labels", replace(ONE, feature_dropout=0.0), None),
+    "labels: 96 patches a step": ("labels", replace(ONE, image_patches=96), None),
+    "labels: 32 passes instead of 16": ("labels", replace(ONE, label_rounds=32), None),
+    "labels: all features, FCa of 2048": ("labels", replace(ONE, components=0, width=2048), None),
     "boxes": ("boxes", ONE, None),
     "boxes: no dropout of features": ("boxes", replace(ONE, feature_dropout=0.0), None),
     "boxes: no image labels": ("boxes", replace(ONE, image_rounds=0), None),
@@ -103,7 +101,7 @@ def run(
         patch("densescore.transfer.tune_on_images.image_confidence", pooling) if pooling else nullcontext()
     )
     with pooled:
-        head = train_all(train, features, patches, recipe, 0)
+        head = train_both(patches, len(train.classes), recipe, 0)
     seconds = time.perf_counter() - start
     file = head_file(train, patches, head, recipe, 0, **describe(scorer, FeatureCache(scorer, cache)))
     save_head(scratch, file, overwrite=True)

@@ -31,7 +31,7 @@ from densescore.scoring.fingerprint import Context
 from densescore.transfer.feature_cache import DEFAULT_CACHE, FeatureCache
 from densescore.transfer.from_scratch import train_from_scratch
 from densescore.transfer.patch_labels import LabelRule, Overlap
-from densescore.transfer.pipeline import cached_features, cached_scores, describe, head_file, train_all
+from densescore.transfer.pipeline import cached_features, cached_scores, describe, head_file, train_both
 from densescore.transfer.recipe import RECIPES, Recipe
 from densescore.transfer.rounds import Round
 from densescore.transfer.training_patches import gather
@@ -124,7 +124,7 @@ class Experiment:
         features = cached_features(scorer, cache)
         patches = gather(images, features, recipe, seed)
         losses: list[Round] = []
-        head = train_all(images, features, patches, recipe, seed, callback=losses.append)
+        head = train_both(patches, len(images.classes), recipe, seed, callback=losses.append)
         curve = [round(done.loss, 4) for done in losses]
         file = head_file(images, patches, head, recipe, seed, **describe(scorer, cache), losses=curve)
         save_timed(path, file, start, cpu_start)
@@ -280,7 +280,7 @@ def ladder() -> dict[str, Recipe]:
                 "patch_weight",
             )
         },
-        "+ four heads: the default": {"heads": default.heads, "self_labels": default.self_labels},
+        "+ four heads: the default": {"heads": default.heads},
     }  # fmt: skip
     rungs = {}
     for title, changes in steps.items():

@@ -23,7 +23,6 @@ from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.head_ensemble import mean_head
 from densescore.transfer.recipe import Recipe
 from densescore.transfer.rounds import Callback, within
-from densescore.transfer.self_labels import gather_self_labeled
 from densescore.transfer.train_boxes import train_boxes
 from densescore.transfer.train_head import STAGES, train_head
 from densescore.transfer.training_patches import (
@@ -110,7 +109,7 @@ def train_model(
     features = cached_features(scorer, cache)
     patches = gather(images, features, recipe, seed, track)
     check_every_class(patches, images.classes, recipe)
-    head = train_all(images, features, patches, recipe, seed, checkpoint=checkpoint, track=track, callback=callback)
+    head = train_both(patches, len(images.classes), recipe, seed, checkpoint=checkpoint, callback=callback)
     file = head_file(images, patches, head, recipe, seed, **describe(scorer, cache))
     boxed = boxed_part(images)
     if boxes is None:
@@ -120,42 +119,6 @@ def train_model(
     return replace(file, box_layer=train_boxes(boxed, features, scorer.pyramid, recipe, seed, track, callback))
 
 
-def train_all(
-    images: LabeledSet,
-    features: Features,
-    patches: TrainingPatches,
-    recipe: Recipe,
-    seed: int,
-    *,
-    checkpoint: str | os.PathLike[str] | None = None,
-    track: Callable[[Iterable[int]], Iterable[int]] = iter,
-    callback: Callback = lambda _: None,
-) -> AdaptationHead:
-    """Train on gathered patches: `train_both`, and once more on patches that label themselves, if the recipe says so.
-
-    Args:
-        images: the training set.
-        features: gives an image's patches, mirrored or not.
-        patches: of `gather`.
-        recipe: see `Recipe`.
-        seed: see `train_model`.
-        checkpoint: see `train_both`.
-        track: see `train_model`.
-        callback: see `train_model`.
-    """
-    classes = len(images.classes)
-    again = recipe.self_labels and recipe.objective == "multilabel" and not len(patches.features)
-    if not again:
-        return train_both(patches, classes, recipe, seed, checkpoint=checkpoint, callback=callback)
-    first = recipe.heads * len(image_stages(patches, recipe))
-    stages = first + recipe.heads * (STAGES + len(image_stages(replace(patches, only_labels=0), recipe)))
-    before = within(callback, 0, stages)
-    teacher = train_both(patches, classes, recipe, seed, checkpoint=checkpoint, callback=before)
-    labeled = gather_self_labeled(images, features, patches, teacher, recipe, seed, track)
-    after = within(callback, first, stages)
-    return train_both(labeled, classes, recipe, seed, checkpoint=checkpoint, first=recipe.heads, callback=after)
-
-
 def train_both(
     patches: TrainingPatches,
     classes: int,
@@ -163,7 +126,6 @@ def train_both(
     seed: int,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
-    first: int = 0,
     callback: Callback = lambda _: None,
 ) -> AdaptationHead:
     """Train on labeled patches, then on image labels: `train_head` and `tune_on_images`.
@@ -177,7 +139,6 @@ def train_both(
         recipe: see `Recipe`.
         seed: of the first weights, the order and dropout.
         checkpoint: a folder for the files of all parts.
-        first: number of the first head, in the names of these files.
         callback: called after each round; each head's stages follow those of the head before.
 
     Returns:
@@ -190,7 +151,7 @@ def train_both(
     heads = []
     for number, own_seed in enumerate(seeds):
         own = within(callback, number * stages, recipe.heads * stages)
-        heads.append(_train_one(patches, classes, recipe, own_seed, checkpoint, first + number, own))
+        heads.append(_train_one(patches, classes, recipe, own_seed, checkpoint, number, own))
     head = mean_head(heads) if len(heads) > 1 else heads[0]
     return head if basis is None else basis.fold(head)
 

@@ -45,8 +45,6 @@ class Recipe:
         max_rounds: most rounds of one stage.
         image_rounds: passes over the images at the end, on image labels through the image score; 0 leaves it out.
         label_rounds: passes instead, where not every image has boxes: image labels then carry most of the training.
-        self_labels: where no image has boxes, train a second time, on patches that the first head labeled; see
-            `densescore.transfer.self_labels`. With ``"softmax"`` there is no second time.
         image_bag: patches of each image that are kept for that, drawn from all of its patches.
         image_patches: of these, patches per image and step.
         image_batch: images per step.
@@ -79,7 +77,6 @@ class Recipe:
     max_rounds: int = 12
     image_rounds: int = 0
     label_rounds: int = 16
-    self_labels: bool = False
     image_bag: int = 256
     image_patches: int = 96
     image_batch: int = 8
@@ -128,7 +125,6 @@ RECIPES: dict[str, Recipe] = {
         tolerance=0.05,
         max_rounds=4,
         image_rounds=8,
-        self_labels=True,
         image_patches=48,
         image_learning_rate=0.005,
         patch_weight=2.0,
