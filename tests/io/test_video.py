@@ -155,6 +155,12 @@ def nothing(path: Path) -> Path:
     return path
 
 
+def other_files(path: Path) -> None:
+    """A list that FFmpeg would follow to another file."""
+    write_clip(path.with_name("secret.mp4"), gray([60] * 5))
+    path.write_text("ffconcat version 1.0\nfile secret.mp4\n")
+
+
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
@@ -163,6 +169,7 @@ def nothing(path: Path) -> Path:
         ("empty.mp4", nothing, "the file is empty"),
         ("text.mkv", lambda path: path.write_text("no video at all\n" * 99), "cannot be read as a video: Invalid data"),
         ("list.mp4", lambda path: path.write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n"), "Invalid data"),
+        ("pieces.mp4", other_files, "cannot be read as a video"),
         ("gone.mp4", lambda path: path, "No such file"),
         ("folder.mp4", lambda path: path.mkdir(), "cannot be read as a video: Is a directory"),
         ("headless.mp4", lambda path: cut(write_clip(path, NOISE), 0.6), "Invalid data"),  # the index is last

@@ -8,12 +8,14 @@ import os
 import re
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -98,6 +100,15 @@ def test_boxes_and_places_of_a_large_image_are_in_its_own_pixels(scorer: DenseSc
         for got, expected in zip(found.boxes, scores.boxes_from_map(found.label), strict=False):
             np.testing.assert_allclose(got[:4], expected.box, atol=2.5 * 3)  # computed on a width of 1,000
         assert max(box[2] for box in found.boxes) > 2300
+
+
+def test_boxes_of_a_box_layer_are_in_pixels_of_the_image(scorer: DenseScorer) -> None:
+    pixels = np.zeros((600, 2500, 3), np.uint8)
+    scores = scorer.score(pixels)
+    boxes = torch.tensor([[1500.0, 100, 2300, 500]]).repeat(len(scores), 1)
+    layered = replace(scores, object_boxes=boxes, box_qualities=torch.ones(len(scores)))
+    for found in entry_of("wide.png", pixels, layered).findings:
+        assert [box[:4] for box in found.boxes] == [(1500, 100, 2300, 500)]
 
 
 def test_a_folder_becomes_a_page(toy: None, scorer: DenseScorer, photos: Path, tmp_path: Path) -> None:
