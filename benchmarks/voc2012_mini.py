@@ -19,6 +19,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from voc2012_baselines import CLASSES, Row, fine_tuning, grad_cam, image_center, linear_probe, probe_on
+from voc2012_recipes import EARLIER, ladder
 
 from densescore import DenseScorer, DenseScores
 from densescore.data.boxed_set import BoxedImage
@@ -48,12 +49,6 @@ NUMBERS = {
 }
 COUNTS = (50, 10, 25, 100, 200)
 """Training images in the table of few images."""
-
-EARLIER = Recipe(
-    objective="multilabel", scales=(0.7, 1.0, 1.3, 2.0, 2.8), test_scales=(0.7, 1.0, 1.3, 2.0, 2.8, 4.0), round=16_384,
-    tolerance=0.05, max_rounds=4, image_rounds=6,
-)  # fmt: skip
-"""The default recipe of densescore 0.1: what the rows without mirror images change, one thing at a time."""
 
 FEW = (0.7, 1.0, 1.3)
 """Scales of the comparison with crops: 23 patches an image, for 787 crops take 25 s (results/imagenet_samples.json)."""
@@ -259,34 +254,6 @@ def rows(experiment: Experiment) -> dict[str, Callable[[], dict[str, Row]]]:
         "finetune": lambda: {"full fine-tuning of whole images": summary([fine_tuning(train, val)])},
         "scratch": lambda: {"NO PRETRAIN: the same network from random weights": experiment.scratch(default)},
     }
-
-
-def ladder() -> dict[str, Recipe]:
-    """From the paper's recipe, at the default's scales, to the default: one step after another."""
-    default, recipe = RECIPES["default"], RECIPES["paper"]
-    recipe = replace(recipe, scales=default.scales, test_scales=default.test_scales)
-    steps: dict[str, dict[str, Any]] = {
-        "the paper's, at five scales and a sixth at test": {},
-        "+ a patch may touch another class's object": {"rule": default.rule},
-        "+ a sigmoid per class": {"objective": "multilabel"},
-        "+ standardized features": {"standardize": True},
-        "+ mirror images, shorter stages": {"flips": True, "round": 16_384, "tolerance": 0.05, "max_rounds": 4},
-        "+ image labels": {"image_rounds": 6},
-        "+ principal components": {"components": default.components, "width": default.width},
-        "+ dropout of features, gentler on image labels": {
-            name: getattr(default, name)
-            for name in (
-                "feature_dropout", "max_gradient", "image_rounds", "image_patches", "image_learning_rate",
-                "patch_weight",
-            )
-        },
-        "+ four heads: the default": {"heads": default.heads},
-    }  # fmt: skip
-    rungs = {}
-    for title, changes in steps.items():
-        recipe = replace(recipe, **changes)
-        rungs[title] = recipe
-    return rungs
 
 
 def few_images(experiment: Experiment, count: int) -> dict[str, Row]:
