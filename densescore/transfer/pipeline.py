@@ -109,14 +109,24 @@ def train_model(
     features = cached_features(scorer, cache)
     patches = gather(images, features, recipe, seed, track)
     check_every_class(patches, images.classes, recipe)
-    head = train_both(patches, len(images.classes), recipe, seed, checkpoint=checkpoint, callback=callback)
-    file = head_file(images, patches, head, recipe, seed, **describe(scorer, cache))
     boxed = boxed_part(images)
     if boxes is None:
         boxes = len(boxed.images) == len(images.images)
+    before = recipe.heads * _stages(patches, recipe)
+    stages = before + boxes
+    own = within(callback, 0, stages)
+    head = train_both(patches, len(images.classes), recipe, seed, checkpoint=checkpoint, callback=own)
+    file = head_file(images, patches, head, recipe, seed, **describe(scorer, cache))
     if not boxes:
         return file
-    return replace(file, box_layer=train_boxes(boxed, features, scorer.pyramid, recipe, seed, track, callback))
+    del patches  # gigabytes
+    own = within(callback, before, stages)
+    return replace(file, box_layer=train_boxes(boxed, features, scorer.pyramid, recipe, seed, track, own))
+
+
+def _stages(patches: TrainingPatches, recipe: Recipe) -> int:
+    """Stages of the training of one head."""
+    return (STAGES if len(patches.features) else 0) + len(image_stages(patches, recipe))
 
 
 def train_both(
@@ -147,7 +157,7 @@ def train_both(
     basis = feature_basis(patches, recipe.components) if recipe.standardize else None
     patches = patches if basis is None else in_basis(patches, basis)
     seeds = [seed, *np.random.SeedSequence(seed).generate_state(recipe.heads - 1).tolist()]
-    stages = (STAGES if len(patches.features) else 0) + len(image_stages(patches, recipe))  # of a head
+    stages = _stages(patches, recipe)
     heads = []
     for number, own_seed in enumerate(seeds):
         own = within(callback, number * stages, recipe.heads * stages)

@@ -23,7 +23,7 @@ EPOCHS, BATCH, RATE, DECAY = 8, 256, 1e-3, 0.02
 REDUCED = 128
 """Linear combinations of the features that the layer looks at."""
 
-BOX_LOSS = "of a patch's box and its quality"
+BOX_LOSS = "generalized IoU loss of a patch's box, and binary cross-entropy of its quality"
 """What the loss is of, as a `Round` says it."""
 
 SHOWN = 48

@@ -25,6 +25,7 @@ from densescore.transfer.patch_labels import LabelRule
 from densescore.transfer.pipeline import cached_features, train_both, train_model
 from densescore.transfer.recipe import RECIPES, Objective, Recipe
 from densescore.transfer.rounds import IMAGE_LOSS, PATCH_LOSS, Round
+from densescore.transfer.train_boxes import BOX_LOSS
 from densescore.transfer.train_head import STAGES, patch_loss, train_head
 from densescore.transfer.training_patches import TrainingPatches, check_image_labels, gather
 from densescore.transfer.tune_on_images import image_confidence, image_loss, tune_on_images
@@ -224,7 +225,10 @@ def test_recipes_are_checked(field: str, value: object) -> None:
 
 def test_a_trained_head_tells_the_classes_apart_and_finds_them(toy: DenseScorer, voc: Path, tmp_path: Path) -> None:
     cache = FeatureCache(toy, tmp_path)
-    file = train_model(load_boxed(voc, "train"), toy, cache, QUICK, seed=1)
+    done: list[Round] = []
+    file = train_model(load_boxed(voc, "train"), toy, cache, QUICK, seed=1, callback=done.append)
+    assert sorted({(each.stage, each.stages) for each in done}) == [(stage, 4) for stage in (1, 2, 3, 4)]
+    assert {each.of for each in done if each.stage == 4} == {BOX_LOSS}
     assert file.labels == (*CLASSES, "background")
     assert file.training["seed"] == 1
     val = load_boxed(voc, "val")
