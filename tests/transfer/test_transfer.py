@@ -276,7 +276,7 @@ def test_the_commands_from_boxes_to_a_head_that_works(
     assert trained.exit_code == 0, trained.output
     assert json.loads(trained.stdout)["patches"].keys() == {*CLASSES, "background"}
     assert {path.name for path in tmp_path.iterdir()} == {"head.safetensors", "cache"}  # no checkpoint left
-    assert f"stage 1 of 3, round 1 of up to {QUICK.max_rounds}: loss " in trained.stderr
+    assert f"stage 1 of 4, round 1 of up to {QUICK.max_rounds}: loss " in trained.stderr
     assert f"({PATCH_LOSS[QUICK.objective]})" in trained.stderr
     assert "features: 36 of 36, " in trained.stderr
     refused = run(*arguments)
