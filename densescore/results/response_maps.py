@@ -15,13 +15,13 @@ def response_maps(images: Sequence[DenseScores], labels: str | Sequence[str] | N
 
     Args:
         images: their scores; each image may have other labels.
-        labels: class names; all classes by default.
+        labels: names of classes, or of groups; all classes by default.
 
     Returns:
         Per image, float32 ``[len(labels), H, W]`` in [0, 1].
 
     Raises:
-        DensescoreError: no such class.
+        DensescoreError: no such class or group.
 
     Example:
         >>> from densescore import Pyramid
@@ -38,8 +38,8 @@ def response_maps(images: Sequence[DenseScores], labels: str | Sequence[str] | N
         columns = []
         for index in members:
             scores = images[index]
-            names = scores.labels if labels is None else [labels] if isinstance(labels, str) else labels
-            columns.append(scores.patch_scores[:, [scores.index(name) for name in names]])
+            names = [labels] if isinstance(labels, str) else labels
+            columns.append(scores.patch_scores if names is None else scores.columns(names))
         # The patches are in the same places, so that images are to the operation what classes are.
         maps = response_map(torch.cat(columns, 1), grid)
         found |= zip(members, maps.split([part.shape[1] for part in columns]), strict=True)

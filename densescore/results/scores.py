@@ -204,9 +204,9 @@ class DenseScores(Shown):
         """
         names = [labels] if isinstance(labels, str) else labels
         kept = dict.fromkeys(find_classes(name, self.labels).label for name in names)
-        return replace(self, patch_scores=self._columns([*kept]), labels=tuple(kept), own_scores=None)
+        return replace(self, patch_scores=self.columns([*kept]), labels=tuple(kept), own_scores=None)
 
-    def _columns(self, names: Sequence[str]) -> Tensor:
+    def columns(self, names: Sequence[str]) -> Tensor:
         """Scores of each patch for classes and groups: ``[M, len(names)]``."""
         found = [self.patch_scores[:, list(find_classes(name, self.labels).columns)].sum(1) for name in names]
         return torch.stack(found, 1).clamp(max=1) if found else self.patch_scores[:, :0]
@@ -224,7 +224,7 @@ class DenseScores(Shown):
             DensescoreError: no such class or group.
         """
         names = [labels] if isinstance(labels, str) else labels
-        return response_map(self.patch_scores if names is None else self._columns(names), self._grid)
+        return response_map(self.patch_scores if names is None else self.columns(names), self._grid)
 
     @cached_property
     def _grid(self) -> Grid:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from densescore import DensescoreError, DenseScores, Pyramid, response_maps
+from densescore.models.labels import imagenet_labels
 from densescore.results import response_maps as module
 from densescore_kernels import response_map
 
@@ -14,6 +15,14 @@ def scores(height: int, width: int, labels: tuple[str, ...], seed: int) -> Dense
     pyramid = Pyramid.of(height, width, scales=(1, 1.7), patch=32, stride=8)
     generator = torch.Generator().manual_seed(seed)
     return DenseScores(torch.rand(len(pyramid), len(labels), generator=generator), labels, pyramid)
+
+
+def test_groups_of_classes_have_maps_too() -> None:
+    many = [scores(50, 70, imagenet_labels(), seed) for seed in (0, 1)]
+    for maps, one in zip(response_maps(many, ["cat", "goldfish"]), many, strict=True):
+        expected = one.response_map(["cat", "goldfish"])
+        assert expected[0].mean() > 1.5 * expected[1].mean()  # seven classes
+        torch.testing.assert_close(maps, expected)
 
 
 def test_maps_are_those_of_each_image_by_one_call_per_size(monkeypatch: pytest.MonkeyPatch) -> None:
