@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import skimage
 import typer
-from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from densescore import DenseScorer
@@ -69,20 +66,6 @@ def write_coco(folder: Path, count: int, random: np.random.Generator) -> None:
     (folder / "annotations" / "instances_train.json").write_text(json.dumps(content))
 
 
-def show(photo: NDArray[np.uint8], maps: NDArray[np.float32], out: Path) -> None:
-    figure = Figure(figsize=(9, 2), layout="constrained")
-    axes = figure.subplots(1, 4)
-    axes[0].imshow(photo)
-    axes[0].set_title("a new picture")
-    for place, label, values in zip(axes[1:], CLASSES, maps, strict=True):
-        place.imshow(photo)
-        place.imshow(values, cmap="turbo", norm=PowerNorm(0.5, 0, 1), alpha=0.65)
-        place.set_title(f"{label}: peak {values.max():.2f}")
-    for place in axes:
-        place.set_axis_off()
-    figure.savefig(out, dpi=100, pil_kwargs={"quality": 85})
-
-
 def main(
     out: Path = Path(__file__).with_suffix(".jpg"), head: Path = Path("shapes.safetensors"), count: int = 24
 ) -> None:
@@ -104,7 +87,7 @@ def main(
     for found in scores.top(3):
         print(f"{found.confidence:.2g}  {found.label}")
     print("drawn:", boxes, "found:", scores.locate(["star", "disc"]))
-    show(photo, scores.response_map(CLASSES).numpy(), out)
+    scores.plot_sheet(CLASSES).save(out, overwrite=True)
 
 
 if __name__ == "__main__":
