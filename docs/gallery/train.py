@@ -87,7 +87,7 @@ def main(
     for found in scores.top(3):
         print(f"{found.confidence:.2g}  {found.label}")
     print("drawn:", boxes, "found:", scores.locate(["star", "disc"]))
-    scores.plot_sheet(CLASSES).save(out, overwrite=True)
+    scores.plot_sheet(CLASSES).savefig(out, dpi=70)
 
 
 if __name__ == "__main__":
