@@ -32,7 +32,7 @@ _BACKBONE = "backbone."  # before the names of the backbone's tensors in a file
 _BOXES = "boxes."  # before the names of the box layer's
 
 
-_SIZES = ("reduce.weight", "hidden.weight")  # their rows say how large a box layer is
+_SIZES = ("reduce.weight", "look.weight")  # their rows say how large a box layer is
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
 

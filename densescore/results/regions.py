@@ -25,7 +25,7 @@ MIN_SHARE = 0.3
 Box: TypeAlias = tuple[int, int, int, int]
 """``x0 y0 x1 y1`` in image pixels, ``x1`` and ``y1`` exclusive."""
 
-OVERLAP, VOTING = 0.2, 0.4
+OVERLAP, VOTING = 0.15, 0.4
 """Of boxes of a class that overlap by more than the first (intersection over union), the best is kept. It becomes the
 weighted mean of all that overlap it by the second."""
 
@@ -33,7 +33,7 @@ LAYER_SHARE = 0.1
 """A box layer's boxes of a class whose score is below this share of the best one's are left out. Half, as for maps,
 would cost 0.03 of average precision in cross-validation; this costs 0.01."""
 
-CANDIDATES, MOST = 100, 10
+CANDIDATES, MOST = 200, 20
 """Patches of a class whose boxes are merged, and most boxes that are left."""
 
 
@@ -168,18 +168,18 @@ def layer_regions(scores: "DenseScores", label: str) -> list[Region]:
         label: the class.
     """
     assert scores.object_boxes is not None
-    assert scores.box_qualities is not None
     column = scores.index(label)
-    patch_scores = scores.patch_scores[:, column]  # [M]
-    certainty = scores.confidence()[column].sqrt() * patch_scores * scores.box_qualities**3
+    patches, boxes, qualities = (part[column] for part in scores.object_boxes)  # [K], [K, 4], [K]
+    patch_scores = scores.patch_scores[patches, column]  # [K]
+    certainty = scores.confidence()[column].sqrt() * patch_scores * qualities**3
     certainty, chosen = certainty.topk(min(CANDIDATES, len(certainty)))
-    boxes = scores.object_boxes[chosen]
+    boxes, patch_scores = boxes[chosen], patch_scores[chosen]
     kept = nms(boxes, certainty, OVERLAP)[:MOST]
     votes = certainty * (box_iou(boxes[kept], boxes) >= VOTING)  # [kept, candidates]
     merged = (votes @ boxes) / votes.sum(1, keepdim=True).clamp(min=torch.finfo(votes.dtype).tiny)
     low, high = merged.round().int().split(2, 1)
     corners = torch.cat([low, torch.maximum(high, low + 1)], 1).tolist()
-    peaks, certain = patch_scores[chosen][kept].tolist(), certainty[kept].tolist()
+    peaks, certain = patch_scores[kept].tolist(), certainty[kept].tolist()
     return [Region((x0, y0, x1, y1), *rest) for (x0, y0, x1, y1), *rest in zip(corners, peaks, certain, strict=True)]
 
 

@@ -19,6 +19,7 @@ from densescore.io.files import atomic_write
 from densescore.io.images import ImageLike
 from densescore.io.names import unique_labels
 from densescore.models import BACKGROUND
+from densescore.models.box_layer import ObjectBoxes
 from densescore.models.labels import find_classes, find_label
 from densescore.models.weights import read_metadata, read_weights
 from densescore.results import formats
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from supervision import Detections
 
 _FORMAT = "densescore-scores-1"
-_BOX_FIELDS = ("object_boxes", "box_qualities")
+_BOXES = "object_boxes."  # before the names of their tensors in a file
 
 Locate = Literal["shrunk", "mean"]
 """How `DenseScores.locate` finds a class's place."""
@@ -75,9 +76,7 @@ class DenseScores(Shown):
         source: the photograph, for pictures: the path of its file, or the pixels (no copy) where a single image was not
             given as a file. None for scores that were loaded or pickled, and for those of many images that were not
             given as files.
-        object_boxes: of a head with a box layer: the box of the object that each patch shows, whatever its class, in
-            image pixels: float32 ``[M, 4]``.
-        box_qualities: how well each of these fits, as an intersection over union: float32 ``[M]`` in [0, 1].
+        object_boxes: of a head with a box layer: the boxes of the objects that the best patches of each class show.
 
     Example:
         >>> pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
@@ -99,8 +98,7 @@ class DenseScores(Shown):
     retried: bool = False
     own_scores: Tensor | None = None
     source: ImageLike | None = None
-    object_boxes: Tensor | None = None
-    box_qualities: Tensor | None = None
+    object_boxes: ObjectBoxes | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.pyramid), len(self.labels))
@@ -203,8 +201,12 @@ class DenseScores(Shown):
             ['cat', 'dog', 'wolf spider']
         """
         names = [labels] if isinstance(labels, str) else labels
-        kept = dict.fromkeys(find_classes(name, self.labels).label for name in names)
-        return replace(self, patch_scores=self.columns([*kept]), labels=tuple(kept), own_scores=None)
+        kept = {found.label: found.columns for found in (find_classes(name, self.labels) for name in names)}
+        boxes = self.object_boxes
+        if boxes is not None and kept:
+            boxes = boxes.select([*kept.values()], self.patch_scores)
+        scores = self.columns([*kept])
+        return replace(self, patch_scores=scores, labels=tuple(kept), own_scores=None, object_boxes=boxes)
 
     def columns(self, names: Sequence[str]) -> Tensor:
         """Scores of each patch for classes and groups: ``[M, len(names)]``."""
@@ -376,9 +378,9 @@ class DenseScores(Shown):
         }
         metadata = {"format": _FORMAT, "densescore": json.dumps(description)}
         with atomic_write(path, overwrite=overwrite) as temporary:
-            tensors = {name: getattr(self, name) for name in ("patch_scores", *_BOX_FIELDS)}
-            kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
-            save_file(kept, temporary, metadata)
+            boxes = {} if self.object_boxes is None else self.object_boxes._asdict()
+            tensors = {"patch_scores": self.patch_scores, **{_BOXES + name: tensor for name, tensor in boxes.items()}}
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "DenseScores":
@@ -396,7 +398,9 @@ class DenseScores(Shown):
             pyramid = description.pop("pyramid")
             levels = tuple(Level(**level) for level in pyramid.pop("levels"))
             labels = tuple(description.pop("labels"))
-            description |= {name: tensors[name] for name in _BOX_FIELDS if name in tensors}
-            return cls(tensors["patch_scores"], labels, Pyramid(**pyramid, levels=levels), **description)
+            boxed = any(name.startswith(_BOXES) for name in tensors)
+            boxes = ObjectBoxes(*(tensors[_BOXES + name] for name in ObjectBoxes._fields)) if boxed else None
+            whole = Pyramid(**pyramid, levels=levels)
+            return cls(tensors["patch_scores"], labels, whole, object_boxes=boxes, **description)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DensescoreError(f"{path}: saved scores without a valid {error}") from error

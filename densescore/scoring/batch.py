@@ -24,7 +24,7 @@ from densescore.scoring.clock import Clock
 from densescore.scoring.crop_network import PatchNetwork
 from densescore.scoring.dense_pass import head_outputs, trunk_maps
 from densescore.scoring.freed_memory import freed_memory
-from densescore.scoring.object_boxes import object_boxes
+from densescore.scoring.object_boxes import split_reduced
 from densescore.scoring.out_of_memory import is_out_of_memory
 from densescore.scoring.staging import Staged, stage, staged_outputs
 from densescore_kernels import power_mean
@@ -111,17 +111,13 @@ def score_staged(scorer: "DenseScorer", staged: Staged) -> list[DenseScores]:
 def _results(scorer: "DenseScorer", pyramids: Sequence[Pyramid], outputs: Tensor, clock: Clock) -> list[DenseScores]:
     """The scores of each image, of the outputs of all ``[ΣM, …]``."""
     sizes = [len(pyramid) for pyramid in pyramids]
-    parts, boxes = zip(
-        *(
-            object_boxes(scorer.box_layer, part, pyramid)
-            for part, pyramid in zip(outputs.split(sizes), pyramids, strict=True)
-        ),
-        strict=True,
-    )
-    probabilities = scorer.probabilities(torch.cat(parts))  # [ΣM, C]
+    logits, reduced = split_reduced(scorer.box_layer, outputs)
+    probabilities = scorer.probabilities(logits)  # [ΣM, C]
     image_scores = power_mean(probabilities, torch.tensor([0, *accumulate(sizes)]), scorer.k)  # [B, C]
     share = {name: seconds / len(pyramids) for name, seconds in clock.timings.items()}
     return [
-        scorer.scores_of(part.clone(), pyramid, "image", timings=dict(share), own_scores=own, **found)
-        for part, pyramid, own, found in zip(probabilities.split(sizes), pyramids, image_scores, boxes, strict=True)
+        scorer.scores_of(part.clone(), looks, pyramid, "image", timings=dict(share), own_scores=own)
+        for part, looks, pyramid, own in zip(
+            probabilities.split(sizes), reduced.split(sizes), pyramids, image_scores, strict=True
+        )
     ]

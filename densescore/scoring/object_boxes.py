@@ -1,12 +1,10 @@
 """The box layer beside a classifier: what it needs of the features, and what it gives for an image."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from densescore.geometry import Pyramid
-from densescore.models.box_layer import BoxLayer
+from densescore.models.box_layer import BoxLayer, ObjectBoxes
 
 
 class WithReduced(nn.Module):
@@ -28,20 +26,23 @@ class WithReduced(nn.Module):
         return torch.cat([self.classifier(features).float(), reduced], 1)
 
 
-def object_boxes(layer: BoxLayer | None, outputs: Tensor, pyramid: Pyramid) -> tuple[Tensor, dict[str, Any]]:
-    """Part the outputs of `WithReduced` for all patches of an image.
+def split_reduced(layer: BoxLayer | None, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Part the outputs of `WithReduced`.
 
     Args:
         layer: None if the outputs are logits alone.
-        outputs: ``[M, C + reduced]``.
-        pyramid: the geometry.
+        outputs: ``[N, C + reduced]``.
 
     Returns:
-        Logits ``[M, C]``; and the fields ``object_boxes`` and ``box_qualities`` of `DenseScores`.
+        Logits ``[N, C]``, and what the box layer looks at: ``[N, reduced]``.
     """
+    count = 0 if layer is None else layer.reduce.out_features
+    return outputs[:, : outputs.shape[1] - count], outputs[:, outputs.shape[1] - count :]
+
+
+def object_boxes(layer: BoxLayer | None, reduced: Tensor, scores: Tensor, pyramid: Pyramid) -> ObjectBoxes | None:
+    """The boxes of an image, if there is a box layer; see `BoxLayer.forward`."""
     if layer is None:
-        return outputs, {}
-    count = layer.reduce.out_features
+        return None
     with torch.inference_mode():
-        boxes, qualities = layer(outputs[:, -count:], pyramid)
-    return outputs[:, :-count], {"object_boxes": boxes, "box_qualities": qualities}
+        return layer(reduced, scores, pyramid)

@@ -32,7 +32,7 @@ from densescore.scoring.fingerprint import Context, Stage, fingerprint
 from densescore.scoring.finite import check_outputs, check_weights
 from densescore.scoring.freed_memory import freed_memory
 from densescore.scoring.normalize import normalize
-from densescore.scoring.object_boxes import WithReduced, object_boxes
+from densescore.scoring.object_boxes import WithReduced, object_boxes, split_reduced
 from densescore.scoring.out_of_memory import in_memory
 from densescore.scoring.processes import check_process
 from densescore.scoring.sliding_window import crop_batches
@@ -190,10 +190,10 @@ class DenseScorer(Copies):
         pixels = read_image(image)
         clock.lap("decode")
         pyramid, outputs, retried = self._run(pixels, context, self.with_reduced, clock)
-        logits, boxes = object_boxes(self.box_layer, outputs, pyramid)
+        logits, reduced = split_reduced(self.box_layer, outputs)
         return self.scores_of(
-            self.probabilities(logits), pyramid, context,
-            timings=clock.timings, retried=retried, source=file_of(image) or pixels, **boxes,
+            self.probabilities(logits), reduced, pyramid, context,
+            timings=clock.timings, retried=retried, source=file_of(image) or pixels,
         )  # fmt: skip
 
     __call__ = score
@@ -239,23 +239,25 @@ class DenseScorer(Copies):
         """
         with torch.inference_mode():
             outputs = self.with_reduced(features.to(self.device, self.dtype))
-        pyramid = self.pyramid(height, width)
-        logits, boxes = object_boxes(self.box_layer, outputs, pyramid)
-        return self.scores_of(self.probabilities(logits), pyramid, self._context(context), **boxes)
+        logits, reduced = split_reduced(self.box_layer, outputs)
+        return self.scores_of(self.probabilities(logits), reduced, self.pyramid(height, width), self._context(context))
 
     @property
     def with_reduced(self) -> nn.Module:
-        """The classifier, and beside its outputs what the box layer looks at, if there is one; see `object_boxes`."""
+        """The classifier, and beside its outputs what the box layer looks at, if there is one; see `split_reduced`."""
         network = self.network
         if self.box_layer is None:
             return network.classifier
         return WithReduced(network.classifier, network.to_features, self.box_layer)
 
-    def scores_of(self, probabilities: Tensor, pyramid: Pyramid, context: Context, **found: Any) -> DenseScores:
-        """The result for probabilities ``[M, C]``; `found` are further fields of it."""
+    def scores_of(
+        self, probabilities: Tensor, reduced: Tensor, pyramid: Pyramid, context: Context, **found: Any
+    ) -> DenseScores:
+        """The result for probabilities ``[M, C]`` and what the box layer looks at; `found` are further fields of it."""
         return DenseScores(
             probabilities, self.labels, pyramid,
-            k=self.k, model=self.name, context=context, runtime=self.runtime, **found,
+            k=self.k, model=self.name, context=context, runtime=self.runtime,
+            object_boxes=object_boxes(self.box_layer, reduced, probabilities, pyramid), **found,
         )  # fmt: skip
 
     def probabilities(self, outputs: Tensor) -> Tensor:

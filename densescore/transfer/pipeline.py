@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from densescore.data.boxed_set import boxed_part
 from densescore.data.labeled_set import LabeledImage, LabeledSet
@@ -121,7 +122,18 @@ def train_model(
         return file
     del patches  # gigabytes
     own = within(callback, before, stages)
-    return replace(file, box_layer=train_boxes(boxed, features, scorer.pyramid, recipe, seed, track, own))
+    layer = train_boxes(boxed, features, scores_of(file), scorer.pyramid, recipe, seed, track, own)
+    return replace(file, box_layer=layer)
+
+
+def scores_of(file: HeadFile) -> Callable[[Tensor], Tensor]:
+    """Features ``[M, D]`` → scores ``[M, C]`` in [0, 1], by a head."""
+
+    def score(features: Tensor) -> Tensor:
+        logits = file.head(features)
+        return logits.sigmoid() if file.activation == "sigmoid" else logits.softmax(1)
+
+    return score
 
 
 def _stages(patches: TrainingPatches, recipe: Recipe) -> int:

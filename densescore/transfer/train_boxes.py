@@ -1,4 +1,4 @@
-"""Train the box layer on the patches that show a boxed object."""
+"""Train the box layer on the patches that show a boxed object, and on some that do not."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -13,21 +13,27 @@ from torchvision.ops import box_iou, generalized_box_iou_loss
 from densescore.data.boxed_set import BoxedImage, BoxedSet
 from densescore.errors import DensescoreError
 from densescore.geometry import Pyramid
-from densescore.models.box_layer import BoxLayer, around, decode, neighbors
+from densescore.models.box_layer import BoxLayer, around, decode, evidence_of, logits_of, neighbors
 from densescore.transfer.patch_labels import LabelRule, shown_object
 from densescore.transfer.recipe import Recipe
 from densescore.transfer.rounds import Callback, Round
 from densescore.transfer.training_patches import Features, mirrored
 
 EPOCHS, BATCH, RATE, DECAY = 8, 256, 1e-3, 0.02
-REDUCED = 128
+REDUCED = 64
 """Linear combinations of the features that the layer looks at."""
+
+Score = Callable[[Tensor], Tensor]
+"""Features ``[M, D]`` of patches → their scores ``[M, C]`` in [0, 1]."""
 
 BOX_LOSS = "generalized IoU loss of a patch's box, and binary cross-entropy of its quality"
 """What the loss is of, as a `Round` says it."""
 
 SHOWN = 48
-"""Most patches of an image that show an object, and as many that show none."""
+"""Most patches of an image that show an object of a class; half as many, at least 8, that show none of it."""
+
+ABSENT, HIGHEST = 16, 200
+"""Patches of an image with classes that it does not show, drawn from so many of the highest scores."""
 
 SAMPLE = 24
 """Patches of each image from which the principal components are taken."""
@@ -37,12 +43,14 @@ class BoxPatches(NamedTuple):
     """What the layer is trained on.
 
     Attributes:
-        inputs: float16 ``[N, 9·reduced]``.
+        looks: float16 ``[N, NEIGHBORS·reduced]``, see `BoxLayer.raw`.
+        evidence: float16 ``[N, 2·NEIGHBORS]``, for a class that is asked for.
         patches: float32 ``[N, 4]``.
-        boxes: float32 ``[N, 4]``, each patch's object; not a number for patches that show none.
+        boxes: float32 ``[N, 4]``, the object of that class that each patch shows; not a number where it shows none.
     """
 
-    inputs: Tensor
+    looks: Tensor
+    evidence: Tensor
     patches: Tensor
     boxes: Tensor
 
@@ -62,6 +70,7 @@ def principal(features: NDArray[np.float32], count: int) -> nn.Linear:
 def train_boxes(
     images: BoxedSet,
     features: Features,
+    score: Score,
     pyramid: Callable[[int, int], Pyramid],
     recipe: Recipe,
     seed: int,
@@ -73,6 +82,7 @@ def train_boxes(
     Args:
         images: the training set.
         features: of an image's patches.
+        score: the trained head. That it has seen these images does no harm (docs/train.md).
         pyramid: the geometry of an image of a size.
         recipe: which patches show an object, and whether mirror images are used.
         seed: of the draws, the first weights, the order and dropout.
@@ -82,7 +92,7 @@ def train_boxes(
     Raises:
         DensescoreError: no patch shows an object.
     """
-    reduce, patches = gather_boxes(images, features, pyramid, recipe, seed, track)
+    reduce, patches = gather_boxes(images, features, score, pyramid, recipe, seed, track)
     if not patches.boxes.isfinite().any():
         raise DensescoreError(
             f"set {images.name!r}: no patch shows a boxed object, so that no box layer can be trained"
@@ -93,45 +103,92 @@ def train_boxes(
 def gather_boxes(
     images: BoxedSet,
     features: Features,
+    score: Score,
     pyramid: Callable[[int, int], Pyramid],
     recipe: Recipe,
     seed: int,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> tuple[nn.Linear, BoxPatches]:
-    """Collect the patches that show an object, and as many of each image that show none; see `train_boxes`."""
+    """Collect pairs of a patch and a class: of which the patch shows an object, and of which it does not.
+
+    The arguments are those of `train_boxes`.
+    """
     draw = np.random.default_rng(seed)
     sample = [features(image, False)[1] for image in images.images[:: max(1, len(images.images) // 300)]]
     drawn = [part[draw.choice(len(part), min(SAMPLE, len(part)), replace=False)] for part in sample]
     reduce = principal(np.concatenate(drawn).astype(np.float32), min(REDUCED, drawn[0].shape[1]))
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts = []
     for index in track(range(len(images.images) * (1 + recipe.flips))):
         image, flip = images.images[index // (1 + recipe.flips)], bool(index % (1 + recipe.flips))
-        parts.append(_of_image(image, flip, features, pyramid, reduce, recipe.rule, draw))
+        patches, values = features(image, flip)
+        boxes = mirrored(image.boxes, image.width) if flip else image.boxes
+        raw = torch.from_numpy(values).float()
+        with torch.no_grad():
+            scores, reduced = score(raw), reduce(raw)  # [M, C], [M, reduced]
+        pairs = draw_pairs(patches, boxes, image, scores.numpy(), recipe.rule, draw)
+        near = torch.from_numpy(neighbors(pyramid(image.height, image.width)))
+        rows, columns = torch.from_numpy(pairs.patches), torch.from_numpy(pairs.classes)
+        evidence = evidence_of(logits_of(scores), near[rows], columns)
+        looks = around(reduced, near[rows])
+        parts.append((looks.half(), evidence.half(), torch.from_numpy(patches)[rows], torch.from_numpy(pairs.boxes)))
     return reduce, BoxPatches(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _of_image(
+class Pairs(NamedTuple):
+    """Patches of an image and classes to ask for.
+
+    Attributes:
+        patches: int64 ``[n]``.
+        classes: int64 ``[n]``.
+        boxes: float32 ``[n, 4]``: the object of the class that the patch shows; not a number where it shows none.
+    """
+
+    patches: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+
+
+def draw_pairs(
+    patches: NDArray[np.float32],
+    boxes: NDArray[np.float32],
     image: BoxedImage,
-    flip: bool,
-    features: Features,
-    pyramid: Callable[[int, int], Pyramid],
-    reduce: nn.Linear,
+    scores: NDArray[np.float32],
     rule: LabelRule,
     draw: np.random.Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
-    patches, values = features(image, flip)
-    boxes = mirrored(image.boxes, image.width) if flip else image.boxes
-    shown = shown_object(patches, boxes, rule, image.difficult)  # [M]
-    showing, none = (shown >= 0).nonzero()[0], (shown < 0).nonzero()[0]
-    showing = draw.choice(showing, min(len(showing), SHOWN), replace=False)
-    none = draw.choice(none, min(len(none), max(8, len(showing))), replace=False)
-    kept = np.concatenate([showing, none])
-    targets = np.full((len(kept), 4), np.nan, np.float32)
-    targets[: len(showing)] = boxes[shown[showing]]
-    with torch.no_grad():
-        looked = reduce(torch.from_numpy(values).float())  # [M, reduced]
-        inputs = around(looked, neighbors(pyramid(image.height, image.width))[kept])
-    return inputs.half(), torch.from_numpy(patches[kept]), torch.from_numpy(targets)
+) -> Pairs:
+    """Patches that show an object of a class of the image, and patches that do not.
+
+    The others are of the same classes, and of classes that the image lacks, where they score high all the same.
+
+    Args:
+        patches: ``[M, 4]``.
+        boxes: of the image's objects, or of its mirror image's, ``[B, 4]``.
+        image: its classes.
+        scores: of the patches, ``[M, C']``; only the image's own C classes are looked at.
+        rule: which patches show an object.
+        draw: of the pairs.
+    """
+    drawn, classes, targets = list[NDArray[np.int64]](), list[NDArray[np.int64]](), list[NDArray[np.float32]]()
+
+    def add(rows: NDArray[np.int64], own: NDArray[np.int64] | int, found: NDArray[np.float32] | float) -> None:
+        drawn.append(rows)
+        classes.append(np.broadcast_to(own, len(rows)))
+        targets.append(np.broadcast_to(np.asarray(found, np.float32), (len(rows), 4)))
+
+    for column in np.unique(image.classes).tolist():
+        own = image.classes == column
+        shown = shown_object(patches, boxes[own], rule, image.difficult[own])  # [M]
+        showing, none = (shown >= 0).nonzero()[0], (shown < 0).nonzero()[0]
+        showing = draw.choice(showing, min(len(showing), SHOWN), replace=False)
+        none = draw.choice(none, min(len(none), max(8, len(showing) // 2)), replace=False)
+        add(showing, column, boxes[own][shown[showing]])
+        add(none, column, np.nan)
+    absent = (image.truth == -1).nonzero()[0]
+    if len(absent):
+        highest = np.argsort(-scores[:, absent].ravel())[:HIGHEST]
+        highest = draw.choice(highest, min(len(highest), ABSENT), replace=False)
+        add(highest // len(absent), absent[highest % len(absent)], np.nan)
+    return Pairs(*map(np.concatenate, (drawn, classes, targets)))
 
 
 def fit(reduce: nn.Linear, patches: BoxPatches, seed: int, callback: Callable[[int, float], None]) -> BoxLayer:
@@ -149,27 +206,27 @@ def fit(reduce: nn.Linear, patches: BoxPatches, seed: int, callback: Callable[[i
         layer.reduce = reduce.requires_grad_(False)
         trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, weight_decay=DECAY)
-        steps = -(-len(patches.inputs) // BATCH)
+        steps = -(-len(patches.looks) // BATCH)
         rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * steps)
         layer.train()
         for epoch in range(EPOCHS):
             total = 0.0
-            for chosen in torch.randperm(len(patches.inputs)).split(BATCH):
+            for chosen in torch.randperm(len(patches.looks)).split(BATCH):
                 loss = _loss(layer, *(part[chosen] for part in patches))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 rates.step()
                 total += loss.item() * len(chosen)
-            callback(epoch, total / len(patches.inputs))
+            callback(epoch, total / len(patches.looks))
     return layer.eval()
 
 
-def _loss(layer: BoxLayer, inputs: Tensor, patches: Tensor, boxes: Tensor) -> Tensor:
-    outputs = layer.raw(inputs.float())
+def _loss(layer: BoxLayer, looks: Tensor, evidence: Tensor, patches: Tensor, boxes: Tensor) -> Tensor:
+    outputs = layer.raw(looks.float(), evidence.float())
     shows = boxes[:, 0].isfinite()
     found = decode(outputs[shows], patches[shows])
-    quality = torch.zeros(len(inputs))
+    quality = torch.zeros(len(looks))
     quality[shows] = box_iou(found.detach(), boxes[shows]).diagonal()
     fit = F.binary_cross_entropy_with_logits(outputs[:, 4], quality)
-    return fit + generalized_box_iou_loss(found, boxes[shows], reduction="sum") / len(inputs)
+    return fit + generalized_box_iou_loss(found, boxes[shows], reduction="sum") / len(looks)

@@ -6,38 +6,127 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from densescore import DensescoreError, DenseScorer, DenseScores, Pyramid
 from densescore.models import AdaptationHead, load_head, save_head
 from densescore.models.adaptation import HeadFile
-from densescore.models.box_layer import BoxLayer, around, decode, neighbors
+from densescore.models.box_layer import (
+    BESIDE,
+    INSIDE,
+    NEIGHBORS,
+    BoxLayer,
+    ObjectBoxes,
+    around,
+    decode,
+    evidence_of,
+    logits_of,
+    neighbors,
+)
 from densescore.models.weights import read_metadata
 from densescore.scoring.batch import score_batch
 
 
 def test_neighbors_on_paper() -> None:
-    pyramid = Pyramid.of(140, 140, scales=(1, 2.1), patch=70, stride=30)  # 3/7 of a patch is one cell
+    """Two levels, 1 and 4×4 cells of 70 pixels at steps of 30: 3/7 of a patch is one cell."""
+    pyramid = Pyramid.of(140, 140, scales=(1, 2.1), patch=70, stride=30)
     found = neighbors(pyramid)
     first, second = pyramid.levels
-    assert (first.rows, first.cols, second.cols) == (1, 1, 4)
-    assert found[0].tolist() == [17, 17, 17, 17, 0, 17, 17, 17, 17]
+    assert (first.rows, first.cols, second.rows, second.cols) == (1, 1, 4, 4)
+    outside = len(pyramid)
+    assert found.shape == (outside, 9 + 25)
+    # The only patch of the first level has none beside it; inside it lie those of the second, from border to border.
+    assert found[0, :9].tolist() == [outside] * 4 + [0] + [outside] * 4
+    inside = found[0, 9:].reshape(5, 5) - second.start
+    # Centers at 0, 1/4, … of 140 pixels, those of cells at 33, 62, 90 and 119. The first is too far from any.
+    ends = outside - second.start
+    rows = [[ends] * 5, [ends, 0, 1, 3, 3], [ends, 4, 5, 7, 7], [ends, 12, 13, 15, 15], [ends, 12, 13, 15, 15]]
+    assert inside.tolist() == rows
     row, col = 1, 2
     center = second.start + row * second.cols + col
-    expected = [center + 4 * down + across for down in (-1, 0, 1) for across in (-1, 0, 1)]
-    assert found[center].tolist() == expected
-    assert (
-        (neighbors(Pyramid.of(140, 140, scales=(2.1,), patch=70, stride=15))[0][5]) == 2
-    )  # finer cells, twice as many
-    reduced = torch.arange(17.0)[:, None]
-    assert around(reduced, found[:1]).tolist() == [[0, 0, 0, 0, 0, 0, 0, 0, 0]]
-    assert around(reduced + 1, found[:1]).tolist() == [[0, 0, 0, 0, 1, 0, 0, 0, 0]]
+    beside = [center + 4 * down + across for down in (-1, 0, 1) for across in (-1, 0, 1)]
+    assert found[center, :9].tolist() == beside
+    assert (found[center, 9:] == outside).all()  # no level is finer
+    finer = neighbors(Pyramid.of(140, 140, scales=(2.1,), patch=70, stride=15))
+    assert finer[0, 5] == 2  # cells half as far apart, twice as many to the neighbor
+
+
+@given(
+    height=st.integers(40, 400), width=st.integers(40, 400), scales=st.lists(st.floats(0.6, 4), min_size=1, max_size=4)
+)
+def test_neighbors_lie_where_they_are_asked_for(height: int, width: int, scales: list[float]) -> None:
+    pyramid = Pyramid.of(height, width, scales=scales, patch=64, stride=32)
+    found, boxes = neighbors(pyramid), pyramid.boxes()
+    centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    assert (found[:, 4] == np.arange(len(pyramid))).all()  # a patch is its own middle neighbor
+    places = [(y, x) for y in BESIDE for x in BESIDE] + [(y, x) for y in INSIDE for x in INSIDE]
+    for column, (down, across) in enumerate(places):
+        there = found[:, column] < len(pyramid)
+        near = found[there, column]
+        asked = centers[there] + np.array([across, down]) * sides[there]
+        # At most half a cell away, which is a quarter of a patch here, and an eighth of one past the grid's border.
+        assert (np.abs(centers[near] - asked) <= (1 / 4 + 1 / 8) * sides[near] + 1e-3).all()
+        if column >= 9:
+            assert (sides[near] < sides[there]).all()
 
 
 def test_boxes_on_paper() -> None:
     outputs = torch.tensor([[0, 0, 0, 0, 0], [0.5, -0.25, np.log(0.5), np.log(0.25), 0]], dtype=torch.float32)
     boxes = decode(outputs, torch.tensor([[10.0, 20, 50, 60]]).repeat(2, 1))
     torch.testing.assert_close(boxes, torch.tensor([[10.0, 20, 50, 60], [40, 25, 60, 35]]))
+
+
+def test_what_the_layer_sees_outside_the_grid() -> None:
+    reduced, near = torch.arange(1.0, 4)[:, None], torch.tensor([[0, 3, 2]])
+    assert around(reduced, near).tolist() == [[1, 0, 3]]
+    scores = torch.tensor([[0.5, 0], [1, 0.5], [0.25, 0.9]])
+    evidence = evidence_of(logits_of(scores), near.repeat(2, 1), torch.tensor([0, 1]))
+    faint = 1 / (1 + np.exp(8))
+    expected = [[0, -2, -np.log(3) / 4, 0.5, faint, 0.25], [-2, -2, np.log(9) / 4, faint, faint, 0.9]]
+    torch.testing.assert_close(evidence, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_a_class_s_boxes_follow_from_its_own_scores() -> None:
+    """The layer has no weights per class: classes that change places change their boxes, and nothing else."""
+    torch.manual_seed(0)
+    layer, pyramid = BoxLayer(6, 4, 8).eval(), Pyramid.of(300, 400, scales=(1, 2))
+    reduced, scores = torch.randn(len(pyramid), 4), torch.rand(len(pyramid), 3)
+    with torch.no_grad():
+        found, turned = layer(reduced, scores, pyramid), layer(reduced, scores[:, [2, 0, 1]], pyramid)
+        alone = layer(reduced, scores[:, 1:2], pyramid)
+    assert found.boxes.shape == (3, len(pyramid), 4)
+    for whole, other, own in zip(found, turned, alone, strict=True):
+        torch.testing.assert_close(whole[[2, 0, 1]], other)
+        torch.testing.assert_close(whole[1:2], own)
+    assert not torch.allclose(found.qualities[0].sort().values, found.qualities[1].sort().values)
+    order = scores[:, 0].argsort(descending=True)
+    assert found.patches[0].tolist() == order.tolist()
+
+
+def test_the_layer_s_boxes_by_their_definition() -> None:
+    """One class of one patch, from the layers' weights by hand."""
+    torch.manual_seed(0)
+    layer, pyramid = BoxLayer(6, 4, 8).eval(), Pyramid.of(300, 400, scales=(1, 2))
+    reduced, scores = torch.randn(len(pyramid), 4), torch.rand(len(pyramid), 2)
+    near = neighbors(pyramid)
+    with torch.no_grad():
+        found = layer(reduced, scores, pyramid)
+        patch = int(found.patches[1, 7])
+        looks = torch.cat([reduced[i] if i < len(pyramid) else torch.zeros(4) for i in near[patch]])
+        said = torch.stack(
+            [torch.logit(scores[i, 1]).clamp(-8, 8) if i < len(pyramid) else torch.tensor(-8.0) for i in near[patch]]
+        )
+        first = (layer.look.weight @ looks + layer.look.bias + layer.evidence.bias).add(
+            layer.evidence.weight @ torch.cat([said / 4, said.sigmoid()])
+        )
+        second = torch.relu(layer.hidden.weight @ torch.relu(first) + layer.hidden.bias)
+        out = layer.out.weight @ second + layer.out.bias
+    box = decode(out[None], torch.from_numpy(pyramid.boxes())[patch : patch + 1])[0]
+    torch.testing.assert_close(found.boxes[1, 7], torch.minimum(box.clamp(min=0), torch.tensor([400.0, 300, 400, 300])))
+    torch.testing.assert_close(found.qualities[1, 7], out[4].sigmoid())
+    assert len(near[0]) == NEIGHBORS
 
 
 def head_with_boxes(features: int, backbone: str = "lite0") -> HeadFile:
@@ -60,10 +149,10 @@ def test_a_head_with_a_box_layer_is_written_and_read(tmp_path: Path) -> None:
         assert torch.equal(read.state_dict()[name], tensor)
 
     tensors, metadata = load_file(path), read_metadata(path)
-    without = {name: tensor for name, tensor in tensors.items() if name != "boxes.hidden.weight"}
-    wide = {**tensors, "boxes.out.weight": torch.zeros(6, 12)}
+    without = {name: tensor for name, tensor in tensors.items() if name != "boxes.look.weight"}
+    wide = {**tensors, "boxes.out.weight": torch.zeros(6, 6)}
     bad = {**tensors, "boxes.out.bias": torch.full((5,), float("nan"))}
-    for wrong, message in ((without, "lacks .*boxes.hidden.weight"), (wide, "out.weight"), (bad, "not finite|NaN")):
+    for wrong, message in ((without, "lacks .*boxes.look.weight"), (wide, "out.weight"), (bad, "not finite|NaN")):
         save_file(wrong, path, metadata)
         with pytest.raises(DensescoreError, match=message):
             load_head(path)
@@ -85,20 +174,22 @@ def test_a_scorer_gives_the_layers_boxes_beside_the_heads_scores(
     features = scorer.features(cat)
     assert made.box_layer is not None
     with torch.no_grad():
-        boxes, qualities = made.box_layer(made.box_layer.reduce(features), scores.pyramid)
-    assert scores.object_boxes is not None and scores.box_qualities is not None  # noqa: PT018
-    torch.testing.assert_close(scores.object_boxes, boxes, rtol=1e-3, atol=0.05)
-    torch.testing.assert_close(scores.box_qualities, qualities, rtol=1e-3, atol=1e-4)
-    assert (scores.object_boxes[:, 2:] > scores.object_boxes[:, :2]).any()
+        expected_boxes = made.box_layer(made.box_layer.reduce(features), scores.patch_scores, scores.pyramid)
+    assert scores.object_boxes is not None
+    same_boxes(scores.object_boxes, expected_boxes)
+    found = scores.object_boxes.boxes
+    assert (found[..., 2:] > found[..., :2]).any()
     height, width = cat.shape[:2]
     assert (scores.boxes > torch.tensor([width, height, width, height])).any()  # the patches themselves go past it
-    assert (scores.object_boxes >= 0).all()
-    assert (scores.object_boxes <= torch.tensor([width, height, width, height])).all()
-    again = scorer.score_features(features, *cat.shape[:2])
-    torch.testing.assert_close(again.object_boxes, scores.object_boxes, rtol=1e-3, atol=0.05)
+    assert (found >= 0).all()
+    assert (found <= torch.tensor([width, height, width, height])).all()
+    same_boxes(scorer.score_features(features, *cat.shape[:2]).object_boxes, scores.object_boxes)
     for one in score_batch(scorer, [cat, cat]):
-        torch.testing.assert_close(one.object_boxes, scores.object_boxes, rtol=1e-3, atol=0.05)
+        same_boxes(one.object_boxes, scores.object_boxes)
         torch.testing.assert_close(one.patch_scores, scores.patch_scores, rtol=1e-3, atol=1e-5)
+    chosen = scores.select(["dog", "cat"])
+    assert chosen.find_boxes("cat") == scores.find_boxes("cat")
+    assert chosen.find_boxes("dog") == scores.find_boxes("dog")
 
     best = scores.find_boxes("cat")[0]
     assert best.box != scores.boxes_from_map("cat")[0].box
@@ -108,16 +199,39 @@ def test_a_scorer_gives_the_layers_boxes_beside_the_heads_scores(
     assert DenseScores.load(tmp_path / "scores.safetensors").find_boxes("cat") == scores.find_boxes("cat")
 
 
+def same_boxes(found: ObjectBoxes | None, expected: ObjectBoxes) -> None:
+    """Patches of nearly the same score may change places."""
+    assert found is not None
+    order, other = found.patches.argsort(1), expected.patches.argsort(1)
+    assert torch.equal(found.patches.gather(1, order), expected.patches.gather(1, other))
+    boxes = [
+        part.boxes.gather(1, rank[..., None].expand(-1, -1, 4)) for part, rank in ((found, order), (expected, other))
+    ]
+    torch.testing.assert_close(*boxes, rtol=1e-3, atol=0.05)
+    torch.testing.assert_close(
+        found.qualities.gather(1, order), expected.qualities.gather(1, other), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_group_has_the_best_boxes_of_its_classes() -> None:
+    scores = torch.tensor([[0.9, 0.1, 0.2], [0.3, 0.8, 0.1]])
+    boxes = torch.arange(24.0).reshape(3, 2, 4)
+    found = ObjectBoxes(torch.tensor([[0, 1], [1, 0], [0, 1]]), boxes, torch.rand(3, 2))
+    group, alone = found.select([(0, 1), (2,)], scores).boxes
+    assert torch.equal(group, torch.stack([boxes[0, 0], boxes[1, 0]]))
+    assert torch.equal(alone, boxes[2])
+
+
 def test_boxes_of_one_object_are_merged_and_those_of_two_are_not() -> None:
     pyramid = Pyramid.of(100, 400, scales=(1,), patch=20, stride=20)
     count = len(pyramid)
     patch_scores = torch.full((count, 1), 0.01)
     patch_scores[:3, 0] = torch.tensor([0.8, 0.8, 0.6])
-    boxes = torch.zeros(count, 4)
-    boxes[:, 2:] = 1
-    boxes[:3] = torch.tensor([[10.0, 10, 50, 50], [20, 10, 60, 50], [200, 20, 300, 90]])
-    qualities = torch.full((count,), 0.5)
-    scores = DenseScores(patch_scores, ("cat",), pyramid, object_boxes=boxes, box_qualities=qualities)
+    boxes = torch.zeros(1, count, 4)
+    boxes[:, :, 2:] = 1
+    boxes[0, :3] = torch.tensor([[10.0, 10, 50, 50], [20, 10, 60, 50], [200, 20, 300, 90]])
+    layered = ObjectBoxes(torch.arange(count)[None], boxes, torch.full((1, count), 0.5))
+    scores = DenseScores(patch_scores, ("cat",), pyramid, object_boxes=layered)
     first, second = scores.find_boxes("cat")
     assert first.box == (15, 10, 55, 50)  # the mean of two of equal weight
     assert second.box == (200, 20, 300, 90)

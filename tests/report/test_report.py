@@ -24,6 +24,7 @@ from densescore import DensescoreError, DenseScorer
 from densescore.cli.main import app
 from densescore.jobs.many.rows import Kept
 from densescore.jobs.many.table import score_table
+from densescore.models.box_layer import ObjectBoxes
 from densescore.models.labels import imagenet_labels
 from densescore.report.entries import PHOTO_SIDE, Entry, Finding, entry_of
 from densescore.report.page import write_report
@@ -105,8 +106,10 @@ def test_boxes_and_places_of_a_large_image_are_in_its_own_pixels(scorer: DenseSc
 def test_boxes_of_a_box_layer_are_in_pixels_of_the_image(scorer: DenseScorer) -> None:
     pixels = np.zeros((600, 2500, 3), np.uint8)
     scores = scorer.score(pixels)
-    boxes = torch.tensor([[1500.0, 100, 2300, 500]]).repeat(len(scores), 1)
-    layered = replace(scores, object_boxes=boxes, box_qualities=torch.ones(len(scores)))
+    shape = (len(scores.labels), len(scores))
+    boxes = torch.tensor([1500.0, 100, 2300, 500]).expand(*shape, 4)
+    found = ObjectBoxes(torch.arange(len(scores)).expand(shape), boxes, torch.ones(shape))
+    layered = replace(scores, object_boxes=found)
     for found in entry_of("wide.png", pixels, layered).findings:
         assert [box[:4] for box in found.boxes] == [(1500, 100, 2300, 500)]
 

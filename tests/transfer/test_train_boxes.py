@@ -13,7 +13,7 @@ from densescore.data.boxed_set import BoxedImage, BoxedSet
 from densescore.transfer.patch_labels import LabelRule, shown_object
 from densescore.transfer.recipe import Recipe
 from densescore.transfer.rounds import Round
-from densescore.transfer.train_boxes import EPOCHS, train_boxes
+from densescore.transfer.train_boxes import ABSENT, EPOCHS, HIGHEST, SHOWN, draw_pairs, train_boxes
 from densescore.transfer.training_patches import mirrored
 
 SIDE = 120
@@ -38,6 +38,12 @@ def features(image: BoxedImage, flip: bool) -> tuple[NDArray[np.float32], NDArra
     return patches, np.stack(columns, 1).astype(np.float16)
 
 
+def score(values: torch.Tensor) -> torch.Tensor:
+    """Of the first class, how much of a patch the object fills; of the second, which no image shows, chance."""
+    noise = torch.rand(len(values), generator=torch.Generator().manual_seed(len(values)))
+    return torch.stack([values.mean(1), noise], 1)
+
+
 def make(count: int, seed: int) -> BoxedSet:
     draw = np.random.default_rng(seed)
     images = []
@@ -46,33 +52,69 @@ def make(count: int, seed: int) -> BoxedSet:
         box = np.concatenate([corner, corner + size])[None].astype(np.float32)
         images.append(
             BoxedImage(
-                name=f"{number}", path=Path("none"), height=SIDE, width=SIDE, truth=np.ones(1, np.int8),
+                name=f"{number}", path=Path("none"), height=SIDE, width=SIDE, truth=np.array([1, -1], np.int8),
                 boxes=box, classes=np.zeros(1, np.int64), difficult=np.zeros(1, bool),
             )
         )  # fmt: skip
-    return BoxedSet("drawn", ("thing",), tuple(images))
+    return BoxedSet("drawn", ("thing", "other"), tuple(images))
 
 
 def test_boxes_are_found_and_their_qualities_known() -> None:
     rounds: list[Round] = []
-    layer = train_boxes(make(60, 0), features, pyramid, Recipe(), 0, callback=rounds.append)  # type: ignore[arg-type]
-    again = train_boxes(make(60, 0), features, pyramid, Recipe(), 0)  # type: ignore[arg-type]
+    layer = train_boxes(make(60, 0), features, score, pyramid, Recipe(), 0, callback=rounds.append)  # type: ignore[arg-type]
+    again = train_boxes(make(60, 0), features, score, pyramid, Recipe(), 0)  # type: ignore[arg-type]
     assert [done.round for done in rounds] == list(range(1, EPOCHS + 1))
     assert rounds[-1].loss < 0.75 * rounds[0].loss
     assert all(torch.equal(a, b) for a, b in zip(layer.state_dict().values(), again.state_dict().values(), strict=True))
-    ious, right, wrong, of_patches = [], [], [], []
+    ious, right, wrong, absent, of_patches = [], [], [], [], []
     for image in make(20, 1).images:
         patches, values = features(image, False)
         with torch.no_grad():
-            boxes, qualities = layer(layer.reduce(torch.from_numpy(values).float()), pyramid(SIDE, SIDE))
-        shown = shown_object(patches, image.boxes) >= 0
+            raw = torch.from_numpy(values).float()
+            found = layer(layer.reduce(raw), score(raw), pyramid(SIDE, SIDE))
+        order = found.patches[0]
+        shown = shown_object(patches[order], image.boxes) >= 0
         truth = torch.from_numpy(image.boxes)
-        ious.append(box_iou(boxes[shown], truth).mean().item())
-        of_patches.append(box_iou(torch.from_numpy(patches[shown]), truth).mean().item())
-        right.append(qualities[shown].mean().item())
-        wrong.append(qualities[~shown].mean().item())
+        ious.append(box_iou(found.boxes[0][shown], truth).mean().item())
+        of_patches.append(box_iou(torch.from_numpy(patches[order][shown]), truth).mean().item())
+        right.append(found.qualities[0][shown].mean().item())
+        wrong.append(found.qualities[0][~shown].mean().item())
+        absent.append(found.qualities[1].mean().item())
     assert np.mean(ious) > np.mean(of_patches) + 0.15
     assert np.mean(right) > np.mean(wrong) + 0.2
+    assert np.mean(right) > np.mean(absent) + 0.2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pairs_of_a_patch_and_a_class(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    corners, sizes = draw.uniform(0, 80, (4, 2)), draw.uniform(20, 80, (4, 2))
+    boxes = np.concatenate([corners, corners + sizes], 1).astype(np.float32)
+    classes, difficult = np.array([2, 0, 2, 0]), np.array([False, False, True, False])
+    image = BoxedImage(
+        name="drawn", path=Path("none"), height=160, width=160, truth=np.array([1, -1, 1, 0, -1], np.int8),
+        boxes=boxes, classes=classes, difficult=difficult,
+    )  # fmt: skip
+    patches = Pyramid.of(160, 160, scales=(1, 1.5, 2.4, 3), patch=70, stride=10).boxes()
+    scores = draw.random((len(patches), 5)).astype(np.float32)
+    pairs = draw_pairs(patches, boxes, image, scores, LabelRule(), draw)
+    assert len(pairs.patches) == len(pairs.classes) == len(pairs.boxes)
+    shows = np.isfinite(pairs.boxes[:, 0])
+    for column in (0, 2):
+        own = pairs.classes == column
+        usable = (classes == column) & ~difficult
+        shown = shown_object(patches[pairs.patches[own]], boxes[usable])
+        assert (shows[own] == (shown >= 0)).all()
+        np.testing.assert_array_equal(pairs.boxes[own & shows], boxes[usable][shown[shown >= 0]])
+        assert 0 < (own & shows).sum() <= SHOWN
+        assert len(np.unique(pairs.patches[own])) == own.sum()  # none twice
+        assert (own & ~shows).sum() == max(8, (own & shows).sum() // 2)
+    absent = np.isin(pairs.classes, [1, 4])
+    assert absent.sum() == ABSENT
+    assert not shows[absent].any()
+    least = np.sort(scores[:, [1, 4]].ravel())[-HIGHEST]
+    assert (scores[pairs.patches[absent], pairs.classes[absent]] >= least).all()
+    assert not (pairs.classes == 3).any()  # unknown
 
 
 def test_the_object_that_a_patch_shows_best() -> None:
@@ -90,4 +132,4 @@ def test_a_set_without_an_object_that_a_patch_shows_is_refused() -> None:
     for image in empty.images:
         image.difficult[:] = True
     with pytest.raises(DensescoreError, match="'empty': no patch shows a boxed object"):
-        train_boxes(empty, features, pyramid, Recipe(), 0)  # type: ignore[arg-type]
+        train_boxes(empty, features, score, pyramid, Recipe(), 0)  # type: ignore[arg-type]
