@@ -65,7 +65,7 @@ def train(
     overwrite: Overwrite = False,
     as_json: Json = False,
     scales: Scales = "",
-    options: Annotated[ScorerOptions, Without("scales patch_sizes k labels")] = ScorerOptions(),
+    options: Annotated[ScorerOptions, Without("scales patch_sizes k labels")] = ScorerOptions(model="lite0-stages"),
     rule: RuleOptions = RuleOptions(),
     cache: CacheOptions = CacheOptions(),
 ) -> None:
