@@ -70,7 +70,7 @@ def precision(scored: Sequence[tuple[BoxedImage, DenseScores]], classes: Sequenc
 
 def train(images: BoxedSet) -> HeadFile:
     """A head with a box layer, by the default recipe."""
-    scorer = DenseScorer("lite0", scales=RECIPES["default"].scales)
+    scorer = DenseScorer("lite0-stages", scales=RECIPES["default"].scales)
     start = time.perf_counter()
     file = train_model(images, scorer, FeatureCache(scorer), RECIPES["default"], callback=print_round)
     file.training["seconds"] = round(time.perf_counter() - start, 1)

@@ -37,6 +37,9 @@ from densescore.transfer.recipe import RECIPES, Recipe
 from densescore.transfer.rounds import Round
 from densescore.transfer.training_patches import gather
 
+STAGES = "lite0-stages"
+"""The model that heads are trained on by default; rows of one stage say so."""
+
 KS = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0)
 NUMBERS = {
     "map": "mAP",
@@ -59,9 +62,7 @@ CONTEXTS: dict[str, tuple[Context, Context]] = {
     "crops in training, dense at test": ("patch", "image"),
     "dense in training and at test": ("image", "image"),
 }
-ROWS = (
-    "probe,transfer,labels,mixed,images,ladder,center,localization,paper,objective,overlap,flips,crops,finetune,scratch"
-)
+ROWS = "probe,transfer,labels,mixed,last,lite1,lite2,images,ladder,center,localization,paper,objective,overlap,flips,crops,finetune,scratch"
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -78,6 +79,7 @@ class Experiment:
         name: str,
         recipe: Recipe,
         *,
+        model: str = STAGES,
         images: int | None = None,
         boxed: int | None = None,
         seeds: int | None = None,
@@ -92,8 +94,8 @@ class Experiment:
         for seed in range(seeds or self.seeds):
             path = self.heads / f"{name.replace(' ', '-')}-{seed}.safetensors"
             numbers = path.with_suffix(".json")
-            if not path.is_file() or load_head(path).training["recipe"] != json.loads(json.dumps(asdict(recipe))):
-                self.train_one(path, recipe, seed, self.drawn(seed, images, boxed), contexts[0])
+            if not path.is_file() or not made_so(path, model, recipe):
+                self.train_one(path, model, recipe, seed, self.drawn(seed, images, boxed), contexts[0])
                 numbers.unlink(missing_ok=True)
             if not numbers.is_file():
                 scorer = DenseScorer(path)
@@ -111,10 +113,12 @@ class Experiment:
         kept = tuple(image if whole else without_boxes(image) for whole, image in chosen)
         return LabeledSet(self.train.name, self.train.classes, kept)
 
-    def train_one(self, path: Path, recipe: Recipe, seed: int, images: LabeledSet, context: Context) -> None:
+    def train_one(
+        self, path: Path, model: str, recipe: Recipe, seed: int, images: LabeledSet, context: Context = "image"
+    ) -> None:
         """Train a head and write it, with the seconds that it took (features from the cache included)."""
         start, cpu_start = time.perf_counter(), time.process_time()
-        scorer = DenseScorer("lite0", scales=recipe.scales)
+        scorer = DenseScorer(model, scales=recipe.scales)
         cache = FeatureCache(scorer, self.folder, context=context)
         features = cached_features(scorer, cache)
         patches = gather(images, features, recipe, seed)
@@ -164,6 +168,12 @@ class Experiment:
         }
 
 
+def made_so(path: Path, model: str, recipe: Recipe) -> bool:
+    """Whether a head is of this model and recipe."""
+    file = load_head(path)
+    return file.backbone == model and file.training["recipe"] == json.loads(json.dumps(asdict(recipe)))
+
+
 def without_boxes(image: BoxedImage) -> LabeledImage:
     """The image with its labels alone."""
     return LabeledImage(name=image.name, path=image.path, height=image.height, width=image.width, truth=image.truth)
@@ -207,7 +217,7 @@ def rows(experiment: Experiment) -> dict[str, Callable[[], dict[str, Row]]]:
     plain = replace(EARLIER, flips=False)  # half of the patches; what changes one thing at a time changes it in this
 
     def vary(recipes: dict[str, Recipe]) -> dict[str, Row]:
-        return {name: experiment.transfer(name, recipe, seeds=1) for name, recipe in recipes.items()}
+        return {name: experiment.transfer(name, recipe, model="lite0", seeds=1) for name, recipe in recipes.items()}
 
     return {
         "probe": lambda: {
@@ -215,7 +225,7 @@ def rows(experiment: Experiment) -> dict[str, Callable[[], dict[str, Row]]]:
             "linear probe, whole image": summary([linear_probe(train, val, whole=True)[0]]),
         },
         "transfer": lambda: {"transfer, default recipe": experiment.transfer("default", default)},
-        "paper": lambda: {"transfer, paper's recipe": experiment.transfer("paper", RECIPES["paper"])},
+        "paper": lambda: {"transfer, paper's recipe": experiment.transfer("paper", RECIPES["paper"], model="lite0")},
         "objective": lambda: vary(
             {
                 f"no mirror images, {objective}, {'image labels' if rounds else 'no image labels'}": replace(
@@ -238,16 +248,24 @@ def rows(experiment: Experiment) -> dict[str, Callable[[], dict[str, Row]]]:
         "labels": lambda: {"labels only, default recipe": experiment.transfer("labels", default, boxed=0)},
         "mixed": lambda: {"boxes on 50 images, labels on the others": experiment.transfer("mixed", default, boxed=50)},
         **{f"images{count}": functools.partial(few_images, experiment, count) for count in COUNTS},
+        "last": lambda: {
+            "the last stage alone, boxes": experiment.transfer("last boxes", default, model="lite0", seeds=1),
+            "the last stage alone, labels": experiment.transfer(
+                "last labels", default, model="lite0", boxed=0, seeds=1
+            ),
+        },
+        "lite1": lambda: {"lite1-stages, boxes": experiment.transfer("lite1", default, model="lite1-stages", seeds=1)},
+        "lite2": lambda: {"lite2-stages, boxes": experiment.transfer("lite2", default, model="lite2-stages")},
         "ladder": lambda: {
-            f"ladder, {title}": experiment.transfer(f"ladder {number}", recipe, seeds=1)
-            for number, (title, recipe) in enumerate(ladder().items())
+            f"ladder, {title}": experiment.transfer(f"ladder {number}", recipe, model=model, seeds=1)
+            for number, (title, (model, recipe)) in enumerate(ladder(STAGES).items())
         },
         "center": lambda: {"always the image's center": summary([image_center(val)])},
         "localization": lambda: {"Grad-CAM on the linear probe": summary([grad_cam(train, val)])},
-        "flips": lambda: {"without mirror images": experiment.transfer("without mirror images", plain)},
+        "flips": lambda: {"without mirror images": experiment.transfer("without mirror images", plain, model="lite0")},
         "crops": lambda: {
             f"{', '.join(f'{scale:g}' for scale in FEW)} only, no mirror images: {title}": experiment.transfer(
-                title, replace(plain, scales=FEW, test_scales=None), seeds=1, contexts=contexts
+                title, replace(plain, scales=FEW, test_scales=None), model="lite0", seeds=1, contexts=contexts
             )
             for title, contexts in CONTEXTS.items()
         },

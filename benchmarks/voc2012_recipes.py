@@ -12,8 +12,8 @@ EARLIER = Recipe(
 """The default recipe of densescore 0.1: what the rows without mirror images change, one thing at a time."""
 
 
-def ladder() -> dict[str, Recipe]:
-    """From the paper's recipe, at the default's scales, to the default: one step after another."""
+def ladder(last_model: str) -> dict[str, tuple[str, Recipe]]:
+    """From the paper's recipe, at the default's scales, to the default, one step after another; with their models."""
     default, recipe = RECIPES["default"], RECIPES["paper"]
     recipe = replace(recipe, scales=default.scales, test_scales=default.test_scales)
     steps: dict[str, dict[str, Any]] = {
@@ -31,10 +31,11 @@ def ladder() -> dict[str, Recipe]:
                 "patch_weight",
             )
         },
-        "+ four heads: the default": {"heads": default.heads},
+        "+ four heads": {"heads": default.heads},
     }  # fmt: skip
     rungs = {}
     for title, changes in steps.items():
         recipe = replace(recipe, **changes)
-        rungs[title] = recipe
+        rungs[title] = "lite0", recipe
+    rungs["+ the maps of three stages: the default"] = last_model, recipe
     return rungs

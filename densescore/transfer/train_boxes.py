@@ -188,7 +188,7 @@ def draw_pairs(
         highest = np.argsort(-scores[:, absent].ravel())[:HIGHEST]
         highest = draw.choice(highest, min(len(highest), ABSENT), replace=False)
         add(highest // len(absent), absent[highest % len(absent)], np.nan)
-    return Pairs(*map(np.concatenate, (drawn, classes, targets)))
+    return Pairs(np.concatenate(drawn), np.concatenate(classes), np.concatenate(targets))
 
 
 def fit(reduce: nn.Linear, patches: BoxPatches, seed: int, callback: Callable[[int, float], None]) -> BoxLayer:

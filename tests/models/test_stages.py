@@ -25,7 +25,9 @@ def test_features_are_means_of_the_stages_over_a_patch() -> None:
     network, staged = build(weights).eval(), DenseScorer(build_stages(weights), mean=(0.5,) * 3, std=(0.5,) * 3)
     maps: dict[int, torch.Tensor] = {}
     for number in (4, 5):
-        network.blocks[number].register_forward_hook(lambda _, __, output, at=number: maps.update({at: output}))
+        network.get_submodule(f"blocks.{number}").register_forward_hook(
+            lambda _, __, output, at=number: maps.update({at: output})
+        )
     pixels = torch.rand(3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         network((pixels[None] - 0.5) / 0.5)

@@ -108,8 +108,8 @@ def test_boxes_of_a_box_layer_are_in_pixels_of_the_image(scorer: DenseScorer) ->
     scores = scorer.score(pixels)
     shape = (len(scores.labels), len(scores))
     boxes = torch.tensor([1500.0, 100, 2300, 500]).expand(*shape, 4)
-    found = ObjectBoxes(torch.arange(len(scores)).expand(shape), boxes, torch.ones(shape))
-    layered = replace(scores, object_boxes=found)
+    layer = ObjectBoxes(torch.arange(len(scores)).expand(shape), boxes, torch.ones(shape))
+    layered = replace(scores, object_boxes=layer)
     for found in entry_of("wide.png", pixels, layered).findings:
         assert [box[:4] for box in found.boxes] == [(1500, 100, 2300, 500)]
 
