@@ -62,7 +62,10 @@ CONTEXTS: dict[str, tuple[Context, Context]] = {
     "crops in training, dense at test": ("patch", "image"),
     "dense in training and at test": ("image", "image"),
 }
-ROWS = "probe,transfer,labels,mixed,last,lite1,lite2,images,ladder,center,localization,paper,objective,overlap,flips,crops,finetune,scratch"
+ROWS = (
+    "probe,transfer,labels,mixed,last,lite1,lite2,images,ladder,curve,center,localization,paper,objective,overlap,"
+    "flips,crops,finetune,scratch"
+)
 RESULTS = Path(__file__).parent / "results"
 
 
