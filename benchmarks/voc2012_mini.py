@@ -63,7 +63,7 @@ CONTEXTS: dict[str, tuple[Context, Context]] = {
     "dense in training and at test": ("image", "image"),
 }
 ROWS = (
-    "probe,transfer,labels,mixed,last,lite1,lite2,images,ladder,curve,center,localization,paper,objective,overlap,"
+    "probe,transfer,labels,mixed,last,lite1,lite2,images,ladder,center,localization,paper,objective,overlap,"
     "flips,crops,finetune,scratch"
 )
 RESULTS = Path(__file__).parent / "results"
@@ -118,8 +118,8 @@ class Experiment:
 
     def train_one(
         self, path: Path, model: str, recipe: Recipe, seed: int, images: LabeledSet, context: Context = "image"
-    ) -> None:
-        """Train a head and write it, with the seconds that it took (features from the cache included)."""
+    ) -> float:
+        """Train a head and write it, with the seconds that it took, features from the cache included; its last loss."""
         start, cpu_start = time.perf_counter(), time.process_time()
         scorer = DenseScorer(model, scales=recipe.scales)
         cache = FeatureCache(scorer, self.folder, context=context)
@@ -130,6 +130,7 @@ class Experiment:
         curve = [round(done.loss, 4) for done in losses]
         file = head_file(images, patches, head, recipe, seed, **describe(scorer, cache), losses=curve)
         save_timed(path, file, start, cpu_start)
+        return curve[-1]
 
     def scratch(self, recipe: Recipe, seed: int = 0) -> Row:
         """NO PRETRAIN: lite0 from random weights, trained on crops; scored like the others, without a cache."""
