@@ -88,8 +88,8 @@ ROWS |= {
 }
 
 
-def run(images: BoxedSet, fold: int, name: str, cache: Path, scratch: Path) -> dict[str, Any]:
-    """Train a row's head on two thirds of the images, evaluate it on the rest."""
+def train_fold(images: BoxedSet, fold: int, name: str, cache: Path, scratch: Path) -> tuple[BoxedSet, float]:
+    """Train a row's head on two thirds of the images and write it; the other third, and the seconds."""
     teach, recipe, pooling = ROWS[name]
     model = STAGES if name.endswith(THREE_STAGES) else "lite0"
     held_out = np.random.default_rng(0).permutation(len(images.images)) % 3 == fold
@@ -110,6 +110,12 @@ def run(images: BoxedSet, fold: int, name: str, cache: Path, scratch: Path) -> d
     seconds = time.perf_counter() - start
     file = head_file(train, patches, head, recipe, 0, **describe(scorer, FeatureCache(scorer, cache)))
     save_head(scratch, file, overwrite=True)
+    return test, seconds
+
+
+def run(images: BoxedSet, fold: int, name: str, cache: Path, scratch: Path) -> dict[str, Any]:
+    """Train a row's head on two thirds of the images, evaluate it on the rest."""
+    test, seconds = train_fold(images, fold, name, cache, scratch)
     trained = DenseScorer(scratch)
     found = score_set(test, cached_scores(trained, FeatureCache(trained, cache)), (5.0,))
     results = evaluate_classes(found, 5.0)

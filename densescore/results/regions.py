@@ -25,7 +25,7 @@ MIN_SHARE = 0.3
 Box: TypeAlias = tuple[int, int, int, int]
 """``x0 y0 x1 y1`` in image pixels, ``x1`` and ``y1`` exclusive."""
 
-OVERLAP, VOTING = 0.15, 0.4
+OVERLAP, VOTING = 0.1, 0.4
 """Of boxes of a class that overlap by more than the first (intersection over union), the best is kept. It becomes the
 weighted mean of all that overlap it by the second."""
 
