@@ -53,6 +53,29 @@ def test_neighbors_on_paper() -> None:
     assert finer[0, 5] == 2  # cells half as far apart, twice as many to the neighbor
 
 
+@pytest.mark.parametrize(
+    ("scales", "finer"),
+    [
+        ((1, 1.5, 2.2, 2.8), [2, 3, None, None]),  # closest to twice: 2.2 for 1; 2.8 for 1.5; nothing is 1.4 times 2.2
+        ((2, 1, 1.41), [None, 0, 0]),  # in any order
+        ((1, 3), [None, None]),
+        ((1, 1.3), [None, None]),
+    ],
+)
+def test_the_finer_level_is_the_one_of_patches_about_half_as_wide(
+    scales: tuple[float, ...], finer: list[int | None]
+) -> None:
+    pyramid = Pyramid.of(300, 400, scales=scales, patch=64, stride=32)
+    found = neighbors(pyramid)[:, 9 + 12]  # the one at a patch's own center
+    for level, expected in zip(pyramid.levels, finer, strict=True):
+        own = found[level.cells]
+        if expected is None:
+            assert (own == len(pyramid)).all()
+        else:
+            cells = pyramid.levels[expected].cells
+            assert ((own >= cells.start) & (own < cells.stop)).all()
+
+
 @given(
     height=st.integers(40, 400), width=st.integers(40, 400), scales=st.lists(st.floats(0.6, 4), min_size=1, max_size=4)
 )
