@@ -246,7 +246,7 @@ def rows(experiment: Experiment) -> dict[str, Callable[[], dict[str, Row]]]:
         "lite1": lambda: {"lite1-stages, boxes": experiment.transfer("lite1", default, model="lite1-stages", seeds=1)},
         "lite2": lambda: {"lite2-stages, boxes": experiment.transfer("lite2", default, model="lite2-stages")},
         "ladder": lambda: {
-            f"ladder, {title}": experiment.transfer(f"ladder {number}", recipe, model=model, seeds=1)
+            f"ladder, {title}": experiment.transfer(f"ladder {number}", recipe, model=model)
             for number, (title, (model, recipe)) in enumerate(ladder(STAGES).items())
         },
         "center": lambda: {"always the image's center": summary([image_center(val)])},
