@@ -10,10 +10,23 @@ from torchvision.ops import box_iou
 
 from densescore import DensescoreError, Pyramid
 from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.models.adaptation import Activation, AdaptationHead, HeadFile
+from densescore.models.box_layer import around, evidence_of, logits_of, neighbors
+from densescore.transfer import train_boxes as train_boxes_module
 from densescore.transfer.patch_labels import LabelRule, shown_object
+from densescore.transfer.pipeline import scores_of
 from densescore.transfer.recipe import Recipe
 from densescore.transfer.rounds import Round
-from densescore.transfer.train_boxes import ABSENT, EPOCHS, HIGHEST, SHOWN, draw_pairs, train_boxes
+from densescore.transfer.train_boxes import (
+    ABSENT,
+    EPOCHS,
+    HIGHEST,
+    SHOWN,
+    Pairs,
+    draw_pairs,
+    gather_boxes,
+    train_boxes,
+)
 from densescore.transfer.training_patches import mirrored
 
 SIDE = 120
@@ -115,6 +128,35 @@ def test_pairs_of_a_patch_and_a_class(seed: int) -> None:
     least = np.sort(scores[:, [1, 4]].ravel())[-HIGHEST]
     assert (scores[pairs.patches[absent], pairs.classes[absent]] >= least).all()
     assert not (pairs.classes == 3).any()  # unknown
+
+
+def test_each_pair_s_evidence_is_of_its_own_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, columns = np.array([3, 5, 7]), np.array([0, 1, 0])
+    nothing = np.full((3, 4), np.nan, np.float32)
+    monkeypatch.setattr(train_boxes_module, "draw_pairs", lambda *_: Pairs(rows, columns, nothing))
+    images = make(2, 0)
+    reduce, gathered = gather_boxes(images, features, score, pyramid, Recipe(flips=False), 0)  # type: ignore[arg-type]
+    assert len(gathered.looks) == 6
+    patches, values = features(images.images[1], False)
+    raw, near = torch.from_numpy(values).float(), torch.from_numpy(neighbors(pyramid(SIDE, SIDE)))[rows]
+    with torch.no_grad():
+        looks = around(reduce(raw), near)
+    evidence = evidence_of(logits_of(score(raw)), near, torch.from_numpy(columns))
+    torch.testing.assert_close(gathered.looks[3:], looks.half())
+    torch.testing.assert_close(gathered.evidence[3:], evidence.half())
+    assert not torch.equal(evidence[0], evidence_of(logits_of(score(raw)), near, 1 - torch.from_numpy(columns))[0])
+    np.testing.assert_array_equal(gathered.patches[3:], patches[rows])
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_the_scores_that_the_layer_sees_are_the_head_s(activation: Activation) -> None:
+    torch.manual_seed(0)
+    head = AdaptationHead(5, 3, 4).eval()
+    file = HeadFile(head, ("a", "b", "c"), "lite0", (0.5,) * 3, (0.5,) * 3, 224, activation)
+    given = torch.randn(6, 5)
+    logits = head(given)
+    expected = 1 / (1 + (-logits).exp()) if activation == "sigmoid" else logits.exp() / logits.exp().sum(1, True)
+    torch.testing.assert_close(scores_of(file)(given), expected)
 
 
 def test_the_object_that_a_patch_shows_best() -> None:
