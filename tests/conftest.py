@@ -14,6 +14,7 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 from densescore import DenseScorer
+from densescore.models.box_layer import ObjectBoxes
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the processes share the processors
     _threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
@@ -98,3 +99,17 @@ class Toy(torch.nn.Module):
 @pytest.fixture
 def toy_scorer() -> DenseScorer:
     return DenseScorer(Toy(), labels=("a", "b", "c"), patch_size=20, scales=(1, 1.5, 2.3))
+
+
+def same_boxes(found: ObjectBoxes | None, expected: ObjectBoxes) -> None:
+    """Patches of nearly the same score may change places."""
+    assert found is not None
+    order, other = found.patches.argsort(1), expected.patches.argsort(1)
+    assert torch.equal(found.patches.gather(1, order), expected.patches.gather(1, other))
+    boxes = [
+        part.boxes.gather(1, rank[..., None].expand(-1, -1, 4)) for part, rank in ((found, order), (expected, other))
+    ]
+    torch.testing.assert_close(*boxes, rtol=1e-3, atol=0.05)
+    torch.testing.assert_close(
+        found.qualities.gather(1, order), expected.qualities.gather(1, other), rtol=1e-3, atol=1e-4
+    )

@@ -1,7 +1,7 @@
 """The command that trains a head for a user's own classes: ``densescore train``."""
 
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,14 +65,19 @@ def train(
     overwrite: Overwrite = False,
     as_json: Json = False,
     scales: Scales = "",
-    options: Annotated[ScorerOptions, Without("scales patch_sizes k labels")] = ScorerOptions(model="lite0-stages"),
+    options: Annotated[ScorerOptions, Without("scales patch_sizes k labels")] = ScorerOptions(model=""),
     rule: RuleOptions = RuleOptions(),
     cache: CacheOptions = CacheOptions(),
 ) -> None:
-    """Train a head for your own classes, from labeled or boxed images. Stopped or killed, the same command goes on."""
+    """Train a head for your own classes, from labeled or boxed images. Stopped or killed, the same command goes on.
+
+    Without --model, on lite0-stages; with --recipe paper, and from scratch, on lite0.
+    """
     check_new_weights(out, overwrite, [data, *options.files])
     one_of(recipe, tuple(RECIPES), "--recipe")
     one_of(unfreeze or "fc6", ("fc6",), "--unfreeze")
+    if not options.model:  # the paper transfers the last features alone
+        options = replace(options, model="lite0" if recipe == "paper" or from_scratch else "lite0-stages")
     if from_scratch:
         _check_from_scratch(options, unfreeze=unfreeze, flips=flips)
     elif crops is not None:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from densescore.errors import DensescoreError
 from densescore.geometry import Level, Pyramid
 
 BESIDE = (-3 / 7, 0, 3 / 7)
@@ -53,6 +54,20 @@ class ObjectBoxes(NamedTuple):
     patches: Tensor
     boxes: Tensor
     qualities: Tensor
+
+    def check(self, patches: int, classes: int) -> None:
+        """Refuse boxes that are not those of an image of so many patches, and so many classes.
+
+        Raises:
+            DensescoreError: a shape, or the index of a patch, does not fit.
+        """
+        count = self.patches.shape[-1] if self.patches.ndim else 0
+        expected = [(classes, count), (classes, count, 4), (classes, count)]
+        shapes = [tuple(part.shape) for part in self]
+        if shapes != expected:
+            raise DensescoreError(f"object_boxes: expected shapes {expected}, got {shapes}")
+        if self.patches.device.type == "cpu" and count and not 0 <= self.patches.min() <= self.patches.max() < patches:
+            raise DensescoreError(f"object_boxes: a patch lies outside 0..{patches - 1}")
 
     def select(self, groups: Sequence[Sequence[int]], scores: Tensor) -> "ObjectBoxes":
         """Those of some classes, and of groups of classes together.

@@ -104,6 +104,8 @@ class DenseScores(Shown):
         expected = (len(self.pyramid), len(self.labels))
         if tuple(self.patch_scores.shape) != expected:
             raise DensescoreError(f"patch_scores: expected [M, C] = {expected}, got {tuple(self.patch_scores.shape)}")
+        if self.object_boxes is not None:
+            self.object_boxes.check(*expected)
         object.__setattr__(self, "labels", unique_labels(self.labels))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -203,8 +205,7 @@ class DenseScores(Shown):
         names = [labels] if isinstance(labels, str) else labels
         kept = {found.label: found.columns for found in (find_classes(name, self.labels) for name in names)}
         boxes = self.object_boxes
-        if boxes is not None and kept:
-            boxes = boxes.select([*kept.values()], self.patch_scores)
+        boxes = boxes.select([*kept.values()], self.patch_scores) if boxes is not None and kept else None
         scores = self.columns([*kept])
         return replace(self, patch_scores=scores, labels=tuple(kept), own_scores=None, object_boxes=boxes)
 

@@ -82,7 +82,7 @@ def train_boxes(
     Args:
         images: the training set.
         features: of an image's patches.
-        score: the trained head. That it has seen these images does no harm (docs/train.md).
+        score: the trained head. It has seen these images, which does no harm.
         pyramid: the geometry of an image of a size.
         recipe: which patches show an object, and whether mirror images are used.
         seed: of the draws, the first weights, the order and dropout.
@@ -168,7 +168,8 @@ def draw_pairs(
         rule: which patches show an object.
         draw: of the pairs.
     """
-    drawn, classes, targets = list[NDArray[np.int64]](), list[NDArray[np.int64]](), list[NDArray[np.float32]]()
+    drawn, classes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]  # an image without a known label has no pairs
+    targets = [np.zeros((0, 4), np.float32)]
 
     def add(rows: NDArray[np.int64], own: NDArray[np.int64] | int, found: NDArray[np.float32] | float) -> None:
         drawn.append(rows)

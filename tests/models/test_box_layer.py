@@ -27,6 +27,7 @@ from densescore.models.box_layer import (
 )
 from densescore.models.weights import read_metadata
 from densescore.scoring.batch import score_batch
+from tests.conftest import same_boxes
 
 
 def test_neighbors_on_paper() -> None:
@@ -222,18 +223,23 @@ def test_a_scorer_gives_the_layers_boxes_beside_the_heads_scores(
     assert DenseScores.load(tmp_path / "scores.safetensors").find_boxes("cat") == scores.find_boxes("cat")
 
 
-def same_boxes(found: ObjectBoxes | None, expected: ObjectBoxes) -> None:
-    """Patches of nearly the same score may change places."""
-    assert found is not None
-    order, other = found.patches.argsort(1), expected.patches.argsort(1)
-    assert torch.equal(found.patches.gather(1, order), expected.patches.gather(1, other))
-    boxes = [
-        part.boxes.gather(1, rank[..., None].expand(-1, -1, 4)) for part, rank in ((found, order), (expected, other))
-    ]
-    torch.testing.assert_close(*boxes, rtol=1e-3, atol=0.05)
-    torch.testing.assert_close(
-        found.qualities.gather(1, order), expected.qualities.gather(1, other), rtol=1e-3, atol=1e-4
-    )
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"boxes": torch.zeros(1, 2, 5)}, "expected shapes"),
+        ({"qualities": torch.zeros(2, 2)}, "expected shapes"),
+        ({"patches": torch.zeros((), dtype=torch.int64)}, "expected shapes"),
+        ({"patches": torch.tensor([[0, 99]])}, "a patch lies outside"),
+        ({"patches": torch.tensor([[-1, 0]])}, "a patch lies outside"),
+    ],
+)
+def test_boxes_of_another_image_are_refused(change: dict[str, torch.Tensor], message: str) -> None:
+    pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
+    boxes = ObjectBoxes(torch.tensor([[0, 1]]), torch.ones(1, 2, 4), torch.ones(1, 2))
+    scores = DenseScores(torch.ones(2, 1), ("cat",), pyramid, object_boxes=boxes)
+    assert scores.select([]).object_boxes is None
+    with pytest.raises(DensescoreError, match=f"object_boxes: {message}"):
+        replace(scores, object_boxes=boxes._replace(**change))
 
 
 def test_a_group_has_the_best_boxes_of_its_classes() -> None:

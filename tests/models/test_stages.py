@@ -9,6 +9,7 @@ from densescore import DenseScorer
 from densescore.models.efficientnet_lite import build, build_stages, shipped_weights
 from densescore.models.labels import IMAGENET_MODELS
 from densescore.models.registry import MODELS
+from densescore.scoring.fingerprint import Context
 
 
 def test_scores_are_the_network_s_own_and_features_hold_its_stages(cat: NDArray[np.uint8]) -> None:
@@ -37,11 +38,11 @@ def test_features_are_means_of_the_stages_over_a_patch() -> None:
 
 
 @pytest.mark.parametrize("context", ["image", "patch"])
-def test_batches_and_finer_cells_as_for_any_network(cat: NDArray[np.uint8], context: str) -> None:
+def test_batches_and_finer_cells_as_for_any_network(cat: NDArray[np.uint8], context: Context) -> None:
     scorer = DenseScorer("lite0-stages", scales=(1, 1.3), runtime="torch")
     small = cat[:150, :200]
-    for found, image in zip(scorer.score_batch([cat, small], context=context), (cat, small), strict=True):  # type: ignore[arg-type]
-        alone = scorer.score(image, context=context)  # type: ignore[arg-type]
+    for found, image in zip(scorer.score_batch([cat, small], context=context), (cat, small), strict=True):
+        alone = scorer.score(image, context=context)
         torch.testing.assert_close(found.patch_scores, alone.patch_scores, rtol=1e-3, atol=1e-6)
     finer = DenseScorer("lite0-stages", scales=(1, 1.3), stride=16, runtime="torch")
     whole, dense = finer.score(small), scorer.score(small)

@@ -10,6 +10,7 @@ from torchvision.ops import box_iou
 
 from densescore import DensescoreError, Pyramid
 from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.data.labeled_set import LabeledImage
 from densescore.models.adaptation import Activation, AdaptationHead, HeadFile
 from densescore.models.box_layer import around, evidence_of, logits_of, neighbors
 from densescore.transfer import train_boxes as train_boxes_module
@@ -36,8 +37,9 @@ def pyramid(height: int, width: int) -> Pyramid:
     return Pyramid.of(height, width, scales=(1, 1.5, 2.4), patch=70, stride=10)
 
 
-def features(image: BoxedImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+def features(image: LabeledImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
     """Of each patch: the share of each of its quarters and of itself that the object fills; and noise."""
+    assert isinstance(image, BoxedImage)
     patches = pyramid(image.height, image.width).boxes()
     boxes = mirrored(image.boxes, image.width) if flip else image.boxes
     low, size = patches[:, :2], patches[:, 2:] - patches[:, :2]
@@ -74,8 +76,8 @@ def make(count: int, seed: int) -> BoxedSet:
 
 def test_boxes_are_found_and_their_qualities_known() -> None:
     rounds: list[Round] = []
-    layer = train_boxes(make(60, 0), features, score, pyramid, Recipe(), 0, callback=rounds.append)  # type: ignore[arg-type]
-    again = train_boxes(make(60, 0), features, score, pyramid, Recipe(), 0)  # type: ignore[arg-type]
+    layer = train_boxes(make(60, 0), features, score, pyramid, Recipe(), 0, callback=rounds.append)
+    again = train_boxes(make(60, 0), features, score, pyramid, Recipe(), 0)
     assert [done.round for done in rounds] == list(range(1, EPOCHS + 1))
     assert rounds[-1].loss < 0.75 * rounds[0].loss
     assert all(torch.equal(a, b) for a, b in zip(layer.state_dict().values(), again.state_dict().values(), strict=True))
@@ -130,12 +132,23 @@ def test_pairs_of_a_patch_and_a_class(seed: int) -> None:
     assert not (pairs.classes == 3).any()  # unknown
 
 
+def test_an_image_of_which_nothing_is_known_has_no_pairs() -> None:
+    image = BoxedImage(
+        name="unknown", path=Path("none"), height=SIDE, width=SIDE, truth=np.zeros(2, np.int8),
+        boxes=np.zeros((0, 4), np.float32), classes=np.zeros(0, np.int64), difficult=np.zeros(0, bool),
+    )  # fmt: skip
+    patches = pyramid(SIDE, SIDE).boxes()
+    scores = np.full((len(patches), 2), 0.5, np.float32)
+    pairs = draw_pairs(patches, image.boxes, image, scores, LabelRule(), np.random.default_rng(0))
+    assert [part.shape for part in pairs] == [(0,), (0,), (0, 4)]
+
+
 def test_each_pair_s_evidence_is_of_its_own_class(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, columns = np.array([3, 5, 7]), np.array([0, 1, 0])
     nothing = np.full((3, 4), np.nan, np.float32)
     monkeypatch.setattr(train_boxes_module, "draw_pairs", lambda *_: Pairs(rows, columns, nothing))
     images = make(2, 0)
-    reduce, gathered = gather_boxes(images, features, score, pyramid, Recipe(flips=False), 0)  # type: ignore[arg-type]
+    reduce, gathered = gather_boxes(images, features, score, pyramid, Recipe(flips=False), 0)
     assert len(gathered.looks) == 6
     patches, values = features(images.images[1], False)
     raw, near = torch.from_numpy(values).float(), torch.from_numpy(neighbors(pyramid(SIDE, SIDE)))[rows]
@@ -174,4 +187,4 @@ def test_a_set_without_an_object_that_a_patch_shows_is_refused() -> None:
     for image in empty.images:
         image.difficult[:] = True
     with pytest.raises(DensescoreError, match="'empty': no patch shows a boxed object"):
-        train_boxes(empty, features, score, pyramid, Recipe(), 0)  # type: ignore[arg-type]
+        train_boxes(empty, features, score, pyramid, Recipe(), 0)
