@@ -1,6 +1,6 @@
-"""What pytest may look at: modules of the page can be imported only where its extra is installed."""
+"""Pytest's collection: the page's modules import only where its extra is installed."""
 
 from importlib.util import find_spec
 
-_PAGE = [f"densescore/demo/{name}.py" for name in ("http", "page", "protocol", "server")]
-collect_ignore = [] if find_spec("fastapi") else [*_PAGE, "tests/demo/fuzz_page.py"]
+_PAGE = ["densescore/demo/api.py", "densescore/demo/server.py", "tests/demo/fuzz_page.py"]
+collect_ignore = [] if find_spec("fastapi") else _PAGE

@@ -2,11 +2,9 @@
 
     python benchmarks/action_mini.py --data ../shared/data/action-mini
 
-Each row is kept in ``results/action_mini.json`` as soon as it is done; ``action_mini.md`` is the table made of it.
+Each row is written to ``results/action_mini.json`` as soon as it is done; ``action_mini.md`` is its table.
 """
 
-import argparse
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,33 +12,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import RESULTS, markdown, parser, read_json, write_json, write_text
 from numpy.typing import NDArray
 
 from densescore import DenseScorer
 from densescore.evaluation.evaluate import evaluate_classes, mean_of, score_set
-from densescore.io.files import atomic_write
-from densescore.models.adaptation import load_head, save_head
+from densescore.models.head import load_head, save_head
 from densescore.models.registry import load_classifier
 from densescore.paper.actions.evaluation import evaluate_persons, mean_ap
-from densescore.paper.actions.network import Retrain
-from densescore.paper.actions.training import (
-    ActionRecipe,
-    fit,
-    labels_of,
-    new_network,
-    read_patches,
-    run_frozen,
-    score_persons,
-)
+from densescore.paper.actions.network import ActionRecipe, Retrain
+from densescore.paper.actions.training import fit, labels_of, new_network, read_patches, run_frozen, score_persons
 from densescore.paper.actions.voc import ActionSet, as_boxes, read_actions
 from densescore.transfer.feature_cache import DEFAULT_CACHE, FeatureCache
 from densescore.transfer.pipeline import cached_scores, train_model
 from densescore.transfer.recipe import RECIPES
 
-RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 SMALL = 96
-"""Side of the patches on which NO PRETRAIN is affordable on one core; transfer is measured at this size, too."""
+"""Side of the patches on which NO PRETRAIN is affordable on one core; transfer is measured at this size as well."""
 
 PERSON_ROWS: dict[str, tuple[str, Retrain, int, int, float, float]] = {
     "scratch": ("NO PRETRAIN", "all", SMALL, 20, 1e-3, 1.0),
@@ -54,8 +43,8 @@ PERSON_ROWS: dict[str, tuple[str, Retrain, int, int, float, float]] = {
     "retrained": ("transfer, last stage retrained", "last", 224, 30, 2e-4, 1.0),
     "retrained-slow": ("transfer, last stage retrained at a quarter of the rate", "last", 224, 30, 5e-5, 1.0),
 }
-"""By the name that ``--rows`` takes: title; what is retrained, side of the patches, epochs, learning rate of what is
-retrained, share of the training persons."""
+"""By the name that ``--rows`` takes: title; retrained layers, side of the patches, epochs, learning rate of the
+retrained layers, share of the training persons."""
 
 BASES = {key: key.replace("retrained", "frozen").removesuffix("-slow") for key in PERSON_ROWS if "retrained" in key}
 """What a row of retraining is compared with, person by person."""
@@ -64,30 +53,21 @@ BASES = {key: key.replace("retrained", "frozen").removesuffix("-slow") for key i
 def share_of(targets: torch.Tensor, share: float, seed: int) -> torch.Tensor:
     """Indices of a share of the persons of each action, at least one of each, drawn by the seed."""
     draw = np.random.default_rng(seed)
-    chosen = [draw.permutation(np.flatnonzero(targets.numpy() == action)) for action in targets.unique().tolist()]
-    return torch.from_numpy(np.sort(np.concatenate([own[: max(1, round(share * len(own)))] for own in chosen])))
+    persons = [draw.permutation(np.flatnonzero(targets.numpy() == action)) for action in targets.unique().tolist()]
+    return torch.from_numpy(np.sort(np.concatenate([part[: max(1, round(share * len(part)))] for part in persons])))
 
 
 def persons(
-    sets: tuple[ActionSet, ActionSet],
-    retrain: Retrain,
-    side: int,
-    epochs: int,
-    rate: float,
-    share: float,
-    seeds: range,
+    sets: tuple[ActionSet, ActionSet], retrain: Retrain, side: int, epochs: int, rate: float, share: float, seeds: range
 ) -> tuple[Row, NDArray[np.float64]]:
-    """Train on a patch per person and rank the persons of the other set; what is frozen runs once for all seeds.
-
-    `share`: of the training persons only so many, drawn by the seed. With the row: the scores, ``[seeds, N, outputs]``.
-    """
+    """Train on a share of the persons and rank the test persons; the row, and scores ``[seeds, N, outputs]``."""
     train, val = sets
     labels, targets, several = labels_of(train)
     assert not several.any(), "action-mini has no person of several actions"
     recipe = ActionRecipe(retrain=retrain, epochs=epochs, retrained_rate=rate)
     weights = None if retrain == "all" else "default"
     patches = [read_patches(each, side, recipe.margin) for each in sets]
-    frozen: list[torch.Tensor] = []
+    frozen: list[torch.Tensor] = []  # run once for all seeds
     runs: list[Row] = []
     scores = []
     for seed in seeds:
@@ -97,35 +77,28 @@ def persons(
         network = new_network(classifier, len(labels), recipe, seed)
         frozen = frozen or [run_frozen(network, part) for part in patches]
         losses: list[float] = []
-        kept = share_of(targets, share, seed)
-        fit(network, frozen[0][kept], targets[kept], recipe, seed, callback=lambda _, loss: losses.append(loss))  # noqa: B023
+        taught = share_of(targets, share, seed)
+        fit(network, frozen[0][taught], targets[taught], recipe, seed, lambda _, loss: losses.append(loss))  # noqa: B023
         scores.append(score_persons(network, frozen[1]))
         rows = evaluate_persons(val, scores[-1], labels)
         of_train = evaluate_persons(train, score_persons(network, frozen[0]), labels)
         seconds = round(time.perf_counter() - start, 1)
         runs.append({"seed": seed, "map": mean_ap(rows), "actions": {row.action: row.ap for row in rows}})
-        runs[-1] |= {"persons": len(kept), "train_map": mean_ap(of_train), "last_loss": losses[-1], "wall_s": seconds}
+        runs[-1] |= {"persons": len(taught), "train_map": mean_ap(of_train), "last_loss": losses[-1], "wall_s": seconds}
         print({key: value for key, value in runs[-1].items() if key != "actions"}, flush=True)
     row = {"retrain": retrain, "patch": side, "epochs": epochs, "retrained_rate": rate, "runs": runs}
     return row, np.stack(scores)
 
 
 def gain(val: ActionSet, ours: NDArray[np.float64], theirs: NDArray[np.float64], draws: int = 1000) -> Row:
-    """Mean AP of `ours` less that of `theirs`, on average over the seeds; and by how much chance moves it.
+    """Mean AP of `ours` less `theirs`, scores ``[seeds, N, outputs]``, and the middle 95 % of a paired bootstrap.
 
-    The interval holds the middle 95 % of the differences on test sets of the same size, drawn from the persons with
-    replacement (a paired bootstrap).
-
-    Args:
-        val: the test set, whose actions are the outputs.
-        ours: ``[seeds, N, outputs]``.
-        theirs: ``[seeds, N, outputs]``.
-        draws: of test sets.
+    `draws` test sets of the same size are drawn from the persons with replacement.
     """
 
-    def difference(chosen: NDArray[np.int64]) -> float:
-        drawn = ActionSet(val.name, val.actions, tuple(val.persons[index] for index in chosen))
-        rows = ([evaluate_persons(drawn, run[chosen], val.actions) for run in part] for part in (ours, theirs))
+    def difference(indices: NDArray[np.int64]) -> float:
+        drawn = ActionSet(val.name, val.actions, tuple(val.persons[index] for index in indices))
+        rows = ([evaluate_persons(drawn, run[indices], val.actions) for run in part] for part in (ours, theirs))
         of_ours, of_theirs = (np.mean([mean_ap(row) for row in part]) for part in rows)
         return float(of_ours - of_theirs)
 
@@ -155,40 +128,48 @@ def sliding(sets: tuple[ActionSet, ActionSet], cache: Path, heads: Path, scales:
 
 def table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
-    heads = "| | patch | seeds | mAP | lowest, highest | over frozen (95 %) | mAP of the training set | pointing |"
-    lines = [heads, "| --- " * 8 + "|"]
+    lines = []
     for name, row in results["rows"].items():
         values = [run["map"] for run in row["runs"]]
         fitted = [run["train_map"] for run in row["runs"] if "train_map" in run]
         pointing = [run["pointing"] for run in row["runs"] if "pointing" in run]
         numbers = [f"{np.mean(part):.3f}" if part else "" for part in (fitted, pointing)]
         spread = f"{min(values):.3f}, {max(values):.3f}" if len(values) > 1 else ""
-        own = row.get("gain")
-        over = f"{own['map']:+.3f} ({own['low']:+.3f} … {own['high']:+.3f})" if own else ""
-        cells = [name, str(row.get("patch", "")), str(len(values)), f"{np.mean(values):.3f}", spread, over, *numbers]
-        lines.append(f"| {' | '.join(cells)} |")
+        gained = row.get("gain")
+        over = f"{gained['map']:+.3f} ({gained['low']:+.3f} … {gained['high']:+.3f})" if gained else ""
+        lines.append((name, row.get("patch", ""), len(values), f"{np.mean(values):.3f}", spread, over, *numbers))
+    headings = (
+        "",
+        "patch",
+        "seeds",
+        "mAP",
+        "lowest, highest",
+        "over frozen (95 %)",
+        "mAP of the training set",
+        "pointing",
+    )
     return (
         "# action-mini\n\nMade by `python benchmarks/action_mini.py`; numbers are of `action_mini.json`. "
         f"{results['train_persons']} training and {results['val_persons']} test persons, {results['actions']} actions, "
         "lite0. Mean AP over actions; persons are ranked, but in the sliding-window row images, no box given. *Over "
         "frozen*: the difference to the frozen row of the same patch and persons, and between which values the middle "
-        "95 % of test sets drawn from these persons put it.\n\n" + "\n".join(lines) + "\n"
+        "95 % of test sets drawn from these persons put it.\n\n" + markdown(headings, lines)
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/action-mini"))
-    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
-    parser.add_argument("--heads", type=Path, default=Path("build/action_mini"), help="folder for the trained heads")
-    parser.add_argument("--rows", default=",".join([*PERSON_ROWS, "sliding"]))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--data", type=Path, default=Path("../shared/data/action-mini"))
+    arguments.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
+    arguments.add_argument("--heads", type=Path, default=Path("build/action_mini"), help="folder for the trained heads")
+    arguments.add_argument("--rows", default=",".join([*PERSON_ROWS, "sliding"]))
+    arguments.add_argument("--seeds", type=int, default=3)
+    arguments.add_argument("--results", type=Path, default=RESULTS)
+    options = arguments.parse_args()
     sets = (read_actions(options.data, "train"), read_actions(options.data, "val"))
     titles = {key: title for key, (title, *_) in PERSON_ROWS.items()} | {"sliding": "sliding window"}
     path = options.results / "action_mini.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
+    results: dict[str, Any] = read_json(path, {"rows": {}})
     results |= {"train_persons": len(sets[0].persons), "val_persons": len(sets[1].persons)}
     results |= {"actions": len(sets[0].actions)}
     for key in options.rows.split(","):
@@ -197,18 +178,16 @@ def main() -> None:
             row = sliding(sets, options.cache, options.heads, (1.0, 1.6, 2.4))
         else:
             row, scores = persons(sets, *PERSON_ROWS[key][1:], seeds=range(options.seeds))
-            kept = options.heads / f"{key}.npy"
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            np.save(kept, scores)
+            options.heads.mkdir(parents=True, exist_ok=True)
+            np.save(options.heads / f"{key}.npy", scores)
             base = options.heads / f"{BASES.get(key)}.npy"
             if key in BASES and base.is_file():
                 row["gain"] = gain(sets[1], scores, np.load(base))
                 print(row["gain"], flush=True)
         done = results["rows"] | {titles[key]: row | {"torch": torch.__version__, "device": "cpu"}}
         results["rows"] = {title: done[title] for title in titles.values() if title in done}
-        for file, text in ((path, json.dumps(results, indent=1) + "\n"), (path.with_suffix(".md"), table(results))):
-            with atomic_write(file, overwrite=True) as temporary:
-                temporary.write_text(text)
+        write_json(path, results)
+        write_text(path.with_suffix(".md"), table(results))
 
 
 if __name__ == "__main__":

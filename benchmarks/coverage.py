@@ -1,15 +1,14 @@
-"""Which architectures of torchvision and timm densescore scores, and how: a table with random weights.
+"""How densescore scores architectures of torchvision and timm: a table with random weights.
 
-    python benchmarks/coverage.py --jobs 4   # minutes to an hour; run it again to go on where it stopped
+    python benchmarks/coverage.py --jobs 4   # minutes to an hour; run it again to resume
     python benchmarks/coverage.py resnet18 timm:vit_tiny_patch16_224     # these only, printed
 
-For each architecture: is it scored densely, by crops, or refused, and for what reason; do its scores of one image of
-exactly P×P pixels, dense or by crops, equal those of the module's own forward pass, up to a few times the module's own
-rounding error (its float32 against its float64); and are the scores of an image of another shape finite. Each
-architecture runs in a process of its own, so that none can end the run.
+For each architecture: whether it is scored densely, by crops, or refused, and why; whether its scores of one image of
+P×P pixels equal those of the module's own forward pass, up to a few times the module's own rounding error (its float32
+against its float64); whether the scores of an image of another shape are finite. Each has its own process, and none can
+end the run.
 """
 
-import argparse
 import copy
 import json
 import multiprocessing
@@ -19,20 +18,19 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
 import torch
 import torchvision
+from common import RESULTS, markdown, parser, read_json, write_json, write_text
 from torch import Tensor, nn
 
 from densescore import DensescoreError, DenseScorer
 from densescore.errors import NotConvolutionalError
-from densescore.scoring.fingerprint import Context
+from densescore.scoring.scorer import Context
 
-RESULTS = Path(__file__).parent / "results"
 CLASSES = 10
 SIDE = 96  # of a patch, where the network takes it; else its own
 SECONDS = 120  # for one architecture
@@ -102,10 +100,7 @@ def build(name: str) -> tuple[nn.Module, int]:
 
 
 def liven(module: nn.Module, crop: Tensor) -> None:
-    """Give the logits a standard deviation of 2, so that scores differ, as after training.
-
-    The last bias is 0: beside small random features, it alone would decide the scores.
-    """
+    """Give the logits a standard deviation of 2 and no bias, so that scores differ, as after training."""
     last = [
         layer
         for layer in module.modules()
@@ -157,10 +152,10 @@ def _check_at(module: nn.Module, side: int, context: Context) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - start
     expected, exact = _log_probabilities(module, crop)
-    given = scorer.score(image).patch_scores.double().log()
+    actual = scorer.score(image).patch_scores.double().log()
     unit = float(exact.std())
     own_error = float((expected - exact).abs().max()) / unit
-    difference = float((given - exact).abs().max()) / unit
+    difference = float((actual - exact).abs().max()) / unit
     height, width = (side * 6 // 5 + 1, side * 3 // 2 + 3) if context == "image" else (side + 1, side + 3)
     odd = scorer.score(generator.integers(0, 256, (height, width, 3), np.uint8))
     return {
@@ -193,7 +188,7 @@ def _child(name: str, pipe: Connection) -> None:
 
 
 def run(names: Iterable[str], jobs: int) -> Iterator[dict[str, Any]]:
-    """`check` of each, in processes of their own; one that dies or takes too long is a crash."""
+    """`check` of each in its own process; one that dies or exceeds `SECONDS` is a crash."""
     fork = multiprocessing.get_context("fork")
     waiting = list(names)
     running: dict[Connection, tuple[str, Any, float]] = {}
@@ -231,15 +226,13 @@ def table(entries: list[dict[str, Any]]) -> str:
     scored = [entry for entry in entries if entry["outcome"] in ("dense", "crops")]
     wrong = [entry["name"] for entry in scored if not right(entry)]
     usable = len(scored) - len(wrong)
-    lines = [
+    lead = (
         f"{len(entries)} architectures of torchvision {torchvision.__version__} and timm {timm.__version__}, random "
         f"weights: {outcomes['dense']} scored densely, {outcomes['crops']} by crops, {outcomes['refused']} refused, "
         f"{outcomes['crash']} crashed; {usable / len(entries):.0%} usable. "
-        f"Scores that are not the network's own: {', '.join(wrong) or 'none'}.",
-        "",
-        "| architecture | scored | P | S | difference | own error | averages over the level; why by crops |",
-        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
-    ]
+        f"Scores that are not the network's own: {', '.join(wrong) or 'none'}.\n\n"
+    )
+    rows = []
     for entry in entries:
         numbers = ("", "", "")
         note = str(entry["reason"]).partition("\n")[0].replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
@@ -249,32 +242,33 @@ def table(entries: list[dict[str, Any]]) -> str:
             count = len(entry["level_context"])
             note = f"{entry['level_context'][0]}" + (f" and {count - 1} more" if count > 1 else "") if count else ""
         outcome = entry["outcome"] if entry["name"] not in wrong else "**wrong**"
-        lines.append(f"| {entry['name']} | {outcome} | {entry.get('patch', '')} | {' | '.join(numbers)} | {note} |")
-    return "\n".join(lines) + "\n"
+        rows.append((entry["name"], outcome, entry.get("patch", ""), *numbers, note))
+    headings = ("architecture", "scored", "P", "S", "difference", "own error", "averages over the level; why by crops")
+    return lead + markdown(headings, rows)
 
 
 def main() -> None:
     """Go on where the last run stopped, or check the named ones."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="torchvision:NAME or timm:NAME; all of the table without any")
-    parser.add_argument("--again", action="store_true", help="check again what did not come out right")
-    parser.add_argument("--jobs", type=int, default=1, help="architectures at a time")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("names", nargs="*", help="torchvision:NAME or timm:NAME; all of the table without any")
+    options.add_argument("--again", action="store_true", help="check again the wrong and the failed ones")
+    options.add_argument("--jobs", type=int, default=1, help="architectures at a time")
+    arguments = options.parse_args()
     if arguments.names:
         for entry in run(arguments.names, arguments.jobs):
             print(json.dumps(entry, indent=1))
         return
     path = RESULTS / "coverage.json"
-    known = json.loads(path.read_text())["architectures"] if path.is_file() else []
-    found = {entry["name"]: entry for entry in known if right(entry) or not arguments.again}
+    known = read_json(path, {"architectures": []})["architectures"]
+    entries = {entry["name"]: entry for entry in known if right(entry) or not arguments.again}
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__}
     commit = subprocess.check_output(["git", "rev-parse", "--short=12", "HEAD"], cwd=RESULTS, text=True).strip()
-    for entry in run([name for name in names() if name not in found], arguments.jobs):
-        found[entry["name"]] = entry | {"commit": commit}
+    for entry in run([name for name in names() if name not in entries], arguments.jobs):
+        entries[entry["name"]] = entry | {"commit": commit}
         print(entry["name"], entry["outcome"], entry.get("difference", ""), entry["reason"], flush=True)
-        done = [found[each] for each in names() if each in found]
-        path.write_text(json.dumps({"versions": versions, "architectures": done}, indent=1) + "\n")
-    (RESULTS / "coverage.md").write_text(table([found[name] for name in names()]))
+        done = [entries[name] for name in names() if name in entries]
+        write_json(path, {"versions": versions, "architectures": done})
+    write_text(RESULTS / "coverage.md", table([entries[name] for name in names()]))
 
 
 if __name__ == "__main__":

@@ -3,28 +3,27 @@
     python benchmarks/huge_memory.py --out DIR      # makes images there; writes benchmarks/results/huge_memory.json
 
 The image is scikit-image's cat, laid side by side, in a tiled, deflated TIFF. "Beyond the model" is the peak of
-resident memory less what the process held when the model was loaded and had scored one small image.
+resident memory less that of the loaded model after one small image.
 """
 
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import skimage
 import tifffile
-import typer
+from common import RESULTS, write_record
+from cyclopts import Parameter, run
 
-from densescore.bench.machine import describe_machine
 from densescore.io.files import atomic_write
 
-RESULTS = Path(__file__).parent / "results"
 CHILD = """
 import json, re, sys, numpy as np
 from densescore import DenseScorer
-from densescore.bench.machine import peak_memory
+from densescore.bench.run import peak_memory
 from densescore.jobs.huge import score_huge
 image, folder, model, size = sys.argv[1:]
 scorer = DenseScorer(model, weights="default" if model == "lite0" else None, patch_sizes=(float(size),))
@@ -39,11 +38,12 @@ print(json.dumps({
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for the images and scores.")],
-    model: Annotated[str, typer.Option(help="A named model.")] = "lite0",
-    patch_size: Annotated[float, typer.Option(help="Of the patches, in image pixels.")] = 448,
-    sides: Annotated[str, typer.Option(help="Of the square images, in pixels.")] = "5000,10000,20000",
-    result: Annotated[Path, typer.Option(help="The JSON.")] = RESULTS / "huge_memory.json",
+    *,
+    out: Annotated[Path, Parameter(help="Folder for the images and scores.")],
+    model: Annotated[str, Parameter(help="A named model.")] = "lite0",
+    patch_size: Annotated[float, Parameter(help="Of the patches, in image pixels.")] = 448,
+    sides: Annotated[str, Parameter(help="Of the square images, in pixels.")] = "5000,10000,20000",
+    result: Annotated[Path, Parameter(help="The JSON.")] = RESULTS / "huge_memory.json",
 ) -> None:
     """Score one image of each size and print its peak."""
     rows = []
@@ -61,25 +61,16 @@ def main(
                 for start in [row * 256 % cat.shape[0]]
                 for piece in [band[start : start + 256, col * 256 : (col + 1) * 256]]
             )
+            options: dict[str, Any] = {"tile": (256, 256), "compression": "zlib", "photometric": "rgb"}
             with atomic_write(path) as temporary:
-                tifffile.imwrite(
-                    temporary,
-                    tiles,
-                    shape=(side, side, 3),
-                    dtype="uint8",
-                    tile=(256, 256),
-                    compression="zlib",
-                    photometric="rgb",
-                )
-        command = [sys.executable, "-c", CHILD, str(path), str(out / f"{side}-scores"), model, str(patch_size)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                tifffile.imwrite(temporary, tiles, shape=(side, side, 3), dtype="uint8", **options)
+        child = [sys.executable, "-c", CHILD, str(path), str(out / f"{side}-scores"), model, str(patch_size)]
+        done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
         rows.append({"side": side, **json.loads(done.stdout)})
         print(json.dumps(rows[-1]), flush=True)
-    record = {"command": f"python benchmarks/huge_memory.py --out DIR --model {model} --patch-size {patch_size:g}"}
-    result.write_text(
-        json.dumps({**record, "model": model, "machine": describe_machine(), "rows": rows}, indent=2) + "\n"
-    )
+    command = f"python benchmarks/huge_memory.py --out DIR --model {model} --patch-size {patch_size:g}"
+    write_record(result, command=command, model=model, rows=rows)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

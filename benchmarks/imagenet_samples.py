@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import typer
+from common import RESULTS, write_record
+from cyclopts import Parameter, run
 from PIL import Image
 from rich.progress import track
 from scipy.stats import spearmanr
 from torchvision.transforms import v2
 
 from densescore import DenseScorer, DenseScores
-from densescore.bench.machine import describe_machine
 
 
 def centre_crop(scorer: DenseScorer, path: Path) -> int:
@@ -38,22 +38,22 @@ def timed(scorer: DenseScorer, path: Path, context: Any) -> tuple[DenseScores, f
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder with images/ and labels.csv.")],
+    *,
+    data: Annotated[Path, Parameter(help="Folder with images/ and labels.csv.")],
     model: str = "lite0",
-    crop_every: Annotated[int, typer.Option(help="Every n-th image is also scored by crops.")] = 10,
-    scales: Annotated[str, typer.Option(help="With commas between; the model's own by default.")] = "",
-    out: Path = Path("benchmarks/results/imagenet_samples.json"),
+    crop_every: Annotated[int, Parameter(help="Every n-th image is also scored by crops.")] = 10,
+    scales: Annotated[str, Parameter(help="With commas between; the model's own by default.")] = "",
+    out: Path = RESULTS / "imagenet_samples.json",
 ) -> None:
     scorer = DenseScorer(model, scales=[float(scale) for scale in scales.split(",")] if scales else None)
     single = DenseScorer(model, scales=(1,))
     rows: list[dict[str, Any]] = []
     with (data / "labels.csv").open() as file:
-        labeled = list(csv.DictReader(file))
-    for number, entry in enumerate(track(labeled, description=model)):
-        path, truth = data / "images" / entry["file"], int(entry["class_index"])
+        labeled = [(data / "images" / entry["file"], int(entry["class_index"])) for entry in csv.DictReader(file)]
+    for number, (path, truth) in enumerate(track(labeled, description=model)):
         dense, seconds = timed(scorer, path, "image")
         row: dict[str, Any] = {
-            "file": entry["file"],
+            "file": path.name,
             "patches": len(dense.boxes),
             "centre_crop": centre_crop(single, path) == truth,
             "dense": int(dense.image_scores().argmax()) == truth,
@@ -70,18 +70,10 @@ def main(
                 "image_correlation": rank_correlation(dense.image_scores(), cropped.image_scores()),
             }
         rows.append(row)
-    result = {
-        "command": f"python benchmarks/imagenet_samples.py --data {data} --model {model} --crop-every {crop_every}",
-        "scales": scorer.scales,
-        "model": model,
-        "runtime": scorer.runtime,
-        "summary": summarize(rows),
-        "machine": describe_machine(),
-        "images": rows,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["summary"], indent=2))
+    command = f"python benchmarks/imagenet_samples.py --data {data} --model {model} --crop-every {crop_every}"
+    about = {"command": command, "scales": scorer.scales, "model": model, "runtime": scorer.runtime}
+    write_record(out, **about, summary=summarize(rows), images=rows)
+    print(json.dumps(summarize(rows), indent=2))
 
 
 def rank_correlation(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -89,28 +81,31 @@ def rank_correlation(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    slow = [row for row in rows if "cropped" in row]
+    cropped = [row for row in rows if "cropped" in row]
 
-    def mean(of: list[dict[str, Any]], key: str) -> float:
-        return round(statistics.mean(row[key] for row in of), 4)
+    def mean(rows: list[dict[str, Any]], key: str) -> float:
+        return round(statistics.mean(row[key] for row in rows), 4)
 
+    same_images = {
+        "top1_centre_crop_same_images": "centre_crop",
+        "top1_dense_same_images": "dense",
+        "top1_cropped_same_images": "cropped",
+        "top1_agreement_dense_cropped": "agree",
+        "patch_top1_agreement": "patch_agree",
+        "patch_rank_correlation_true_class": "patch_correlation",
+        "image_rank_correlation_all_classes": "image_correlation",
+    }
     return {
         "images": len(rows),
-        "images_with_crops": len(slow),
+        "images_with_crops": len(cropped),
         "top1_centre_crop": mean(rows, "centre_crop"),
         "top1_dense": mean(rows, "dense"),
-        "top1_centre_crop_same_images": mean(slow, "centre_crop"),
-        "top1_dense_same_images": mean(slow, "dense"),
-        "top1_cropped_same_images": mean(slow, "cropped"),
-        "top1_agreement_dense_cropped": mean(slow, "agree"),
-        "patch_top1_agreement": mean(slow, "patch_agree"),
-        "patch_rank_correlation_true_class": mean(slow, "patch_correlation"),
-        "image_rank_correlation_all_classes": mean(slow, "image_correlation"),
-        "seconds_dense_median": round(statistics.median(row["dense_seconds"] for row in slow), 3),
-        "seconds_cropped_median": round(statistics.median(row["cropped_seconds"] for row in slow), 3),
-        "ratio_median": round(statistics.median(r["cropped_seconds"] / r["dense_seconds"] for r in slow), 1),
+        **{name: mean(cropped, key) for name, key in same_images.items()},
+        "seconds_dense_median": round(statistics.median(row["dense_seconds"] for row in cropped), 3),
+        "seconds_cropped_median": round(statistics.median(row["cropped_seconds"] for row in cropped), 3),
+        "ratio_median": round(statistics.median(r["cropped_seconds"] / r["dense_seconds"] for r in cropped), 1),
     }
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

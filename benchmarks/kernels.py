@@ -6,7 +6,6 @@ writes ``benchmarks/results/kernels-gpu.csv``, each with the machine and the ver
 
 from __future__ import annotations
 
-import argparse
 import csv
 import itertools
 import math
@@ -19,14 +18,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from common import RESULTS, parser
 
-from densescore_kernels import Grid, GridLevel, power_mean, response_map, softmax_power_mean
+from densescore.bench.run import describe_machine
+from densescore.geometry import PAPER_SCALES
+from densescore_kernels import Grid, GridLevel, power_mean, response_map
 from densescore_kernels.power_mean import reference as power_reference
 from densescore_kernels.response_map import reference as map_reference
 
-RESULTS = Path(__file__).parent / "results"
-SCALES = (1, 1.3, 1.6, 2, 2.4, 2.8, 3.2, 3.6, 4)
-BANDWIDTH = 3.0e12  # bytes a second: what an H100 SXM is measured to reach, of 3.35e12 on paper
+BANDWIDTH = 3.0e12  # bytes a second: measured on an H100 SXM, of 3.35e12 on paper
 L2 = 64 << 20  # bytes: buffers rotate through more than this
 Call = Callable[[], torch.Tensor]
 
@@ -36,13 +36,13 @@ class Case(NamedTuple):
 
     name: str
     bytes: int
-    contenders: dict[str, Call]  # the first is what all others must equal
+    contenders: dict[str, Call]  # the first is the reference
 
 
 def paper_grid(height: int, width: int, P: int = 224, S: int = 32) -> Grid:
     """The cells of the paper's nine scales."""
     levels = []
-    for scale in SCALES:
+    for scale in PAPER_SCALES:
         ratio = P * scale / min(height, width)
         h, w = round(height * ratio), round(width * ratio)
         levels.append(GridLevel(h, w, math.ceil(max(h - P, 0) / S) + 1, math.ceil(max(w - P, 0) / S) + 1))
@@ -123,56 +123,44 @@ def cpu_cases() -> list[Case]:
             "y.pow(5).mean(0)": lambda y=y: y.pow(5).mean(0, keepdim=True),  # type: ignore[misc]
         }
         cases.append(Case(f"power_mean M={M} C={C}", 4 * M * C, contenders))
-        if M > 10_000:
-            continue
-        contenders = {
-            "densescore": lambda y=y: softmax_power_mean(y),  # type: ignore[misc]
-            "softmax, pow, mean": lambda y=y: y.softmax(1).pow(5).mean(0, keepdim=True),  # type: ignore[misc]
-        }
-        cases.append(Case(f"softmax_power_mean M={M} C={C}", 4 * M * C, contenders))
     return cases
-
-
-def rotating(run: Callable[..., torch.Tensor], pool: Sequence[torch.Tensor], **options: object) -> Call:
-    """A call that takes the next input of the pool each time, beginning with the first."""
-    inputs = itertools.cycle(pool)
-    return lambda: run(next(inputs), **options)
 
 
 def gpu_cases() -> list[Case]:
     """What a GPU is timed on: Triton against the torch version, and against torch.compile of plain torch."""
     cases = []
     for M, C in ((2343, 21), (2343, 1000), (1_000_000, 21), (100_000, 1000), (10_000, 21_841)):
-        for name, operation, plain in (
-            ("power_mean", power_mean, lambda y: y.float().pow(5).mean(0, keepdim=True)),
-            ("softmax_power_mean", softmax_power_mean, lambda z: z.float().softmax(1).pow(5).mean(0, keepdim=True)),
-        ):
-            size = 4 * M * C
-            pool = [torch.rand(M, C, device="cuda") for _ in range(2 + L2 // size)]
-            fused: Callable[[torch.Tensor], torch.Tensor] = torch.compile(plain)
-            contenders: dict[str, Call] = {
-                "triton": rotating(operation, pool, backend="triton"),
-                "torch": rotating(operation, pool, backend="torch"),
-                "torch.compile": rotating(fused, pool),
-            }
-            cases.append(Case(f"{name} M={M} C={C}", size, contenders))
+        size = 4 * M * C
+        pool = [torch.rand(M, C, device="cuda") for _ in range(2 + L2 // size)]
+        fused: Callable[[torch.Tensor], torch.Tensor] = torch.compile(lambda y: y.pow(5).mean(0, keepdim=True))
+        cases.append(Case(f"power_mean M={M} C={C}", size, gpu_contenders(power_mean, fused, pool)))
     for height, width, C in ((375, 500, 21), (375, 500, 1000), (4000, 4000, 21)):
         grid = paper_grid(height, width)
         pool = [torch.rand(grid.cells, C, device="cuda") for _ in range(2 + L2 // (4 * grid.cells * C))]
-        fused = torch.compile(banded_on_gpu(grid))
-        contenders = {
-            "triton": rotating(response_map, pool, grid=grid, backend="triton"),
-            "torch": rotating(response_map, pool, grid=grid, backend="torch"),
-            "torch.compile": rotating(fused, pool),
-        }
+        with torch.device("cuda"):
+            fused = torch.compile(banded_products(grid))
+        contenders = gpu_contenders(response_map, fused, pool, grid=grid)
         cases.append(Case(f"response_map {width}×{height} C={C}", 4 * C * (height * width + grid.cells), contenders))
     return cases
 
 
-def banded_on_gpu(grid: Grid) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The banded products with their tables on the GPU, as something for torch.compile to fuse."""
-    with torch.device("cuda"):
-        return banded_products(grid)
+def gpu_contenders(
+    operation: Callable[..., torch.Tensor],
+    fused: Callable[..., torch.Tensor],
+    pool: Sequence[torch.Tensor],
+    **options: object,
+) -> dict[str, Call]:
+    """Triton, the torch version, and plain torch under torch.compile; each rotates through the inputs of the pool."""
+
+    def rotating(run: Callable[..., torch.Tensor], **options: object) -> Call:
+        inputs = itertools.cycle(pool)
+        return lambda: run(next(inputs), **options)
+
+    return {
+        "triton": rotating(operation, **options, backend="triton"),
+        "torch": rotating(operation, **options, backend="torch"),
+        "torch.compile": rotating(fused),
+    }
 
 
 def equal(case: Case) -> bool:
@@ -188,7 +176,7 @@ def equal(case: Case) -> bool:
 
 
 def median_seconds(runs: Sequence[Call], rounds: int) -> list[tuple[float, float, float]]:
-    """20th, 50th and 80th percentile of each; they take turns, so that a busy machine slows all of them alike."""
+    """20th, 50th and 80th percentile of each; in turn, as a busy machine slows all alike."""
     taken: list[list[float]] = [[] for _ in runs]
     on_gpu = torch.cuda.is_available()
     for turn in range(rounds + 2):
@@ -210,7 +198,7 @@ def median_seconds(runs: Sequence[Call], rounds: int) -> list[tuple[float, float
 
 
 def measure(cases: Sequence[Case], rounds: int, path: Path, machine: str) -> int:
-    """Time what is equal, print it, and write it; 1 when something was not equal."""
+    """Time, print and write the cases whose contenders agree; 1 if any disagree."""
     rows, unequal = [], 0
     for case in cases:
         if not equal(case):
@@ -250,10 +238,6 @@ def check() -> int:
         "banded BLAS": (banded_products(grid)(scores), wanted),
         "numpy boxes": (boxes_in_a_loop(scores, grid), wanted),
         "power_mean": (power_mean(scores, torch.tensor(bounds)), power_reference.power_mean(scores, bounds, 5.0)),
-        "softmax_power_mean": (
-            softmax_power_mean(scores, torch.tensor(bounds)),
-            power_reference.softmax_power_mean(scores, bounds, 5.0),
-        ),
     }
     off = {name: float(((got - want).abs() / want).max()) for name, (got, want) in pairs.items()}
     for name, worst in off.items():
@@ -266,13 +250,12 @@ def floors() -> int:
     print("| operation | read | written | flops | floor on an H100 |\n| --- | --- | --- | --- | --- |")
     for height, width, C in ((375, 500, 21), (375, 500, 1000), (4000, 4000, 21), (4000, 4000, 1000)):
         grid = paper_grid(height, width)
-        windows = sum(grid.down(at).first.size * grid.across(at).first.size for at in range(len(SCALES)))
+        windows = sum(grid.down(at).first.size * grid.across(at).first.size for at in range(len(PAPER_SCALES)))
         read, written, runs = 4 * C * grid.cells, 4 * C * height * width, C * height * width * 10
         _floor(f"response_map {width}×{height}, C = {C}", read, written, windows * 49 * C + runs)
         if height == 375:
-            for name, each in (("power_mean", 6), ("softmax_power_mean", 8)):
-                _floor(f"{name} forward, M = {grid.cells}, C = {C}", read, 4 * C, read // 4 * each)
-                _floor(f"{name} backward, M = {grid.cells}, C = {C}", read + 4 * C, read, read // 4 * each)
+            for way, read_bytes, written_bytes in (("forward", read, 4 * C), ("backward", read + 4 * C, read)):
+                _floor(f"power_mean {way}, M = {grid.cells}, C = {C}", read_bytes, written_bytes, read // 4 * 6)
     for M, C in ((1_000_000, 21), (100_000, 1000), (10_000, 21_841)):
         _floor(f"power_mean forward, M = {M:,}, C = {C:,}", 4 * M * C, 4 * C, 6 * M * C)
     return 0
@@ -285,37 +268,26 @@ def _floor(name: str, read: int, written: int, flops: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one part; the status is 1 when something is not equal."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("check", "cpu", "gpu", "floors"))
-    parser.add_argument("--rounds", type=int, default=51, help="timed turns of each version")
-    parser.add_argument("--only", default="", help="time the cases whose name holds this text")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, on a CPU")
-    parser.add_argument("--out", type=Path, help="where the numbers go, instead of benchmarks/results")
-    chosen = parser.parse_args(arguments)
-    if chosen.part == "check":
-        return check()
-    if chosen.part == "floors":
-        return floors()
-    if chosen.part == "cpu":
-        torch.set_num_threads(chosen.threads)
-        machine = f"{platform.machine()} {_processor()}, {torch.get_num_threads()} threads"
-        return measure(
-            [case for case in cpu_cases() if chosen.only in case.name],
-            chosen.rounds,
-            chosen.out or RESULTS / "kernels-cpu.csv",
-            machine,
-        )
-    if not torch.cuda.is_available():
+    flags = parser(__doc__)
+    flags.add_argument("part", choices=("check", "cpu", "gpu", "floors"))
+    flags.add_argument("--rounds", type=int, default=51, help="timed turns of each version")
+    flags.add_argument("--only", default="", help="time the cases whose name holds this text")
+    flags.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, on a CPU")
+    flags.add_argument("--out", type=Path, help="where the numbers go, instead of benchmarks/results")
+    options = flags.parse_args(arguments)
+    if options.part in ("check", "floors"):
+        return check() if options.part == "check" else floors()
+    if options.part == "cpu":
+        torch.set_num_threads(options.threads)
+        cases = cpu_cases()
+        machine = f"{platform.machine()} {describe_machine()['processor']}, {torch.get_num_threads()} threads"
+    elif torch.cuda.is_available():
+        cases, machine = gpu_cases(), torch.cuda.get_device_name()
+    else:
         print("no CUDA device: unrun", file=sys.stderr)
         return 2
-    cases = [case for case in gpu_cases() if chosen.only in case.name]
-    return measure(cases, chosen.rounds, chosen.out or RESULTS / "kernels-gpu.csv", torch.cuda.get_device_name())
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor()
+    path = options.out or RESULTS / f"kernels-{options.part}.csv"
+    return measure([case for case in cases if options.only in case.name], options.rounds, path, machine)
 
 
 if __name__ == "__main__":

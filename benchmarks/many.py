@@ -1,11 +1,10 @@
-"""Many images on one machine: what decoding ahead gains, what grouping by size gains, and whether memory grows.
+"""Many images on one machine: gains by decoding ahead and by grouping by size, and growth of memory.
 
     python benchmarks/many.py --data DIR [--images 60] [--rounds 3] [--out benchmarks/results/many.json]
 
 Ways are timed in turn within each round. Memory is read while 1,000 small pictures are scored into a table.
 """
 
-import argparse
 import json
 import random
 import resource
@@ -17,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import parser, write_record
 from PIL import Image
 
 from densescore import DenseScorer, score_many
-from densescore.bench.machine import describe_machine
-from densescore.jobs.many.inputs import find_inputs
 from densescore.jobs.many.rows import Row
-from densescore.jobs.many.table import score_table
+from densescore.jobs.many.table import find_inputs, score_table
 
 
 def rate(paths: Sequence[str], scorer: DenseScorer, ahead: int) -> float:
@@ -67,13 +65,13 @@ def memory(scorer: DenseScorer, count: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of photographs")
-    parser.add_argument("--images", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--small", type=int, default=1000, help="small pictures whose memory is watched")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--data", required=True, help="folder of photographs")
+    options.add_argument("--images", type=int, default=60)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--small", type=int, default=1000, help="small pictures whose memory is watched")
+    options.add_argument("--out", type=Path)
+    arguments = options.parse_args()
 
     shuffled = find_inputs([arguments.data])
     random.Random(0).shuffle(shuffled)
@@ -96,7 +94,6 @@ def main() -> None:
         for name, values in rates.items()
     }
     result = {
-        "machine": describe_machine(),
         "data": Path(arguments.data).name,
         "images": len(shuffled),
         "sizes": len({Image.open(path).size for path in shuffled}),
@@ -105,10 +102,9 @@ def main() -> None:
         "median_ratio_to_one_after_another": ratios,
         "memory_at_one_scale": memory(DenseScorer("lite0", scales=(1,)), arguments.small),
     }
-    text = json.dumps(result, indent=1) + "\n"
-    print(text)
+    print(json.dumps(result, indent=1))
     if arguments.out:
-        arguments.out.write_text(text)
+        write_record(arguments.out, **result)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ also the rates of one process, and of one and of two workers of a local cluster,
 the process that keeps the parts is busy all the time.
 """
 
-import argparse
 import io
 import json
 import statistics
@@ -21,35 +20,33 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from common import parser, write_record
 
 from densescore import DenseScorer, score_many
-from densescore.bench.machine import describe_machine
-from densescore.jobs.many.inputs import find_inputs
 from densescore.jobs.many.ray_engine import ray_engine
-from densescore.jobs.many.rows import Kept, encode, keep, schema
-from densescore.jobs.many.run import Run
-from densescore.jobs.many.table import Engine, score_table
+from densescore.jobs.many.rows import Outputs, encode, make_row, schema
+from densescore.jobs.many.table import Engine, Run, find_inputs, score_table
 
 PART = 64
 BILLION = 10**9
 
 
-def measure_worker(paths: Sequence[str], scorer: DenseScorer, kept: Kept) -> tuple[float, bytes]:
+def measure_worker(paths: Sequence[str], scorer: DenseScorer, outputs: Outputs) -> tuple[float, bytes]:
     """Seconds per image of one worker, its rows made and encoded, and one part as it goes over the network."""
     seconds = []
     rows = []
     stream = score_many(paths, scorer)
     for index, path in enumerate(paths):
         start = time.perf_counter()
-        rows.append(keep(index, path, next(stream), kept, Path()))
+        rows.append(make_row(index, path, next(stream), outputs, Path()))
         seconds.append(time.perf_counter() - start)
     part = [{**row, "index": index} for index, row in enumerate(islice(cycle(rows), PART))]
-    return statistics.median(seconds), encode(part, schema(kept, len(scorer.labels)))
+    return statistics.median(seconds), encode(part, schema(outputs, len(scorer.labels)))
 
 
-def measure_keeping(part: bytes, scorer: DenseScorer, kept: Kept, parts: int = 60) -> tuple[float, float]:
+def measure_keeping(part: bytes, scorer: DenseScorer, outputs: Outputs, parts: int = 60) -> tuple[float, float]:
     """Seconds per part of the one process that keeps them, and seconds per row of joining them at the end."""
-    columns = schema(kept, len(scorer.labels))
+    columns = schema(outputs, len(scorer.labels))
     with tempfile.TemporaryDirectory() as folder:
         images = [f"{index}.jpg" for index in range(parts * PART)]
         with Run(Path(folder) / "results.parquet", images, {}, columns, part_size=PART) as run:
@@ -111,27 +108,26 @@ def model(worker: float, keeping: float, joining: float, read: float, sent: floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of photographs")
-    parser.add_argument("--images", type=int, default=48)
-    parser.add_argument("--ray", action="store_true", help="also time Ray's workers on this machine")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--data", required=True, help="folder of photographs")
+    options.add_argument("--images", type=int, default=48)
+    options.add_argument("--ray", action="store_true", help="also time Ray's workers on this machine")
+    options.add_argument("--out", type=Path)
+    arguments = options.parse_args()
     torch.set_num_threads(1)
     paths = find_inputs([arguments.data])[: arguments.images]
     read = statistics.mean(Path(path).stat().st_size for path in paths)
     scorer = DenseScorer("lite0")
     list(score_many(paths[:4], scorer))
     result: dict[str, Any] = {
-        "machine": describe_machine(),
         "runtime": scorer.runtime,
         "images": len(paths),
         "read_bytes_per_image": round(read),
         "path_bytes_per_image": round(statistics.mean(len(path) for path in paths)),
     }
-    for name, kept in (("default", Kept()), ("all scores", Kept(all_scores=True))):
-        worker, part = measure_worker(paths, scorer, kept)
-        keeping, joining = measure_keeping(part, scorer, kept)
+    for name, outputs in (("default", Outputs()), ("all scores", Outputs(all_scores=True))):
+        worker, part = measure_worker(paths, scorer, outputs)
+        keeping, joining = measure_keeping(part, scorer, outputs)
         result[name] = {
             "worker_seconds_per_image": worker,
             "row_bytes": round(len(part) / PART),
@@ -142,10 +138,9 @@ def main() -> None:
         }
     if arguments.ray:
         result["images_per_second"] = measure_engines(paths, scorer)
-    text = json.dumps(result, indent=1) + "\n"
-    print(text)
+    print(json.dumps(result, indent=1))
     if arguments.out:
-        arguments.out.write_text(text)
+        write_record(arguments.out, **result)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,16 @@ frames and shapes are far from it. As in the paper's Table 2:
 - PRE chosen: 20 near and 20 far ones (PRE-1000C, whose classes overlap with VOC's in part);
 - PRE chosen, near ones added: the other 20 near ones with them (PRE-1512).
 
-And one that is not in the paper, to tell what freezing costs: PRE chosen, nothing frozen.
+And one that is not in the paper, for the cost of freezing: PRE chosen, nothing frozen.
 
 Pre-training is `train_source`, as for ImageNet, on a small network, until its learning rate has been divided as often
 as the recipe says; transfer is `train_head` on its frozen FC7, as for VOC. All see the target's training images by
 shifted patches and their mirror images, and are measured on the same test images, which steer nothing.
 
-Written to ``results/source_classes_mini.json``, ``.md`` and ``.png`` after each run; a killed one goes on there.
+Written to ``results/source_classes_mini.json``, ``.md`` and ``.png`` after each run, from which a killed one resumes.
 """
 
-import argparse
 import itertools
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -35,6 +33,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from common import RESULTS, markdown, parser, read_json, write_json, write_text
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
@@ -42,18 +41,15 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from densescore.io.files import atomic_write
-from densescore.models.adaptation import AdaptationHead
-from densescore.paper.pretrain.distributed import Process
-from densescore.paper.pretrain.images import Sample, SourceImages, find_images
-from densescore.paper.pretrain.precision import find_precision
-from densescore.paper.pretrain.recipe import SourceRecipe
+from densescore.models.head import AdaptationHead
+from densescore.paper.pretrain import SourceRecipe
+from densescore.paper.pretrain.images import Sample, SourceImages, Views, center_view, collate, find_images, ten_views
+from densescore.paper.pretrain.process import Process
 from densescore.paper.pretrain.training import Event, normalizer, train_source
-from densescore.paper.pretrain.views import Views, center_view, collate, ten_views
 from densescore.transfer.recipe import Recipe
 from densescore.transfer.train_head import train_head
-from densescore.transfer.training_patches import TrainingPatches
+from densescore.transfer.training_set import TrainingPatches
 
-RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 SIDE, PATCH = 36, 32
 TARGET = "бджзлфцчшыэюягий"
@@ -69,7 +65,7 @@ VARIANTS = ("NO PRETRAIN", "PRE random", "PRE chosen", "PRE chosen, near ones ad
 COMPARED = (*itertools.pairwise(VARIANTS[:4]), ("PRE chosen", UNFROZEN), ("NO PRETRAIN", UNFROZEN))
 CPU = Process(torch.device("cpu"))
 NORMALIZE = normalizer((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-FLOAT32 = find_precision("float32", CPU.device)
+FLOAT32 = torch.float32
 SOURCE = SourceRecipe(
     side=SIDE, patch=PATCH, batch=32, learning_rate=0.02, divisions=2, tolerance=0.02, patience=0, max_epochs=40
 )
@@ -153,9 +149,9 @@ def accuracy(network: nn.Module, samples: Sequence[Sample]) -> float:
 
 
 def few(target: SourceImages, shots: int) -> SourceImages:
-    """The target with its first `shots` training pictures of each class, which take the place of validation, too."""
-    kept = tuple(sample for sample in target.train if int(sample[0].stem) < shots)
-    return replace(target, train=kept, val=kept)
+    """The target with its first `shots` training pictures of each class, which are also its validation pictures."""
+    samples = tuple(sample for sample in target.train if int(sample[0].stem) < shots)
+    return replace(target, train=samples, val=samples)
 
 
 def transfer(network: nn.Sequential, target: SourceImages, seed: int) -> nn.Module:
@@ -188,14 +184,14 @@ def source_characters(variant: str, seed: int) -> str:
     return far + (near if variant == "PRE chosen, near ones added" else near[:20])
 
 
-def run(variant: str, seed: int, target: SourceImages, folder: Path, count: int, shots: Sequence[int]) -> Row:
+def run(variant: str, seed: int, target: SourceImages, folder: Path, pictures: int, shots: Sequence[int]) -> Row:
     """Pre-train, transfer and measure one variant."""
     start = time.perf_counter()
     record: Row = {"variant": variant, "seed": seed}
     network = None
     if variant != "NO PRETRAIN":
         characters = source_characters(variant, seed)
-        source = draw_tree(folder, characters, count, count // 4, seed)
+        source = draw_tree(folder, characters, pictures, pictures // 4, seed)
         network = small_network(len(source.classes), seed)
         epochs: list[Event] = []
         measured = train_source(
@@ -203,14 +199,14 @@ def run(variant: str, seed: int, target: SourceImages, folder: Path, count: int,
         )
         record |= {"classes": len(characters), "near": sum(map(NEAR.count, characters))}
         record |= {"epochs": epochs[-1].epoch + 1, "source_accuracy": measured.top1}
-    for own in shots:
-        part = few(target, own)
+    for count in shots:
+        part = few(target, count)
         if network is None or variant == UNFROZEN:
             trained = train_all(network, part, seed)
         else:
             trained = transfer(network, part, seed)
-        record[f"accuracy_{own}"] = accuracy(trained, target.val)
-        record[f"training_accuracy_{own}"] = accuracy(trained, part.train)
+        record[f"accuracy_{count}"] = accuracy(trained, target.val)
+        record[f"training_accuracy_{count}"] = accuracy(trained, part.train)
     return record | {"wall_s": round(time.perf_counter() - start, 1)}
 
 
@@ -238,34 +234,32 @@ def plot(results: Row, path: Path) -> None:
 
 def table(results: Row) -> str:
     """The results as Markdown."""
-    shots = results["shots"]
-    heads = ["", "seeds", "source classes", "near ones among them", "source accuracy"]
-    heads += [f"{own} pictures" for own in shots]
-    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    for variant in VARIANTS:
-        runs = [record for record in results["runs"] if record["variant"] == variant]
-        if not runs:
+    shots, lines, compared = results["shots"], [], []
+    runs = {name: {run["seed"]: run for run in results["runs"] if run["variant"] == name} for name in VARIANTS}
+
+    # Accuracy by variant
+    for variant, by_seed in runs.items():
+        if not by_seed:
             continue
-        cells = [str(len(runs))] + [
-            f"{np.mean([record[key] for record in runs]):.{digits}f}" if key in runs[0] else ""
-            for key, digits in (("classes", 0), ("near", 0), ("source_accuracy", 3))
-        ]
-        for own in shots:
-            values = [record[f"accuracy_{own}"] for record in runs]
+        records = list(by_seed.values())
+        cells = [str(len(records))]
+        for key, digits in (("classes", 0), ("near", 0), ("source_accuracy", 3)):
+            cells.append(f"{np.mean([run[key] for run in records]):.{digits}f}" if key in records[0] else "")
+        for count in shots:
+            values = [run[f"accuracy_{count}"] for run in records]
             cells.append(f"{np.mean(values):.3f} ({min(values):.3f} … {max(values):.3f})")
-        lines.append(f"| {variant} | {' | '.join(cells)} |")
-    lines += ["", "In how many seeds one is better than the other, and by how much on average:", ""]
-    heads = ["", *(f"{own} pictures" for own in shots)]
-    lines += [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+        lines.append((variant, *cells))
+
+    # Gains of one variant over another, seed by seed
     for base, variant in COMPARED:
+        first, second = runs[base], runs[variant]
         cells = []
-        for own in shots:
-            first, second = ({r["seed"]: r[f"accuracy_{own}"] for r in results["runs"] if r["variant"] == name}
-                             for name in (base, variant))  # fmt: skip
-            gains = [second[seed] - first[seed] for seed in first.keys() & second.keys()]
+        for key in (f"accuracy_{count}" for count in shots):
+            gains = [second[seed][key] - first[seed][key] for seed in first.keys() & second.keys()]
             cells.append(f"{sum(gain > 0 for gain in gains)} of {len(gains)} ({np.mean(gains):+.3f})" if gains else "")
         if any(cells):
-            lines.append(f"| {variant} over {base} | {' | '.join(cells)} |")
+            compared.append((f"{variant} over {base}", *cells))
+    pictures = [f"{count} pictures" for count in shots]
     total = sum(record["wall_s"] for record in results["runs"])
     lead = (
         f"{len(TARGET)} Cyrillic letters, {TEST * len(TARGET)} test pictures; {results['count']} training pictures of "
@@ -275,34 +269,34 @@ def table(results: Row) -> str:
     return (
         "# A miniature of Table 2\n\nMade by `python benchmarks/source_classes_mini.py`; numbers are of "
         f"`source_classes_mini.json`. {lead}\n\n![Accuracy of the variants](source_classes_mini.png)\n\n"
-        + "\n".join(lines)
-        + "\n"
+        + markdown(("", "seeds", "source classes", "near ones among them", "source accuracy", *pictures), lines)
+        + "\nIn how many seeds one is better than the other, and by how much on average:\n\n"
+        + markdown(("", *pictures), compared)
     )
 
 
 def write(results: Row, folder: Path) -> None:
     """The results as numbers, table and picture."""
     base = folder / "source_classes_mini"
-    for suffix, text in ((".json", json.dumps(results, indent=1) + "\n"), (".md", table(results))):
-        with atomic_write(base.with_suffix(suffix), overwrite=True) as temporary:
-            temporary.write_text(text)
+    write_json(base.with_suffix(".json"), results)
+    write_text(base.with_suffix(".md"), table(results))
     with atomic_write(base.with_suffix(".png"), overwrite=True) as temporary:
         plot(results, temporary)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=100, help="training pictures of each source class")
-    parser.add_argument("--shots", default="3,10", help="training pictures of each target class")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    shots = [int(own) for own in options.shots.split(",")]
+    arguments = parser(__doc__)
+    arguments.add_argument("--seeds", type=int, default=5)
+    arguments.add_argument("--first-seed", type=int, default=0)
+    arguments.add_argument("--count", type=int, default=100, help="training pictures of each source class")
+    arguments.add_argument("--shots", default="3,10", help="training pictures of each target class")
+    arguments.add_argument("--results", type=Path, default=RESULTS)
+    options = arguments.parse_args()
+    shots = [int(count) for count in options.shots.split(",")]
     settings: Row = {"torch": torch.__version__, "count": options.count, "shots": shots}
     settings |= {"source": asdict(SOURCE), "scratch": asdict(SCRATCH)}
     path = options.results / "source_classes_mini.json"
-    results: Row = json.loads(path.read_text()) if path.is_file() else {}
+    results: Row = read_json(path, {})
     if any(results.get(name) != value for name, value in settings.items()):
         results = {**settings, "runs": []}
     done = {(record["variant"], record["seed"]) for record in results["runs"]}

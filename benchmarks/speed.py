@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py
 
-Each column is one run of densescore-bench, in a process of its own, and so is each row of batches. It takes about ten
+Each column, and each row of batches, is one run of densescore-bench in its own process. It takes about ten
 minutes, on a machine that should be idle.
 """
 
@@ -12,27 +12,23 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from common import RESULTS, markdown, write_text
+from cyclopts import Parameter, run
 
-RESULTS = Path(__file__).parent / "results"
+ALEXNET = "--model alexnet --weights random --classes 21"
 COLUMNS = {
     "lite0, float32": ("lite0-float32", "--model lite0"),
     "lite0, bfloat16": ("lite0-bfloat16", "--model lite0 --dtype bfloat16"),
-    "AlexNet + FCa/FCb, float32": ("alexnet-float32", "--model alexnet --weights random --classes 21"),
-    "AlexNet + FCa/FCb, bfloat16": (
-        "alexnet-bfloat16",
-        "--model alexnet --weights random --classes 21 --dtype bfloat16",
-    ),
+    "AlexNet + FCa/FCb, float32": ("alexnet-float32", ALEXNET),
+    "AlexNet + FCa/FCb, bfloat16": ("alexnet-bfloat16", f"{ALEXNET} --dtype bfloat16"),
 }
-ALEXNET = "--model alexnet --weights random --classes 21"
 BATCHES = {
     "AlexNet + FCa/FCb, float32, one scale": ("batches-alexnet-float32", f"{ALEXNET} --scales 1"),
     "AlexNet + FCa/FCb, bfloat16, one scale": ("batches-alexnet-bfloat16", f"{ALEXNET} --scales 1 --dtype bfloat16"),
     "AlexNet + FCa/FCb, float32, 1 and 1.3": ("batches-alexnet-two-scales", f"{ALEXNET} --scales 1,1.3"),
     "lite0, float32, one scale": ("batches-lite0-float32", "--model lite0 --scales 1"),
 }
-MOST = 8
-"""Images in one pass."""
+MAX_BATCH = 8
 CONTENDERS = {
     "crops": "crops: torch",
     "crops-compile": "crops: `torch.compile`",
@@ -56,10 +52,8 @@ def table(columns: dict[str, dict[str, Any]]) -> str:
         digits = 0 if row["times_densescore"] >= 20 else 1 if row["times_densescore"] >= 5 else 2
         return f"**{row['times_densescore']:.{digits}f}** ({low:.{digits}f} … {high:.{digits}f})"
 
-    lines = [f"| | {' | '.join(columns)} |", "| --- " * (1 + len(columns)) + "|"]
-    for name, title in CONTENDERS.items():
-        lines.append(f"| {title} | " + " | ".join(show(result, name) for result in columns.values()) + " |")
-    own = {
+    rows = [(title, *(show(result, name) for result in columns.values())) for name, title in CONTENDERS.items()]
+    more = {
         "densescore": lambda result: f"{result['contenders']['densescore']['seconds']:.2f} s",
         "its arithmetic, counted by the definition, over the best matrix product's rate": lambda result: (
             f"{100 * result['share_of_peak']:.0f} %"
@@ -68,22 +62,21 @@ def table(columns: dict[str, dict[str, Any]]) -> str:
             f"{result['file_to_answer_over_engine']['median']:.2f}"
         ),
     }
-    for title, value in own.items():
-        lines.append(f"| {title} | " + " | ".join(value(result) for result in columns.values()) + " |")
-    return "\n".join(lines) + "\n"
+    rows += [(title, *map(value, columns.values())) for title, value in more.items()]
+    return markdown(("", *columns), rows)
 
 
 def batch_table(rows: dict[str, dict[str, Any]]) -> str:
     """Images per second by the images in one pass, and the gain over one at a time, as Markdown."""
     sizes = [row["batch"] for row in next(iter(rows.values()))["batches"]]
-    lines = [f"| images in one pass | {' | '.join(map(str, sizes))} |", "| --- " * (1 + len(sizes)) + "|"]
+    lines = []
     for title, result in rows.items():
         cells = []
         for row in result["batches"]:
             low, high = row["times_one_spread"]
             cells.append(f"{row['images_per_second']:.1f} (×{row['times_one']:.2f}, {low:.2f} … {high:.2f})")
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append((title, *cells))
+    return markdown(("images in one pass", *map(str, sizes)), lines)
 
 
 def bench(name: str, arguments: list[str], results: Path) -> dict[str, Any]:
@@ -95,10 +88,7 @@ def bench(name: str, arguments: list[str], results: Path) -> dict[str, Any]:
     return result
 
 
-def main(
-    rounds: int = 5,
-    results: Annotated[Path, typer.Option(help="Folder to write to.")] = RESULTS,
-) -> None:
+def main(*, rounds: int = 5, results: Annotated[Path, Parameter(help="Folder to write to.")] = RESULTS) -> None:
     shared = ["--rounds", str(rounds), "--crop-cells", "256"]
     columns = {
         title: bench(name, [*options.split(), *shared, "--contenders", ",".join(CONTENDERS)], results)
@@ -107,14 +97,15 @@ def main(
     batches = {}
     for title, (name, options) in BATCHES.items():
         plot = ["--plot", str(results / f"bench-{name}.png")]
-        arguments = [*options.split(), *shared, "--contenders", "", "--batch", str(MOST), *plot]
+        arguments = [*options.split(), *shared, "--contenders", "", "--batch", str(MAX_BATCH), *plot]
         batches[title] = bench(name, arguments, results)
     title = f"Made by `python benchmarks/speed.py`: time over densescore's, median (extremes) of {rounds} rounds."
     more = "Photographs of mixed sizes: images per second (times one at a time, its extremes)."
-    (results / "speed.md").write_text(
-        f"# Speed\n\n{title}\n\n{table(columns)}\n## Several images in one pass\n\n{more}\n\n{batch_table(batches)}"
+    write_text(
+        results / "speed.md",
+        f"# Speed\n\n{title}\n\n{table(columns)}\n## Several images in one pass\n\n{more}\n\n{batch_table(batches)}",
     )
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -11,25 +11,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
-import typer
+from common import RESULTS, noise_image, write_record
+from cyclopts import Parameter, run
 
 from densescore import DenseScorer
-from densescore.bench.machine import describe_machine
 
-RESULTS = Path(__file__).parent / "results"
 THREADS = (1, 2, 4)
 
 
 def main(
-    images: Annotated[int, typer.Option(help="Per thread count and round.")] = 8,
-    rounds: Annotated[int, typer.Option(help="After one to warm up; thread counts take turns.")] = 5,
-    out: Annotated[Path, typer.Option(help="The JSON.")] = RESULTS / "threads.json",
+    *,
+    images: Annotated[int, Parameter(help="Per thread count and round.")] = 8,
+    rounds: Annotated[int, Parameter(help="After one to warm up; thread counts take turns.")] = 5,
+    out: Annotated[Path, Parameter(help="The JSON.")] = RESULTS / "threads.json",
 ) -> None:
     """Time lite0 on 500×375 images at two scales; torch computes with one thread per caller."""
     torch.set_num_threads(1)
-    image = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
+    image = noise_image()
     rows = []
     for runtime in ("torch", "openvino") if find_spec("openvino") else ("torch",):
         scorer = DenseScorer("lite0", scales=(1, 1.3), runtime=runtime)
@@ -42,19 +41,13 @@ def main(
                 seconds[threads].append(time.perf_counter() - start)
         for threads in THREADS:
             speedups = [alone / several for alone, several in zip(seconds[1][1:], seconds[threads][1:], strict=True)]
-            row = {
-                "runtime": runtime,
-                "threads": threads,
-                "images_per_second": images / statistics.median(seconds[threads][1:]),
-                "times_one_thread": statistics.median(speedups),
-                "lowest": min(speedups),
-                "highest": max(speedups),
-            }
+            speed = images / statistics.median(seconds[threads][1:])
+            row = {"runtime": runtime, "threads": threads, "images_per_second": speed}
+            row |= {"times_one_thread": statistics.median(speedups), "lowest": min(speedups), "highest": max(speedups)}
             rows.append(row)
             print(json.dumps(row), flush=True)
-    record = {"command": "python benchmarks/threads.py", "images": images, "rounds": rounds}
-    out.write_text(json.dumps({**record, "machine": describe_machine(), "rows": rows}, indent=2) + "\n")
+    write_record(out, command="python benchmarks/threads.py", images=images, rounds=rounds, rows=rows)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

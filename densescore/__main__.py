@@ -1,6 +1,6 @@
-"""The programs ``densescore`` and ``densescore-bench``; ``python -m densescore`` is the first.
+"""The programs ``densescore`` and ``densescore-bench``.
 
-The latter is for torchrun: ``torchrun --nproc-per-node 8 -m densescore pretrain …``.
+``python -m densescore`` is the former, for torchrun: ``torchrun --nproc-per-node 8 -m densescore pretrain …``.
 """
 
 import sys
@@ -8,20 +8,19 @@ from importlib import import_module
 
 
 def main() -> None:
-    """The program ``densescore``."""
+    """Run ``densescore``."""
     _run("densescore.cli.main")
 
 
 def bench() -> None:
-    """The program ``densescore-bench``."""
+    """Run ``densescore-bench``."""
     _run("densescore.cli.bench")
 
 
 def _run(module: str) -> None:
-    """Import a module and call its `run`; an interrupt, even during the import, is one line and status 130."""
     try:
         import_module(module).run()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # during the import
         print("stopped", file=sys.stderr)
         sys.exit(130)
 

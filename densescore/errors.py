@@ -29,7 +29,7 @@ class MissingPackageError(DensescoreError):
 
 
 class OutOfMemoryError(DensescoreError):
-    """Memory ran out, in small parts, too."""
+    """Out of memory, even in smaller parts."""
 
 
 class WriteError(DensescoreError):

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,10 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 from densescore import DenseScorer
+from densescore.errors import MissingPackageError
 from densescore.models.box_layer import ObjectBoxes
+from densescore.models.registry import MODELS, ModelEntry
+from densescore.network.cpu.openvino import import_openvino
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the processes share the processors
     _threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
@@ -24,6 +29,44 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the processes share the process
 # Machines are shared: no time limits in tests. CI draws the same examples each time, developers new ones.
 settings.register_profile("densescore", deadline=None, max_examples=50, derandomize="CI" in os.environ)
 settings.load_profile("densescore")
+
+# Nothing of the package may look up or reach another machine. Python reports each try, of forked processes as well.
+_TRIES = tempfile.TemporaryFile()  # noqa: SIM115
+
+
+def _refuse_the_network(event: str, args: tuple[Any, ...]) -> None:
+    if event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
+        host = args[0]
+    elif event in ("socket.connect", "socket.sendto") and isinstance(args[1], tuple):
+        host = args[1][0]
+    else:
+        return
+    host = host.decode() if isinstance(host, bytes) else host
+    if host not in (None, "", "localhost", "::1", "0.0.0.0", "::") and not host.startswith("127."):
+        os.write(_TRIES.fileno(), f"{event} {host}\n".encode())
+        raise OSError(f"tests must not use the network: {event} of {host}")
+
+
+sys.addaudithook(_refuse_the_network)
+
+
+@pytest.fixture(autouse=True)
+def no_network() -> Iterator[None]:
+    """Fail each test in which something tried to look up or reach another machine, even if it hid the refusal."""
+    start = os.lseek(_TRIES.fileno(), 0, os.SEEK_END)
+    yield
+    os.lseek(_TRIES.fileno(), start, os.SEEK_SET)
+    tries = os.read(_TRIES.fileno(), 10_000).decode()
+    assert not tries, tries
+
+
+def need_openvino() -> Any:
+    """OpenVINO without its usage data, or a skipped test."""
+    try:
+        return import_openvino()
+    except MissingPackageError as error:
+        pytest.skip(str(error))
+
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 
@@ -94,6 +137,26 @@ class Toy(torch.nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(pixels).flatten(1))
+
+
+def build_toy(weights: dict[str, torch.Tensor] | None) -> Toy:
+    """`Toy` with `weights`; with None, with random ones, other ones each time."""
+    network = Toy()
+    if weights is None:
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+                layer.reset_parameters()
+    else:
+        network.load_state_dict(weights)
+    return network
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of `Toy` among the models."""
+    entry = ModelEntry("a toy", build_toy, lambda: dict(Toy().state_dict()), "none", "tests", patch_size=20)
+    monkeypatch.setitem(MODELS, "toy", entry)
+    return "toy"
 
 
 @pytest.fixture

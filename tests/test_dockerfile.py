@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-import typer
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -62,8 +61,9 @@ def test_it_runs_the_page_without_rights() -> None:
     assert all(kind not in ("RUN", "COPY") for kind in kinds[kinds.index("USER") :])
     program, name, *arguments = json.loads(steps("ENTRYPOINT")[0]) + json.loads(steps("CMD")[0])
     assert program in PROJECT["scripts"]
-    demo = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    options = demo.make_context(name, arguments).params
+    _, bound, _ = app.parse_args([name, *arguments], print_error=False, exit_on_error=False)
+    bound.apply_defaults()
+    options = bound.arguments
     assert options["host"] == "0.0.0.0"
     assert str(options["port"]) in steps("EXPOSE")
     health = shlex.split(steps("HEALTHCHECK")[0].partition("CMD ")[2].strip("[]"))

@@ -1,4 +1,4 @@
-"""What is benchmarked: a network, an image, and the ways to score it."""
+"""The settings of a benchmark; light to import, as the command line reads its defaults."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,45 +12,33 @@ CONTENDERS = (
     "crops-onnxruntime",
     "crops-openvino",
     "dense-modules",
+    "dense-compile",
     "dense-timm",
     "dense-onnxruntime",
     "dense-openvino",
 )
-"""Ways to score beside densescore's own. ``crops…`` cut every patch out; ``dense…`` run over whole levels."""
+"""Other ways to score: ``crops…`` cut every patch out, ``dense…`` run over whole levels."""
+
+
+ALL_CONTENDERS = ("crops", "crops-compile", "dense-modules", "dense-compile", "dense-timm")
+"""Those that run on a GPU."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One benchmark.
+    """One benchmark. An unknown contender raises DensescoreError."""
 
-    Attributes:
-        model: a name that ``densescore models`` lists.
-        weights: ``"default"``, a file, or None for random ones.
-        classes: outputs of a random FCa and FCb that replace FC8; 0 leaves the network as it is.
-        image: a picture's file; None for a smooth random picture of 500×375 pixels.
-        scales: λ per level.
-        dtype: in which all contenders compute.
-        device: where they run.
-        runtime: of densescore's trunk on a CPU.
-        contenders: of `CONTENDERS`.
-        crop_cells: patches that are cropped, evenly drawn, and scaled up; 0 for all.
-        rounds: timed runs of each contender, in turn.
-
-    Raises:
-        DensescoreError: an unknown contender.
-    """
-
-    model: str = "lite0"
-    weights: str | None = "default"
-    classes: int = 0
-    image: Path | None = None
+    model: str = "lite0"  # as `densescore models` lists it
+    weights: str | None = "default"  # "default", a file, or None for random ones
+    classes: int = 0  # outputs of a random FCa, FCb instead of FC8; 0 keeps FC8
+    image: Path | None = None  # None: a smooth random picture of 500×375 pixels
     scales: tuple[float, ...] = PAPER_SCALES
     dtype: str = "float32"
     device: str = "auto"
-    runtime: str = "auto"
+    runtime: str = "auto"  # of densescore's trunk on a CPU
     contenders: tuple[str, ...] = ("crops", "dense-modules", "dense-onnxruntime", "dense-openvino")
-    crop_cells: int = 512
-    rounds: int = 5
+    crop_cells: int = 512  # patches that are cropped, evenly drawn, and scaled up; 0 for all
+    rounds: int = 5  # timed runs of each contender
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.contenders if name not in CONTENDERS]:

@@ -13,37 +13,30 @@ import torch.nn.functional as F
 from timm.layers.test_time_pool import TestTimePoolHead
 from torch import Tensor, nn
 
+from densescore.errors import MissingPackageError
 from densescore.geometry import Pyramid
-from densescore.network.conv_graph import convolutional_form
+from densescore.network.cpu.openvino import import_openvino
 from densescore.network.dense_network import DenseNetwork
+from densescore.network.export import convolutional_form
 
-Levels = list[Tensor]
 Run = Callable[[Tensor], Tensor]
 
-CROP_SIZES = (8, 16, 32, 64, 128)
-"""Batch sizes that crops are tuned over."""
+CROP_SIZES = {"cpu": (8, 16, 32, 64, 128), "cuda": (32, 64, 128, 256, 512)}
+"""Batch sizes that crops are tuned over, by device."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is benchmarked: one network, unmodified, on one image.
+    """One unmodified network on one image."""
 
-    Attributes:
-        module: the classifier as its author wrote it, in the dtype and on the device under test.
-        network: its parts, not sped up.
-        levels: ``[1, 3, P + nS, P + mS]`` normalized pixels.
-        pyramid: their geometry.
-        cells: indices of the patches that the crop contenders run; all, or an even sample.
-    """
-
-    module: nn.Module
-    network: DenseNetwork
-    levels: Levels
+    module: nn.Module  # the classifier as its author wrote it, in the dtype and on the device under test
+    network: DenseNetwork  # its parts, not sped up
+    levels: list[Tensor]  # [1, 3, P + nS, P + mS] each, normalized
     pyramid: Pyramid
-    cells: Tensor
+    cells: Tensor  # indices of the patches that are cropped
 
     def crops(self, batch: int) -> Iterator[Tensor]:
-        """The sampled patches, cut out, in batches."""
+        """The sampled patches in batches: ``[≤ batch, 3, P, P]``."""
         views = []
         for index in self.cells.tolist():
             level, row, col = self.pyramid.locate(index)
@@ -54,22 +47,22 @@ class Subject:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the module."""
+        """The module's dtype."""
         return next(self.module.parameters()).dtype
 
     @property
     def patch(self) -> Tensor:
-        """One of them: ``[1, 3, P, P]``."""
+        """One patch: ``[1, 3, P, P]``."""
         side = self.network.patch
         return self.levels[0][..., :side, :side].contiguous()
 
     def form(self, dense: bool) -> nn.Module:
-        """What a contender runs: the network as one graph of convolutions, or the module itself for crops."""
+        """The network as one graph of convolutions, or the module itself for crops."""
         return convolutional_form(self.network) if dense else self.module
 
 
 class UnavailableError(Exception):
-    """A contender that cannot run here; the message says why."""
+    """The contender cannot run here."""
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -78,34 +71,31 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def crops_by(run: Run, subject: Subject, batch: int) -> Tensor:
-    """Probabilities of the sampled crops, batch by batch; cutting them out is part of the work."""
+    """Probabilities of the sampled crops, ``[len(cells), C]``; cutting them out is part of the work."""
     return probabilities(torch.cat([run(crops) for crops in subject.crops(batch)]))
 
 
 def dense_by(run: Run, subject: Subject) -> Tensor:
-    """Probabilities of all cells from a dense graph, level by level."""
-    maps = [run(level) for level in subject.levels]  # [1, classes, rows, cols] each
+    """Probabilities of all cells, ``[M, C]``, level by level."""
+    maps = [run(level) for level in subject.levels]  # [1, C, rows, cols] each
     return probabilities(torch.cat([scores.flatten(2)[0].T for scores in maps]))
 
 
-def torch_module(subject: Subject, dense: bool) -> Run:
-    """The module, called."""
-    return subject.form(dense)
-
-
 def compiled(subject: Subject, dense: bool) -> Run:
-    """The module under ``torch.compile``."""
-    return torch.compile(subject.form(dense), dynamic=False)
+    """`torch.compile`: for crops of one shape, or once for levels of all sizes."""
+    run: Run = torch.compile(subject.form(dense), dynamic=dense)
+    return run
 
 
 def onnxruntime(subject: Subject, dense: bool) -> Run:
-    """The module as an ONNX graph in ONNX Runtime, height and width free for levels, fixed for crops."""
+    """The module in ONNX Runtime; height and width are free for levels, fixed for crops."""
     if subject.dtype != torch.float32:
         raise UnavailableError("ONNX Runtime's CPU kernels compute in float32")
     try:
         import onnxruntime as ort
     except ImportError as error:
         raise UnavailableError("ONNX Runtime is not installed (extra: bench)") from error
+    ort.disable_telemetry_events()
     file = io.BytesIO()
     target: Any = file
     with warnings.catch_warnings():
@@ -121,10 +111,10 @@ def onnxruntime(subject: Subject, dense: bool) -> Run:
 
 
 def openvino(subject: Subject, dense: bool) -> Run:
-    """The module in OpenVINO's CPU plugin, sizes as for ONNX Runtime, tuned for latency with all threads."""
+    """The module in OpenVINO's CPU plugin, tuned for latency with all threads."""
     try:
-        import openvino as ov
-    except ImportError as error:
+        ov = import_openvino()
+    except MissingPackageError as error:
         raise UnavailableError("OpenVINO is not installed (extra: openvino)") from error
     module, sample = subject.form(dense), subject.patch.float()
     exact = module if subject.dtype == torch.float32 else copy.deepcopy(module).float()
@@ -148,7 +138,7 @@ def openvino(subject: Subject, dense: bool) -> Run:
 
 
 def timm_pooling(subject: Subject, dense: bool) -> Run:
-    """Timm's test-time pooling, its head for large images, without the last step, which averages the cells."""
+    """Timm's test-time pooling, its head for large images, without the last step (the average over cells)."""
     base: Any = copy.deepcopy(subject.module)
     pool = (getattr(base, "default_cfg", None) or {}).get("pool_size")  # only timm's networks have it
     if pool is None or not isinstance(base.get_classifier(), nn.Linear | nn.Conv2d):
@@ -158,29 +148,27 @@ def timm_pooling(subject: Subject, dense: bool) -> Run:
 
 
 RUNTIMES: dict[str, Callable[[Subject, bool], Run]] = {
-    "crops": torch_module,
+    "crops": Subject.form,
     "crops-compile": compiled,
     "crops-onnxruntime": onnxruntime,
     "crops-openvino": openvino,
-    "dense-modules": torch_module,
+    "dense-modules": Subject.form,
+    "dense-compile": compiled,
     "dense-timm": timm_pooling,
     "dense-onnxruntime": onnxruntime,
     "dense-openvino": openvino,
 }
-"""Contenders beside densescore itself. ``crops…`` cut every patch out; ``dense…`` run over whole levels."""
+"""How to make each of `CONTENDERS`."""
 
 
 def build(name: str, subject: Subject, batch: int) -> Callable[[], Tensor]:
     """A contender, ready to run: a call gives probabilities of the sampled crops, or of all cells.
 
-    Raises:
-        UnavailableError: what it needs is not installed, or cannot do it.
+    Raises UnavailableError if its runtime is not installed or cannot run the network.
     """
     dense = name.startswith("dense")
     try:
         run = RUNTIMES[name](subject, dense)
     except (RuntimeError, ImportError, ValueError) as error:
         raise UnavailableError(str(error).strip().splitlines()[0][:200]) from error
-    if dense:
-        return lambda: dense_by(run, subject)
-    return lambda: crops_by(run, subject, batch)
+    return (lambda: dense_by(run, subject)) if dense else (lambda: crops_by(run, subject, batch))

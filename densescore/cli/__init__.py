@@ -1,1 +1,1 @@
-"""The command line: one file per command."""
+"""The command line: one or two files per panel of the help."""

@@ -1,137 +1,140 @@
-"""The commands for what persons do: ``densescore train-actions | evaluate-actions``."""
+"""Commands for the paper's action classification: ``densescore train-actions | evaluate-actions``."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import typer
+from cyclopts.types import PositiveInt
 
-from densescore.cli.command import Without, command
-from densescore.cli.console import note, say, say_json, share, show_table
-from densescore.cli.options import (
-    Json,
-    Overwrite,
-    Scales,
-    ScorerOptions,
-    check_new,
-    check_new_weights,
-    numbers,
-    out_option,
-)
-from densescore.cli.progress import Progress
-from densescore.cli.training_options import ActionData, CacheOptions, Seed, Split
+from densescore.cli import options as cli
+from densescore.cli.console import Progress, fraction, info, notice, print_json, print_table
+from densescore.cli.program import examples
 from densescore.errors import DensescoreError
 
+ActionData = Annotated[Path, cli.option("Folder with VOC's ImageSets/Action.", "--data")]
 
-@command(
+
+@dataclass(frozen=True)
+class TrainActionsOptions(cli.ScorerOptions):
+    """Model for actions; a person is one patch, and --scales is for --sliding."""
+
+    patch_sizes: Annotated[str, cli.NOT_AN_OPTION] = ""
+    stride: Annotated[int | None, cli.NOT_AN_OPTION] = None
+    k: Annotated[float | None, cli.NOT_AN_OPTION] = None
+    dtype: Annotated[str, cli.NOT_AN_OPTION] = "auto"
+    runtime: Annotated[str, cli.NOT_AN_OPTION] = "auto"
+
+
+@dataclass(frozen=True)
+class EvaluateActionsOptions(TrainActionsOptions):
+    """File of `train_actions`, at the scales that it names."""
+
+    model: Annotated[str, cli.option("File from train-actions (.safetensors).")] = field()
+    scales: Annotated[str, cli.NOT_AN_OPTION] = ""
+
+
+@examples(
     "densescore train-actions --data VOC2012 --set train -o actions.safetensors",
     "densescore train-actions --data VOC2012 --sliding -o sliding.safetensors",
 )
 def train_actions(
+    *,
     data: ActionData,
-    out: Annotated[Path, out_option("The file to write (.safetensors).")],
-    split: Split = "train",
-    retrain: Annotated[str, typer.Option(help="Beside FCa and FCb: none, last (stage, or FC6) or all.")] = "none",
-    sliding: Annotated[
-        bool, typer.Option("--sliding", help="Train a head for dense scoring instead: tested without boxes, with maps.")
-    ] = False,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the persons.", min=1, show_default="30")] = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    scales: Scales = "",
-    options: Annotated[ScorerOptions, Without("scales patch_sizes stride k dtype runtime")] = (ScorerOptions()),
-    cache: CacheOptions = CacheOptions(),
+    out: Annotated[Path, cli.out_option("The trained file (.safetensors).")],
+    split: cli.Split = "train",
+    retrain: Annotated[
+        Literal["none", "last", "all"], cli.option("Layers to train with FCa and FCb: none, last stage (or FC6), all.")
+    ] = "none",
+    sliding: Annotated[bool, cli.option("Train a head for dense scoring: no boxes at test.")] = False,
+    epochs: Annotated[PositiveInt | None, cli.option("Number of epochs; 30 by default.")] = None,
+    seed: cli.Seed = 0,
+    overwrite: cli.Overwrite = False,
+    as_json: cli.Json = False,
+    options: TrainActionsOptions = TrainActionsOptions(),
+    cache: cli.CacheOptions = cli.CacheOptions(),
 ) -> None:
-    """Learn what persons do from one square patch around each; persons who do several things are left out."""
-    check_new_weights(out, overwrite, [data, *options.files])
+    """Train an action classifier on one square patch per person; persons with several actions are left out."""
+    # Check all arguments
+    cli.check_new_weights(out, overwrite, [data, *options.files])
     if sliding and (retrain != "none" or epochs is not None):
         raise DensescoreError("--sliding trains FCa and FCb by its own schedule: leave out --retrain and --epochs")
-    if scales and not sliding:
+    if options.scales and not sliding:
         raise DensescoreError("--scales: a person is one patch; scales are for --sliding")
-    chosen = numbers(scales, "--scales") if scales else None
+    scales = cli.numbers(options.scales, "--scales") or None
     from densescore.io.checkpoint import checkpoint_folder
-    from densescore.models.adaptation import save_head
+    from densescore.models.head import save_head
     from densescore.models.registry import load_classifier
-    from densescore.network.devices import find_device
-    from densescore.paper.actions.pipeline import sliding_recipe, train_on_boxes, train_sliding
-    from densescore.paper.actions.training import ActionRecipe
-    from densescore.paper.actions.voc import read_actions
+    from densescore.network.dense_network import find_device
+    from densescore.paper.actions.network import ActionRecipe
+    from densescore.paper.actions.training import train_on_boxes
+    from densescore.paper.actions.voc import as_boxes, read_actions
+    from densescore.transfer.pipeline import train_model
+    from densescore.transfer.recipe import RECIPES, change_recipe
 
+    # Train
     actions = read_actions(data, split)
     with Progress() as progress:
         if sliding:
-            plan = sliding_recipe(chosen)
+            plan = change_recipe(RECIPES["default"], scales=scales)
             scorer = options.build(scales=plan.scales)
-            with checkpoint_folder(out) as checkpoint:
-                head = train_sliding(
-                    actions,
-                    scorer,
-                    cache.of(scorer),
-                    plan,
-                    seed,
-                    checkpoint=checkpoint,
-                    track=lambda items: progress.track(items, "features"),
-                )
+            with checkpoint_folder(out):
+                features, track = cache.of(scorer), partial(progress.track, description="features")
+                head = train_model(as_boxes(actions), scorer, features, plan, seed, track=track)
                 save_head(out, head, overwrite=overwrite)
         else:
-            recipe = ActionRecipe(retrain=retrain, epochs=epochs or ActionRecipe.epochs)  # type: ignore[arg-type]
             train_on_boxes(
-                out,
-                actions,
-                load_classifier(options.model, weights=options.weights),
-                recipe,
-                seed,
-                device=find_device(options.device),
-                track=lambda items: progress.track(items, "persons"),
-                callback=lambda epoch, loss: note(f"epoch {epoch + 1}: loss {loss:.4f}"),
-                overwrite=overwrite,
-            )
+                out, actions, load_classifier(options.model, weights=options.weights),
+                ActionRecipe(retrain=retrain, epochs=epochs or ActionRecipe.epochs), seed,
+                device=find_device(options.device), track=lambda items: progress.track(items, "persons"),
+                callback=lambda epoch, loss: notice(f"epoch {epoch + 1}: loss {loss:.4f}"), overwrite=overwrite,
+            )  # fmt: skip
     if as_json:
-        say_json({"out": str(out), "persons": len(actions.persons), "actions": actions.actions})
+        print_json({"out": str(out), "persons": len(actions.persons), "actions": actions.actions})
     else:
-        say(f"{out}: {len(actions.actions)} actions, {len(actions.persons)} persons")
+        info(f"{out}: {len(actions.actions)} actions, {len(actions.persons)} persons")
 
 
-@command("densescore evaluate-actions --data VOC2012 --set val --model actions.safetensors")
+@examples("densescore evaluate-actions --data VOC2012 --set val --model actions.safetensors")
 def evaluate_actions(
+    *,
     data: ActionData,
-    model: Annotated[str, typer.Option("--model", help="What train-actions wrote (.safetensors).", show_default=False)],
-    split: Split = "val",
-    out: Annotated[Path | None, out_option("Folder for VOC's result files.")] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    options: Annotated[ScorerOptions, Without("model scales patch_sizes stride k dtype runtime")] = (ScorerOptions()),
-    cache: CacheOptions = CacheOptions(),
+    options: EvaluateActionsOptions,
+    split: cli.Split = "val",
+    out: Annotated[Path | None, cli.out_option("Folder for VOC's result files.")] = None,
+    overwrite: cli.Overwrite = False,
+    as_json: cli.Json = False,
+    cache: cli.CacheOptions = cli.CacheOptions(),
 ) -> None:
-    """Average precision per action: of persons in given boxes, or of whole images if trained with --sliding."""
+    """Average precision per action: of persons in given boxes, or of whole images after --sliding."""
+    # Check all arguments
     from densescore.paper.actions.evaluation import RESULTS
 
-    check_new(out, overwrite, [data, model, *options.files], RESULTS)
-    from densescore.paper.actions.file import is_actions_file
+    cli.check_new(out, overwrite, [data, *options.files], RESULTS)
+    from densescore.paper.actions.network import is_actions_file
     from densescore.paper.actions.voc import read_actions
 
-    options = replace(options, model=model)
+    # Score persons, or whole images
     actions = read_actions(data, split)
-    lines: list[tuple[str, int, list[float | None]]]
-    if is_actions_file(model):
-        from densescore.network.devices import find_device
+    rows: list[tuple[str, int, list[float | None]]]
+    if is_actions_file(options.model):
+        from densescore.network.dense_network import find_device
         from densescore.paper.actions.evaluation import evaluate_persons, mean_ap, write_action_results
-        from densescore.paper.actions.file import load_actions
+        from densescore.paper.actions.network import load_actions
         from densescore.paper.actions.training import read_patches, run_frozen, score_persons
 
-        used = find_device(options.device)
-        network, labels, classifier, recipe = load_actions(model, options.weights)
+        device = find_device(options.device)
+        network, labels, classifier, recipe = load_actions(options.model, options.weights)
         with Progress() as progress:
             patches = read_patches(
                 actions, classifier.patch_size, recipe.margin, lambda items: progress.track(items, "persons")
             )
-        scores = score_persons(network, run_frozen(network.to(used), patches, used), used)
-        rows = evaluate_persons(actions, scores, labels)
+        scores = score_persons(network, run_frozen(network.to(device), patches))
+        per_action = evaluate_persons(actions, scores, labels)
         if out is not None:
             write_action_results(actions, scores, labels, out, overwrite=overwrite)
-        lines = [(row.action, row.persons, [row.ap]) for row in rows]
-        means: dict[str, float | None] = {"ap": mean_ap(rows)}
+        rows = [(row.action, row.persons, [row.ap]) for row in per_action]
+        means: dict[str, float | None] = {"ap": mean_ap(per_action)}
     else:
         from densescore.evaluation.evaluate import evaluate_classes, mean_of, score_set
         from densescore.paper.actions.voc import as_boxes
@@ -143,21 +146,23 @@ def evaluate_actions(
         score = cached_scores(scorer, cache.of(scorer))
         with Progress() as progress:
             result = score_set(
-                as_boxes(actions), score, (scorer.k,), track=lambda images: progress.track(images, "images")
+                as_boxes(actions), score, (scorer.k,), track=lambda items: progress.track(items, "images")
             )
-        classes = evaluate_classes(result, scorer.k)
-        lines = [(row.label, row.positives, [row.ap, row.pointing]) for row in classes]
-        means = {field: mean_of(classes, field) for field in ("ap", "pointing")}
+        per_class = evaluate_classes(result, scorer.k)
+        rows = [(row.label, row.positives, [row.ap, row.pointing]) for row in per_class]
+        means = {metric: mean_of(per_class, metric) for metric in ("ap", "pointing")}
+
+    # Summarize
     if as_json:
         record = [
             {"action": action, "positives": count, **dict(zip(means, values, strict=True))}
-            for action, count, values in lines
+            for action, count, values in rows
         ]
-        say_json({"set": split, "model": model, "means": means, "actions": record})
+        print_json({"set": split, "model": options.model, "means": means, "actions": record})
         return
-    show_table(
+    print_table(
         ("action", "positives", *means),
-        [(action, count, *map(share, values)) for action, count, values in lines],
-        title=f"{split}: {model}",
-        last=("mean", "", *map(share, means.values())),
+        [(action, count, *map(fraction, values)) for action, count, values in rows],
+        title=f"{split}: {options.model}",
+        last=("mean", "", *map(fraction, means.values())),
     )

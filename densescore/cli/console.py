@@ -1,75 +1,74 @@
-"""What the commands print: literal text, whatever a file or a label is called.
+"""Output of the commands: results on standard output; notices, errors and progress on standard error.
 
-Results go to standard output; notes, errors and progress go to standard error. Nothing is read as markup, and
-characters that a terminal would obey instead of show are made visible. Every text passes through `printable`.
+Text is printed literally, never as markup. Characters that a terminal would execute or cannot show are escaped.
 """
 
-import json
 import sys
+import time
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
+from rich import progress as rich_progress
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from densescore.io.names import as_text, is_unicode
+from densescore.io.names import as_text, is_unicode, to_json
 
 out = Console(markup=False, highlight=False, emoji=False)
 err = Console(markup=False, highlight=False, emoji=False, stderr=True)
 
-_OBEYED = {"Cc", "Cs", "Zl", "Zp"}  # control characters, surrogates, separators of lines and of paragraphs
+_ESCAPED = {"Cc", "Cs", "Zl", "Zp"}  # control characters, surrogates, line and paragraph separators
 _DIRECTIONS = {*"\u061c\u200e\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
 
 @dataclass
-class Talk:
-    """How much a command says beside its results, by ``--quiet`` and ``--verbose``, and whether a bar is shown."""
+class Verbosity:
+    """``--quiet``, ``--verbose``, and whether a progress bar is on the screen."""
 
     quiet: bool = False
     verbose: bool = False
     bar: bool = False
 
 
-talk = Talk()
+verbosity = Verbosity()
 
 
 def printable(value: object) -> str:
-    r"""Text in which what a terminal obeys, or cannot show, is made visible.
-
-    That is: control characters and escape sequences, marks that turn the direction of text around, and bytes of a file
-    name that are not UTF-8.
+    r"""Text with control characters, direction marks and bytes that are not UTF-8 escaped.
 
     Example:
         >>> print(printable("red: \x1b[31m, a line:\n, a byte: \udcff"))
         red: \x1b[31m, a line:\n, a byte: \xff
     """
-    return "".join(_visible(character) for character in str(value))
+    return "".join(_escape(character) for character in str(value))
 
 
-def _visible(character: str) -> str:
+def _escape(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # a byte that Python could not decode
         return f"\\x{ord(character) - 0xDC00:02x}"
-    if unicodedata.category(character) in _OBEYED or character in _DIRECTIONS:
+    if unicodedata.category(character) in _ESCAPED or character in _DIRECTIONS:
         return character.encode("unicode_escape").decode()
     return character
 
 
 def _results() -> Console:
-    """Where results go; above a progress bar, where both are on a terminal: only the bar's own console knows how."""
-    return err if talk.bar and out.is_terminal else out
+    """Console for results. While a bar is on the terminal, it is the bar's, which keeps lines and bar apart."""
+    return err if verbosity.bar and out.is_terminal else out
 
 
-def say(text: str) -> None:
-    """A line of the result."""
+def info(text: str) -> None:
+    """Print a line of the result."""
     _results().print(printable(text), soft_wrap=True)
 
 
-def say_json(record: Any) -> None:
-    """A result as one line of JSON; names that are not valid Unicode are written as `as_text` writes them."""
-    _results().print(json.dumps(_unicode(record)), soft_wrap=True)
+def print_json(record: Any) -> None:
+    """Print a result as one line of JSON; names that are not Unicode as `as_text` writes them."""
+    _results().print(to_json(_unicode(record)), soft_wrap=True)
     sys.stdout.flush()
 
 
@@ -81,24 +80,24 @@ def _unicode(value: Any) -> Any:
     return [_unicode(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def note(text: str) -> None:
-    """A line beside the result; not with ``--quiet``."""
-    if not talk.quiet:
+def notice(text: str) -> None:
+    """Print a line on standard error, except with ``--quiet``."""
+    if not verbosity.quiet:
         err.print(printable(text), soft_wrap=True)
 
 
 def detail(text: str) -> None:
-    """A line beside the result; only with ``--verbose``."""
-    if talk.verbose:
+    """Print a line on standard error with ``--verbose``."""
+    if verbosity.verbose:
         err.print(printable(text), soft_wrap=True)
 
 
-def complain(error: object) -> None:
-    """An error, in a line."""
-    err.print(Text.assemble(("error:", "bold red"), " ", printable(error)), soft_wrap=True)
+def error(problem: object) -> None:
+    """Print an error in one line."""
+    err.print(Text.assemble(("error:", "bold red"), " ", printable(problem)), soft_wrap=True)
 
 
-def show_table(
+def print_table(
     headings: Sequence[str],
     rows: Iterable[Sequence[object]],
     *,
@@ -106,15 +105,7 @@ def show_table(
     last: Sequence[object] = (),
     numeric: bool = True,
 ) -> None:
-    """A table of the result.
-
-    Args:
-        headings: of the columns.
-        rows: their cells.
-        title: above the table.
-        last: one more row, apart from the others.
-        numeric: columns but the first are numbers, and stand to the right.
-    """
+    """Print a table, `last` below a line; with `numeric`, all columns but the first are right-aligned."""
     table = Table(title=printable(title) if title else None, title_justify="left", title_style="bold")
     for index, heading in enumerate(headings):
         table.add_column(printable(heading), justify="right" if numeric and index else "left", overflow="fold")
@@ -126,11 +117,101 @@ def show_table(
     _results().print(table)
 
 
-def share(value: float | None) -> str:
-    """A share in [0, 1] as a cell; a dash where it is not defined."""
+def fraction(value: float | None) -> str:
+    """Table cell for a value in [0, 1]; a dash for None."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def describe_map(entry: Mapping[str, Any]) -> str:
-    """A mapped class of a manifest as a part of a line."""
+    """Class, confidence and map peak of a manifest's entry."""
     return f"{entry['label']}: confidence {entry['confidence']:.2g}, map peak {entry['map_maximum']:.2g}"
+
+
+INTERVAL = 10.0
+"""Seconds between lines of progress without a terminal."""
+
+T = TypeVar("T")
+P = TypeVar("P", bound="Progress")
+
+
+class Progress:
+    """Progress on standard error, in `unit` per second; hidden with ``--quiet``, and unless `shown`."""
+
+    def __init__(self, unit: str = "images", shown: bool = True) -> None:
+        shown = shown and not verbosity.quiet
+        self._unit = unit
+        self._lines = shown and not err.is_terminal
+        self._printed_at = time.monotonic()
+        self._bar = rich_progress.Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[failed]}", markup=False, style="red"),
+            console=err,
+            get_time=time.monotonic,
+            transient=True,
+            redirect_stdout=False,  # results may go to a file while the bar is on the terminal
+            disable=not shown or self._lines,
+        )
+
+    def __enter__(self: P) -> P:
+        self._bar.start()
+        verbosity.bar = not self._bar.disable
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        verbosity.bar = False
+
+    def add(self, description: str, total: int | None = None, unit: str = "") -> TaskID:
+        """Begin a task of `total` steps."""
+        return self._bar.add_task(printable(description), total=total, unit=unit or self._unit, failed="", rate=None)
+
+    def update(
+        self,
+        task: TaskID,
+        completed: int,
+        *,
+        total: int | None = None,
+        description: str = "",
+        failed: int = 0,
+        rate: float | None = None,
+    ) -> None:
+        """Set the completed steps, `failed` among them; `rate` replaces the measured one."""
+        changes: dict[str, Any] = {"completed": completed, "failed": f"{failed:,} failed" if failed else ""}
+        changes |= {"rate": rate, "total": total, "description": printable(description) or None}
+        self._bar.update(task, **changes)  # None leaves total and description as they are
+        now = time.monotonic()
+        if self._lines and now - self._printed_at >= INTERVAL:
+            self._printed_at = now
+            notice(_line(next(item for item in self._bar.tasks if item.id == task)))
+
+    def track(self, items: Iterable[T], description: str, unit: str = "") -> Iterator[T]:
+        """Yield the items, counting them in a task that is removed at the end."""
+        task = self.add(description, len(items) if isinstance(items, Collection) else None, unit)
+        try:
+            for done, item in enumerate(items, 1):
+                yield item
+                self.update(task, done)
+        finally:  # also if the caller stops early
+            self._bar.remove_task(task)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_rate(task))
+
+
+def _rate(task: Task) -> str:
+    speed = task.fields["rate"] or task.finished_speed or task.speed
+    return "" if speed is None else f"{speed:.3g} {task.fields['unit']}/s"
+
+
+def _line(task: Task) -> str:
+    """``features: 320 of 1,000, 12.4 images/s, 0:00:55 left, 2 failed``."""
+    total = "" if task.total is None else f" of {task.total:,.0f}"
+    left = "" if task.time_remaining is None else f"{timedelta(seconds=round(task.time_remaining))} left"
+    parts = (f"{task.description}: {task.completed:,.0f}{total}", _rate(task), left, task.fields["failed"])
+    return ", ".join(part for part in parts if part)

@@ -1,62 +1,32 @@
-"""The command line: all commands, by what they are for.
+"""The program ``densescore``.
 
-What a command works with is imported when it runs, so that help, a mistyped option and a mistyped class cost nothing.
+Commands import their tools when they run, so that help and mistyped options stay fast.
 """
 
-from typing import Annotated
-
-import typer
+from cyclopts import Group
 
 from densescore.cli.actions import evaluate_actions, train_actions
-from densescore.cli.classify import classify
-from densescore.cli.command import register, start
-from densescore.cli.demo import demo
-from densescore.cli.evaluate import evaluate, tune_k
-from densescore.cli.export import export
-from densescore.cli.heatmap import heatmap
-from densescore.cli.huge import huge
-from densescore.cli.labels import labels
-from densescore.cli.models import models
-from densescore.cli.pretrain import convert_caffe, pretrain, source_classes
-from densescore.cli.report import report
-from densescore.cli.reproduce import reproduce
-from densescore.cli.score import score
-from densescore.cli.train import train
+from densescore.cli.images import classify, demo, heatmap, huge
+from densescore.cli.many import report, score
+from densescore.cli.models import export, models
+from densescore.cli.paper import convert_caffe, pretrain, reproduce, source_classes
+from densescore.cli.program import EXAMPLES, make_app, start
+from densescore.cli.train import evaluate, labels, train, tune_k
 
-COMMANDS = {
+PANELS = {
     "Score images": (classify, heatmap, score, report, huge, demo),
     "Classes of your own": (labels, train, evaluate, tune_k),
     "Models": (models, export),
     "Reproducing the paper": (reproduce, source_classes, pretrain, convert_caffe, train_actions, evaluate_actions),
 }
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for panel, commands in COMMANDS.items():
-    for each in commands:
-        register(app, each, panel)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from densescore import __version__
-
-        print(f"densescore {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Score every patch of an image at every scale in one fully convolutional pass."""
+app = make_app("densescore", "Score every patch of an image at every scale in one fully convolutional pass.")
+for number, (title, commands) in enumerate(PANELS.items()):
+    panel = Group(title, sort_key=number)
+    for command in commands:
+        app.command(command, group=panel, help_epilogue=EXAMPLES[command], sort_key=commands.index(command))
 
 
 def run() -> None:
-    """The program ``densescore``."""
-    start(app, "densescore")
+    """Run ``densescore``."""
+    start(app)

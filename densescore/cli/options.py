@@ -1,241 +1,217 @@
-"""The options that several commands share, each defined once."""
+"""Options that several commands share, and the checks before the work begins."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from cyclopts import Group, Parameter
+from cyclopts.types import NonNegativeFloat, NonNegativeInt
+from cyclopts.validators import Number
 
-from densescore.cli.console import detail, note
+from densescore.cli.console import detail, notice
 from densescore.errors import DensescoreError
 from densescore.models.labels import find_classes, known_labels
 
 if TYPE_CHECKING:
+    from densescore.data.labeled_set import LabeledSet
     from densescore.scoring.scorer import DenseScorer
-
-_PATCHES, _NETWORK = "Patches and scores", "Network"
-
-
-def _none_if_random(weights: str) -> str | None:
-    return None if weights == "random" else weights
+    from densescore.transfer.feature_cache import FeatureCache
+    from densescore.transfer.patch_labels import LabelRule
 
 
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        "--weights",
-        help="A weights file for the network, 'default', or 'random'.",
-        callback=_none_if_random,
-        rich_help_panel=_NETWORK,
-    ),
-]
-Scales = Annotated[
-    str,
-    typer.Option(
-        "--scales",
-        help="Short side of the image over side of a patch, with commas between: 1,2,4. By default the model's.",
-        rich_help_panel=_PATCHES,
-        show_default=False,
-    ),
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …", rich_help_panel=_NETWORK)]
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        help="A name that `densescore models --all` lists, or a trained head (.safetensors).",
-        rich_help_panel=_NETWORK,
-    ),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.", show_default=False)]
+def panel(title: str = "", number: int = 0) -> Callable[..., Parameter]:
+    """Maker of options in a panel of the help: ``make(help, *spellings, **cyclopts)``."""
+    shared: dict[str, Any] = {"group": Group(title, sort_key=number)} if title else {}
+    return lambda text, *names, **more: Parameter(names or None, help=text, **shared, **more)
 
 
-def out_option(help_text: str, shown: bool | str = False) -> Any:
-    """The option ``--out``, whose meaning is the command's own; `shown`: its default in the help."""
-    return typer.Option("--out", "-o", help=help_text, show_default=shown)
+option = panel()
+patch_option = panel("Patches and scores", 1)
+network_option = panel("Network", 2)
+rule_option = panel("Patch labels", 3)
+cache_option = panel("Feature cache", 4)
+
+NOT_AN_OPTION = Parameter(parse=False)
+"""Mark of a field that a command's variant of a dataclass does not offer."""
 
 
+def out_option(text: str) -> Parameter:
+    """The option ``--out``."""
+    return option(text, "--out", "-o")
+
+
+def _read_weights(_: Any, tokens: Sequence[Any]) -> str | None:
+    return None if tokens[0].value == "random" else str(tokens[0].value)
+
+
+Weights = Annotated[str | None, network_option("Weights file, 'default', or 'random'.", converter=_read_weights)]
+Scales = Annotated[str, patch_option("Ratios of the image's short side to a patch's: 1,2,4. The model's by default.")]
+PatchSizes = Annotated[str, patch_option("Patch sides in image pixels, separated by commas, instead of scales.")]
+Stride = Annotated[int | None, patch_option("Pixels between patches in a resized image: 16 or 8, denser than 32.")]
+K = Annotated[float | None, patch_option("Exponent of the image score, equation (1). 5, or the head's, by default.")]
+Device = Annotated[str, network_option("auto, cpu, cuda, cuda:1, …")]
+Model = Annotated[str, network_option("Name from `densescore models --all`, or a trained head (.safetensors).")]
+Labels = Annotated[Path | None, network_option("Text file of class names, one per line, instead of the model's.")]
+Overwrite = Annotated[bool, option("Replace existing results.")]
+Json = Annotated[bool, option("Print JSON instead of tables.", "--json")]
+JsonLines = Annotated[bool, option("Print one JSON object per line instead of tables.", "--json")]
+_FPS = "Frames per second of videos; {} by default. If given, folders are searched for videos as well."
+ONE_FPS, FIVE_FPS = (option(_FPS.format(rate), validator=Number(gte=1e-6)) for rate in (1, 5))
+
+
+@Parameter(name="*")
 @dataclass(frozen=True)
 class ScorerOptions:
-    """The scorer that a command's options describe; `build` makes it."""
+    """Options of a `DenseScorer`."""
 
     model: Model = "lite0"
     weights: Weights = "default"
     scales: Scales = ""
-    patch_sizes: Annotated[
-        str,
-        typer.Option(
-            help="Sides of the patches in image pixels, with commas between, instead of scales.",
-            rich_help_panel=_PATCHES,
-            show_default=False,
-        ),
-    ] = ""
-    stride: Annotated[
-        int | None,
-        typer.Option(
-            help="Pixels of a level between patches: 16 or 8 for more than the network's 32.",
-            rich_help_panel=_PATCHES,
-        ),
-    ] = None
-    k: Annotated[
-        float | None,
-        typer.Option(
-            "--k", help="Exponent of the image score, eq. (1); 5, or the head's, by default.", rich_help_panel=_PATCHES
-        ),
-    ] = None
+    patch_sizes: PatchSizes = ""
+    stride: Stride = None
+    k: K = None
     device: Device = "auto"
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="auto, float32, bfloat16 (half the time on newer processors) or float16.", rich_help_panel=_NETWORK
-        ),
-    ] = "auto"
-    runtime: Annotated[str, typer.Option(help="On a CPU: auto, torch or openvino.", rich_help_panel=_NETWORK)] = "auto"
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            "--labels", help="A text file with one class name a line, instead of the model's.", rich_help_panel=_NETWORK
-        ),
-    ] = None
-    context: Annotated[
-        str,
-        typer.Option(
-            help="image: one dense pass. patch: the paper's crops (slow), for any classifier. By default the model's.",
-            rich_help_panel=_PATCHES,
-            show_default=False,
-        ),
-    ] = ""
+    dtype: Annotated[str, network_option("auto, float32, float16, or bfloat16 (twice as fast on recent CPUs).")] = (
+        "auto"
+    )
+    runtime: Annotated[str, network_option("Runtime on a CPU: auto, torch or openvino.")] = "auto"
+    labels: Labels = None
+    context: Annotated[str, patch_option("image: one dense pass. patch: crops, slow, for any classifier.")] = ""
+
+    def check(self, classes: Sequence[str] = ()) -> None:
+        """Refuse unreadable numbers, and unknown classes and groups if the labels are known without loading a model."""
+        self.arguments()
+        labels = known_labels(self.model, self.weights) if classes and self.labels is None else None
+        if labels is not None:
+            for name in classes:
+                find_classes(name, labels)
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of `DenseScorer`.
-
-        Raises:
-            DensescoreError: names the option that cannot be read.
-        """
-        given: dict[str, Any] = {
-            name: getattr(self, name) for name in ("model", "weights", "stride", "k", "device", "dtype", "runtime")
-        }
-        given |= {"labels": self.labels, "context": self.context or None}
-        if self.scales:
-            given["scales"] = numbers(self.scales, "--scales")
-        if self.patch_sizes:
-            given["patch_sizes"] = numbers(self.patch_sizes, "--patch-sizes")
-        return given
+        """Arguments of `DenseScorer`."""
+        lists = {"scales": numbers(self.scales, "--scales"), "patch_sizes": numbers(self.patch_sizes, "--patch-sizes")}
+        single = {name: value for name, value in vars(self).items() if name not in lists}
+        return {**single, **{name: values for name, values in lists.items() if values}, "context": self.context or None}
 
     @property
     def files(self) -> list[str | Path]:
-        """The paths that the options name: what a run reads, which it must not replace."""
-        given = (self.model, self.weights, self.labels)
-        return [item for item in given if item is not None]
+        """Input files, which no output may replace."""
+        return [item for item in (self.model, self.weights, self.labels) if item is not None]
 
     def build(self, **changes: Any) -> "DenseScorer":
-        """The scorer.
-
-        Args:
-            **changes: arguments of `DenseScorer` that a command sets itself.
-        """
-        arguments = {**self.arguments(), **changes}  # what is wrong with the options is said before torch is loaded
-        from densescore.scoring.describe import describe_scorer
+        """The scorer, with arguments that the command sets itself."""
+        arguments = {**self.arguments(), **changes}  # errors in the options come before torch is loaded
         from densescore.scoring.scorer import DenseScorer
 
         scorer = DenseScorer(**arguments)
-        detail(describe_scorer(scorer))
+        detail(scorer.describe())
         return scorer
 
-    def check_classes(self, names: Sequence[str]) -> None:
-        """Refuse a class or group that the model does not have, if that is known before its weights are read.
 
-        Raises:
-            DensescoreError: no such class or group; the message lists the nearest names.
-        """
-        labels = known_labels(self.model, self.weights) if names and self.labels is None else None
-        if labels is not None:
-            for name in names:
-                find_classes(name, labels)
-
-
+@Parameter(name="*")
 @dataclass(frozen=True)
 class ClassOptions:
-    """A choice of classes or groups: ``--classes a,b``, or ``--class a --class b``, where a name may hold commas."""
+    """Classes or groups: ``--classes a,b``, or ``--class a --class b`` for names with commas."""
 
-    classes: Annotated[
-        str,
-        typer.Option(
-            help="Names of classes, with commas between; or of groups, such as dog for all breeds.", show_default=False
-        ),
-    ] = ""
-    class_: Annotated[
-        list[str] | None,
-        typer.Option("--class", help="Name of a class or group, commas and all; may be repeated.", show_default=False),
-    ] = None
+    classes: Annotated[str, option("Class names, separated by commas, or groups such as dog for all breeds.")] = ""
+    class_: Annotated[list[str] | None, option("One class or group, whose name may hold commas; repeatable.")] = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The chosen classes, each once; none by default."""
+        """All names, each once."""
         listed = [name.strip() for name in self.classes.split(",")] if self.classes else []
         return tuple(dict.fromkeys([*listed, *(self.class_ or ())]))
 
     def among(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """The chosen classes and groups as a model's results name them, each once; a note says what a group is.
+        """The classes and groups as a model with these labels names them; prints the members of groups."""
+        matches = {match.label: match for match in (find_classes(name, labels) for name in self.names)}
+        for label, match in matches.items():
+            if match.is_group:
+                first = ", ".join(labels[column] for column in match.columns[:3])
+                count = len(match.columns)
+                notice(f"{label}: {count} {'class' if count == 1 else 'classes'}: {first}{', …' if count > 3 else ''}")
+        return tuple(matches)
 
-        Args:
-            labels: of the model.
 
-        Raises:
-            DensescoreError: no such class or group.
-        """
-        found = {classes.label: classes for classes in (find_classes(name, labels) for name in self.names)}
-        for label, classes in found.items():
-            if classes.is_group:
-                first = ", ".join(labels[column] for column in classes.columns[:3])
-                count = len(classes.columns)
-                note(f"{label}: {count} {'class' if count == 1 else 'classes'}: {first}{', …' if count > 3 else ''}")
-        return tuple(found)
+Data = Annotated[Path, option("Data set: VOC, COCO, YOLO, a folder per class, or a table (.csv, .tsv, .jsonl).")]
+Split = Annotated[str, option("Image set (split) of the data.", "--set")]
+Seed = Annotated[NonNegativeInt, option("Seed of all random draws, recorded in the file.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DataOptions:
+    """Images of a data set, and the labels or boxes to use."""
+
+    split: Split = "train"
+    labels: Annotated[
+        Literal["auto", "image", "box", "both"],
+        option("image: image labels only. box: only images with boxes. both. auto: boxes if there are any."),
+    ] = "auto"
+    val_share: Annotated[float | None, option("Fraction to draw as val from a set without a val split: 0.2.")] = None
+
+    def read(self, data: Path, *, need_positives: bool = False) -> "LabeledSet":
+        """Read the images of the split."""
+        from densescore.data.load import load_set
+
+        return load_set(data, self.split, labels=self.labels, val_share=self.val_share, need_positives=need_positives)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class CacheOptions:
+    """Folder and size of the feature cache."""
+
+    cache: Annotated[Path | None, cache_option("Folder of features; ~/.cache/densescore/features by default.")] = None
+    cache_size: Annotated[NonNegativeFloat | None, cache_option("Maximum size in GB; 20 by default.")] = None
+
+    def of(self, scorer: "DenseScorer") -> "FeatureCache":
+        """The feature cache of a scorer."""
+        from densescore.transfer.feature_cache import DEFAULT_BYTES, DEFAULT_CACHE, FeatureCache
+
+        max_bytes = DEFAULT_BYTES if self.cache_size is None else int(self.cache_size * 1e9)
+        return FeatureCache(scorer, self.cache or DEFAULT_CACHE, max_bytes=max_bytes)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RuleOptions:
+    """Changes to a recipe's rule for positive patches; None leaves the recipe's."""
+
+    patch_share: Annotated[float | None, rule_option("Fraction of a positive patch that its object covers; 0.2.")] = (
+        None
+    )
+    object_share: Annotated[float | None, rule_option("Fraction of the object inside a positive patch; 0.6.")] = None
+    overlap: Annotated[
+        Literal["touch", "part", "rule", "class"] | None,
+        rule_option("Overlap with a second object: touch, part, rule or class (default)."),
+    ] = None
+
+    def change(self, rule: "LabelRule") -> "LabelRule":
+        """The rule with these changes."""
+        return replace(rule, **{name: value for name, value in vars(self).items() if value is not None})
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:
-    """Read ``"1,2,4"``.
-
-    Raises:
-        DensescoreError: names the option and what it got.
-    """
+    """Read ``"1,2,4"``; an empty text holds none."""
     try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise DensescoreError(f"{option}: expected numbers with commas between, got {text!r}") from error
-
-
-def one_of(text: str, choices: Sequence[str], option: str) -> None:
-    """Refuse what is not among the choices.
-
-    Raises:
-        DensescoreError: names the option and what it got.
-    """
-    if text not in choices:
-        raise DensescoreError(f"{option}: expected {' or '.join(choices)}, got {text!r}")
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError as problem:
+        raise DensescoreError(f"{option}: expected numbers separated by commas, got {text!r}") from problem
 
 
 def check_new(path: Path | None, overwrite: bool, inputs: Iterable[str | Path | None] = (), folder: str = "") -> None:
-    """Refuse to write over what is there, before the work is done; see `check_replaceable`.
-
-    Raises:
-        DensescoreError: `path` exists and may not be replaced.
-    """
+    """Refuse to replace existing results before the work begins; see `check_replaceable`."""
     from densescore.io.files import check_replaceable
 
     if path is not None:
-        given = [item for item in inputs if item is not None]
-        check_replaceable(path, overwrite=overwrite, folder=folder, inputs=given)
+        check_replaceable(
+            path, overwrite=overwrite, folder=folder, inputs=[item for item in inputs if item is not None]
+        )
 
 
 def check_new_weights(path: Path, overwrite: bool, inputs: Iterable[str | Path | None] = ()) -> None:
-    """`check_new`, and refuse a name by which the file would not be read again.
-
-    Raises:
-        DensescoreError: `path` does not end in .safetensors, or exists and may not be replaced.
-    """
+    """`check_new` for a file whose name must end in .safetensors."""
     if path.suffix != ".safetensors":
         raise DensescoreError(f"--out: expected a name that ends in .safetensors, got {path}")
     check_new(path, overwrite, inputs)

@@ -1,82 +1,131 @@
-"""The command that trains a head for a user's own classes: ``densescore train``."""
+"""Commands for classes of your own: ``densescore labels | train | evaluate | tune-k``."""
 
-from collections.abc import Iterable
-from dataclasses import fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from cyclopts.types import PositiveInt
 
-from densescore.cli.command import Without, command
-from densescore.cli.console import note, say, say_json, show_table
-from densescore.cli.options import (
-    Json,
-    Overwrite,
-    Scales,
-    ScorerOptions,
-    check_new_weights,
-    numbers,
-    one_of,
-    out_option,
-)
-from densescore.cli.progress import Progress
-from densescore.cli.training_options import CacheOptions, Data, DataOptions, RuleOptions, Seed
+from densescore.cli import options as cli
+from densescore.cli.console import Progress, fraction, info, notice, print_json, print_table
+from densescore.cli.program import examples
 from densescore.errors import DensescoreError
-from densescore.transfer.recipe import RECIPES
 
 if TYPE_CHECKING:
-    from densescore.transfer.rounds import Round
+    from densescore.data.labeled_set import LabeledSet
+    from densescore.transfer.train_head import Round
+
+Head = Annotated[str, cli.option("Trained head (.safetensors).")]
 
 
-@command(
+@dataclass(frozen=True)
+class TrainOptions(cli.ScorerOptions):
+    """Model and scales to train on; an empty model is chosen by the recipe."""
+
+    model: cli.Model = ""
+    patch_sizes: Annotated[str, cli.NOT_AN_OPTION] = ""
+    k: Annotated[float | None, cli.NOT_AN_OPTION] = None
+    labels: Annotated[Path | None, cli.NOT_AN_OPTION] = None
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(cli.ScorerOptions):
+    """The head to measure."""
+
+    model: Head = field()
+    patch_sizes: Annotated[str, cli.NOT_AN_OPTION] = ""
+    labels: Annotated[Path | None, cli.NOT_AN_OPTION] = None
+
+
+@dataclass(frozen=True)
+class TuneOptions(EvaluateOptions):
+    """The head whose k is tuned."""
+
+    k: Annotated[float | None, cli.NOT_AN_OPTION] = None
+
+
+@examples("densescore labels 000032 --data VOC2007 --set train")
+def labels(
+    image: Annotated[str, cli.option("Name of an image in the set.")],
+    /,
+    *,
+    data: cli.Data,
+    split: cli.Split = "train",
+    out: Annotated[Path | None, cli.out_option("The picture (.png); IMAGE_labels.png by default.")] = None,
+    overwrite: cli.Overwrite = False,
+    as_json: cli.Json = False,
+    scales: cli.Scales = "",
+    rule: cli.RuleOptions = cli.RuleOptions(),
+) -> None:
+    """Count the labeled patches of an image and draw as in the paper's Figure 4."""
+    # Check all arguments
+    from densescore.geometry import PAPER_SCALES
+    from densescore.transfer.patch_labels import AMBIGUOUS, LabelRule, label_patches
+
+    label_rule = rule.change(LabelRule())
+    levels = cli.numbers(scales, "--scales") or PAPER_SCALES
+    cli.check_new(out, overwrite)
+    import numpy as np
+
+    from densescore.data.load import load_boxed
+    from densescore.geometry import Pyramid
+    from densescore.io.files import atomic_write
+    from densescore.io.images import read_image
+    from densescore.transfer.figure import draw_patch_labels
+
+    # Label the patches
+    boxed = load_boxed(data, split)
+    item = boxed.find(image)
+    patches = Pyramid.of(item.height, item.width, scales=levels).boxes()
+    targets = label_patches(patches, item.boxes, item.classes, len(boxed.classes), label_rule, item.difficult)
+
+    # Draw and count them
+    path = out or Path(f"{Path(item.name).name}_labels.png")
+    with atomic_write(path, overwrite=overwrite, inputs=[data, item.path]) as temporary:
+        draw_patch_labels(read_image(item.path), patches, targets, item, boxed.classes, temporary, rule=label_rule)
+    names = {**dict(enumerate(boxed.classes)), len(boxed.classes): "background", AMBIGUOUS: "left out"}
+    counts = {names[int(target)]: int(n) for target, n in zip(*np.unique(targets, return_counts=True), strict=True)}
+    if as_json:
+        print_json({"image": item.name, "picture": str(path), "patches": counts})
+        return
+    info(f"{item.name}: {path}")
+    print_table(("label", "patches"), [*counts.items()])
+
+
+@examples(
     "densescore train --data photos/ -o head.safetensors                    # a folder per class, no boxes",
     "densescore train --data VOC2007 --set trainval -o head.safetensors",
     "densescore train --data birds/ --recipe paper --model alexnet -o birds.safetensors",
 )
 def train(
-    data: Data,
-    out: Annotated[Path, out_option("The head's file (.safetensors).")],
-    chosen: DataOptions = DataOptions(),
-    recipe: Annotated[str, typer.Option(help=f"{' or '.join(RECIPES)}.")] = "default",
-    objective: Annotated[
-        str | None, typer.Option(help="softmax or multilabel, instead of the recipe's.", show_default=False)
-    ] = None,
-    flips: Annotated[bool | None, typer.Option(help="Train on mirror images, too; by default as the recipe.")] = None,
+    *,
+    data: cli.Data,
+    out: Annotated[Path, cli.out_option("The head's file (.safetensors).")],
+    images: cli.DataOptions = cli.DataOptions(),
+    recipe: Annotated[Literal["default", "paper"], cli.option("default or paper.")] = "default",
+    objective: Annotated[Literal["softmax", "multilabel"] | None, cli.option("Instead of the recipe's.")] = None,
+    flips: Annotated[bool | None, cli.option("Also train on mirror images.", negative="--no-flips")] = None,
     boxes: Annotated[
-        bool | None,
-        typer.Option(
-            "--boxes/--no-boxes",
-            help="Also train a layer that finds the objects' boxes; by default if every image has boxes.",
-        ),
+        bool | None, cli.option("Also train a detector; default: if all images have boxes.", negative="--no-boxes")
     ] = None,
-    unfreeze: Annotated[
-        str,
-        typer.Option(
-            help="fc6: train FC6 and FC7, too, where the network has them; without image labels.", show_default=False
-        ),
-    ] = "",
-    from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="The whole network, from random weights (the paper's NO PRETRAIN).")
-    ] = False,
-    crops: Annotated[
-        int | None, typer.Option(help="With --from-scratch: crops to train on.", min=1, show_default="12288")
-    ] = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    scales: Scales = "",
-    options: Annotated[ScorerOptions, Without("scales patch_sizes k labels")] = ScorerOptions(model=""),
-    rule: RuleOptions = RuleOptions(),
-    cache: CacheOptions = CacheOptions(),
+    unfreeze: Annotated[Literal["fc6"] | None, cli.option("Fine-tune FC6 and FC7, without image labels.")] = None,
+    from_scratch: Annotated[bool, cli.option("Train from random weights (the paper's NO PRETRAIN).")] = False,
+    crops: Annotated[PositiveInt | None, cli.option("With --from-scratch: training crops; 12288 by default.")] = None,
+    seed: cli.Seed = 0,
+    overwrite: cli.Overwrite = False,
+    as_json: cli.Json = False,
+    options: TrainOptions = TrainOptions(),
+    rule: cli.RuleOptions = cli.RuleOptions(),
+    cache: cli.CacheOptions = cli.CacheOptions(),
 ) -> None:
-    """Train a head for your own classes, from labeled or boxed images. Stopped or killed, the same command goes on.
+    """Train a head for your own classes on labeled or boxed images. If interrupted, run the same command to resume.
 
-    Without --model, on lite0-stages; with --recipe paper, and from scratch, on lite0.
+    The default --model is lite0-stages; with --recipe paper or --from-scratch, lite0.
     """
-    check_new_weights(out, overwrite, [data, *options.files])
-    one_of(recipe, tuple(RECIPES), "--recipe")
-    one_of(unfreeze or "fc6", ("fc6",), "--unfreeze")
-    if not options.model:  # the paper transfers the last features alone
+    # Check all arguments
+    cli.check_new_weights(out, overwrite, [data, *options.files])
+    if not options.model:  # the paper transfers the last stage's features only
         options = replace(options, model="lite0" if recipe == "paper" or from_scratch else "lite0-stages")
     if from_scratch:
         _check_from_scratch(options, unfreeze=unfreeze, flips=flips)
@@ -84,103 +133,208 @@ def train(
         raise DensescoreError("--crops is for --from-scratch")
     from densescore.data.boxed_set import boxed_part
     from densescore.io.checkpoint import checkpoint_folder
-    from densescore.models.adaptation import save_head
-    from densescore.transfer.pipeline import change_recipe
+    from densescore.models.head import save_head
+    from densescore.transfer.recipe import RECIPES, change_recipe
 
     plan = change_recipe(
         RECIPES[recipe],
         rule=rule.change(RECIPES[recipe].rule),
         objective=objective,
         flips=flips,
-        scales=numbers(scales, "--scales") if scales else None,
+        scales=cli.numbers(options.scales, "--scales") or None,
     )
-    images = chosen.read(data, need_positives=True)
-    boxed = boxed_part(images)
+
+    # Read the data set
+    dataset = images.read(data, need_positives=True)
+    boxed = boxed_part(dataset)
     if (from_scratch or unfreeze) and not boxed.images:
         raise DensescoreError(f"{data}: --from-scratch and --unfreeze need images with boxes, and there are none")
     if boxes and not boxed.images:
         raise DensescoreError(f"{data}: --boxes needs images with boxes, and there are none")
     if boxes and (from_scratch or unfreeze):
-        raise DensescoreError("--boxes is for heads on the network as it is: leave out --from-scratch and --unfreeze")
-    taught = "boxes and labels" if len(boxed.images) == len(images.images) else "labels"
-    if 0 < len(boxed.images) < len(images.images):
-        taught = f"boxes and labels of {len(boxed.images):,}, labels alone of the others"
-    note(f"{len(images.images):,} images of {len(images.classes)} classes teach by {taught}")
+        raise DensescoreError("--boxes needs a frozen network: leave out --from-scratch and --unfreeze")
+    supervision = "boxes and labels" if len(boxed.images) == len(dataset.images) else "labels"
+    if 0 < len(boxed.images) < len(dataset.images):
+        supervision = f"labels, and boxes of {len(boxed.images):,} of them"
+    notice(f"training on {len(dataset.images):,} images of {len(dataset.classes)} classes ({supervision})")
+
+    # Train
     losses: list[float] = []
 
     def callback(done: "Round") -> None:
         losses.append(done.loss)
-        note(str(done))
+        notice(str(done))
 
     with checkpoint_folder(out) as checkpoint, Progress() as progress:
+
+        def track(items: Iterable[int]) -> Iterable[int]:
+            if from_scratch:
+                return progress.track(items, "batches of the round", unit="batches")
+            return progress.track(items, "features")
+
+        shared: dict[str, Any] = {"track": track, "callback": callback}
         if from_scratch:
-            from densescore.network.devices import find_device
-            from densescore.transfer.from_scratch import CROPS, train_from_scratch
+            from densescore.network.dense_network import find_device
+            from densescore.paper.from_scratch import CROPS, train_from_scratch
 
             device = find_device(options.device)
-            file = train_from_scratch(
-                boxed,
-                options.model,
-                plan,
-                seed,
-                crops=crops or CROPS,
-                device=device,
-                checkpoint=checkpoint,
-                track=lambda batches: progress.track(batches, "batches of the round", unit="batches"),
-                callback=callback,
-            )
-        else:
+            shared |= {"crops": crops or CROPS, "device": device, "checkpoint": checkpoint}
+            file = train_from_scratch(boxed, options.model, plan, seed, **shared)
+        elif unfreeze:
+            from densescore.paper.train_fc6 import train_unfrozen
+
             scorer = options.build(scales=plan.scales)
+            file = train_unfrozen(boxed, scorer, cache.of, plan, seed, weights=options.weights, **shared)
+        else:
+            from densescore.transfer.pipeline import train_model
 
-            def track(items: Iterable[int]) -> Iterable[int]:
-                return progress.track(items, "features")
-
-            if unfreeze:
-                from densescore.transfer.train_fc6 import train_unfrozen
-
-                file = train_unfrozen(
-                    boxed,
-                    scorer,
-                    cache.of,
-                    plan,
-                    seed,
-                    weights=options.weights,
-                    checkpoint=checkpoint,
-                    track=track,
-                    callback=callback,
-                )
-            else:
-                from densescore.transfer.pipeline import train_model
-
-                kept = cache.of(scorer)
-                file = train_model(
-                    images, scorer, kept, plan, seed, boxes=boxes, checkpoint=checkpoint, track=track, callback=callback
-                )
+            scorer = options.build(scales=plan.scales)
+            file = train_model(dataset, scorer, cache.of(scorer), plan, seed, boxes=boxes, **shared)
         save_head(out, file, overwrite=overwrite)
+
+    # Summarize
     counts = file.training["patches"]
     if as_json:
-        last = losses[-1] if losses else None
-        say_json({"head": str(out), "images": len(images.images), "patches": counts, "loss": last})
+        loss = losses[-1] if losses else None
+        print_json({"head": str(out), "images": len(dataset.images), "patches": counts, "loss": loss})
         return
-    say(f"{out}: trained on {len(images.images)} images")
-    shown = file.training.get("labels", {})
-    show_table(
+    info(f"{out}: trained on {len(dataset.images)} images")
+    labeled = file.training.get("labels", {})
+    print_table(
         ("class", "images", "labeled patches"),
-        [(name, f"{shown[name]:,}" if name in shown else "", f"{count:,}") for name, count in counts.items()],
+        [(name, f"{labeled[name]:,}" if name in labeled else "", f"{count:,}") for name, count in counts.items()],
     )
 
 
-def _check_from_scratch(options: ScorerOptions, **others: object) -> None:
-    """Refuse what has no meaning beside ``--from-scratch``.
-
-    Raises:
-        DensescoreError: names the options.
-    """
-    expected = ScorerOptions(model=options.model, device=options.device)
-    given = {field.name: getattr(options, field.name) != getattr(expected, field.name) for field in fields(options)}
-    given |= {name: value not in ("", None, "image") for name, value in others.items()}
-    if any(given.values()):
+def _check_from_scratch(options: TrainOptions, **others: object) -> None:
+    """Refuse options that --from-scratch ignores, naming them all."""
+    allowed = TrainOptions(model=options.model, device=options.device, scales=options.scales)
+    ignored = [name for name, value in vars(options).items() if value != getattr(allowed, name)]
+    ignored += [name for name, value in others.items() if value is not None]
+    if ignored:
         raise DensescoreError(
-            "--from-scratch trains all layers, from random weights, on crops that are mirrored at random: leave out "
-            + ", ".join(f"--{name.replace('_', '-')}" for name, value in given.items() if value)
+            "--from-scratch trains all layers, from random weights, on randomly mirrored crops: leave out "
+            + ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
         )
+
+
+def _check_subset(names: Sequence[str], dataset: "LabeledSet") -> list[str] | None:
+    """The classes to average over; None for all."""
+    for name in names:
+        if name not in dataset.classes:
+            raise DensescoreError(f"--classes: the set has no class {name!r}, only {', '.join(dataset.classes)}")
+    return list(names) or None
+
+
+@examples(
+    "densescore evaluate --data VOC2007 --set test --model head.safetensors",
+    "densescore evaluate --data VOC2007 --set test --model head.safetensors --classes dog,cat -o results",
+)
+def evaluate(
+    *,
+    data: cli.Data,
+    options: EvaluateOptions,
+    images: cli.DataOptions = cli.DataOptions(split="val"),
+    classes: cli.ClassOptions = cli.ClassOptions(),
+    out: Annotated[Path | None, cli.out_option("Folder for VOC result files, curves and pictures.")] = None,
+    maps: Annotated[bool, cli.option("Evaluate localization and boxes as well.", negative="--no-maps")] = True,
+    overwrite: cli.Overwrite = False,
+    as_json: cli.Json = False,
+    cache: cli.CacheOptions = cli.CacheOptions(),
+) -> None:
+    """Average precision and localization on a set, as in PASCAL VOC; means over all classes, or over --classes."""
+    # Check all arguments
+    options.check()
+    from densescore.evaluation.voc_results import RESULTS, write_results
+
+    cli.check_new(out, overwrite, [data, *options.files], RESULTS)
+    from densescore.evaluation.evaluate import evaluate_classes, mean_of, score_set
+    from densescore.transfer.pipeline import cached_scores
+
+    # Score the images
+    dataset = images.read(data)
+    names = _check_subset(classes.names, dataset)
+    scorer = options.build()
+    score = cached_scores(scorer, cache.of(scorer))
+    with Progress() as progress:
+        result = score_set(
+            dataset, score, (scorer.k,), locate="shrunk" if maps else None, boxes=maps,
+            track=lambda items: progress.track(items, "images"),
+        )  # fmt: skip
+
+    # Measure
+    rows = evaluate_classes(result, scorer.k)
+    metrics = {
+        "ap": "AP", "ap_2007": "AP (2007 rule)", "pointing": "pointing", "located_ap": "AP score and location",
+        "box_ap_30": "box AP 0.3", "box_ap_50": "0.5", "box_ap": "COCO",
+    }  # fmt: skip
+    means = {metric: mean_of(rows, metric, names) for metric in metrics}
+    about = {
+        "model": options.model, "context": scorer.context, "scales": scorer.scales, "means": means, "mean_over": names,
+    }  # fmt: skip
+    if out is not None:
+        with Progress("classes") as progress:
+            write_results(
+                result, rows, scorer.k, out, about=about, score=score if maps else None,
+                track=lambda items: progress.track(items, "curves and pictures"), overwrite=overwrite,
+                inputs=[data, *options.files],
+            )  # fmt: skip
+
+    # Summarize
+    if as_json:
+        print_json({**about, "set": images.split, "k": scorer.k, "classes": [asdict(row) for row in rows]})
+        return
+    print_table(
+        ("class", "positives", *metrics.values()),
+        [(row.label, row.positives, *(fraction(getattr(row, metric)) for metric in metrics)) for row in rows],
+        title=f"{images.split}: {len(dataset.images)} images, k = {scorer.k:g}",
+        last=("mean", "", *map(fraction, means.values())),
+    )
+
+
+@examples("densescore tune-k --data VOC2007 --set val --model head.safetensors -o tuned.safetensors")
+def tune_k(
+    *,
+    data: cli.Data,
+    options: TuneOptions,
+    images: cli.DataOptions = cli.DataOptions(split="val"),
+    ks: Annotated[str, cli.option("Exponents to try, separated by commas.")] = "1,1.5,2,3,4,5,6,7,8,10,12,16",
+    classes: cli.ClassOptions = cli.ClassOptions(),
+    out: Annotated[Path | None, cli.out_option("File for the head with the best k.")] = None,
+    overwrite: cli.Overwrite = False,
+    as_json: cli.Json = False,
+    cache: cli.CacheOptions = cli.CacheOptions(),
+) -> None:
+    """Find the exponent k of the image score with the highest mean AP on a set, as the paper found 5."""
+    # Check all arguments
+    options.check()
+    exponents = cli.numbers(ks, "--ks")
+    if not exponents:
+        raise DensescoreError("--ks: expected one or more exponents")
+    cli.check_new(out, overwrite, [data, *options.files])
+    from densescore.evaluation.evaluate import k_curve, score_set
+    from densescore.models.head import load_head, save_head
+    from densescore.transfer.pipeline import cached_scores
+
+    # Score the images with each exponent
+    dataset = images.read(data)
+    names = _check_subset(classes.names, dataset)
+    scorer = options.build()
+    score = cached_scores(scorer, cache.of(scorer))
+    with Progress() as progress:
+        result = score_set(dataset, score, exponents, locate=None, track=lambda items: progress.track(items, "images"))
+    curve = k_curve(result, classes=names)
+    best, _ = max(curve, key=lambda point: (point[1], -point[0]))  # on a tie, the smallest k
+
+    # Save and summarize
+    if out is not None:
+        save_head(out, replace(load_head(options.model), k=best), overwrite=overwrite)
+    if as_json:
+        print_json({"set": images.split, "curve": [{"k": k, "map": value} for k, value in curve], "k": best})
+        return
+    print_table(
+        ("k", "mAP"),
+        [(f"{k:g}", f"{value:.4f}{'  best' if k == best else ''}") for k, value in curve],
+        title=f"{images.split}: {len(dataset.images)} images",
+        numeric=False,
+    )

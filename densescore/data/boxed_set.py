@@ -1,35 +1,42 @@
-"""Images with boxes, and how a reader's annotations become images of a set."""
+"""Boxed images and their set; turns a reader's annotations into images of a set."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from densescore.data.labeled_set import DIFFICULT, NEGATIVE, POSITIVE, LabeledImage, LabeledSet
-from densescore.data.pictures import find_picture, placing, turned_silently
-from densescore.data.problems import Corners, Problems
+from densescore.data.labeled_set import DIFFICULT, NEGATIVE, POSITIVE, LabeledImage, LabeledSet, Picture
+from densescore.data.problems import Corners, Problems, find_picture
 
 Labels = Literal["auto", "image", "box", "both"]
-"""What is read: whatever is there; image labels, boxes ignored; boxes of every image; boxes where an image has them."""
+"""What is read: boxes if the layout has them; image labels only; boxes of every image; boxes of images with boxes."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class BoxedImage(LabeledImage):
-    """One image whose objects are boxed: all objects of the set's classes that it shows.
+    """One image with a box around each object of the set's classes.
 
     Attributes:
         boxes: float32 ``[B, 4]``, ``x0 y0 x1 y1`` in pixels of the upright picture, ``x1`` and ``y1`` exclusive, inside
             the image.
         classes: int64 ``[B]``, index of each box's class in the set's `classes`.
-        difficult: bool ``[B]``: boxes that are examples of nothing.
+        difficult: bool ``[B]``, boxes ignored in training and evaluation.
+        crowd: bool ``[B]``, difficult boxes that hold many objects (COCO's ``iscrowd``); none by default.
     """
 
     boxes: NDArray[np.float32]
     classes: NDArray[np.int64]
     difficult: NDArray[np.bool_]
+    crowd: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+
+    def __post_init__(self) -> None:
+        if not len(self.crowd):
+            object.__setattr__(self, "crowd", np.zeros(len(self.boxes), bool))
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,33 +53,27 @@ class BoxedSet(LabeledSet):
 
 
 def boxed_part(labeled: LabeledSet) -> BoxedSet:
-    """The images of a set that have boxes, in their order; none, if the set has only labels."""
+    """The boxed images of a set, in their order."""
     return BoxedSet(labeled.name, labeled.classes, tuple(i for i in labeled.images if isinstance(i, BoxedImage)))
 
 
 def make_set(name: str, classes: tuple[str, ...], images: Sequence[LabeledImage]) -> LabeledSet:
     """A `BoxedSet` if every image has boxes, else a `LabeledSet`."""
-    boxed = [image for image in images if isinstance(image, BoxedImage)]
-    if images and len(boxed) == len(images):
-        return BoxedSet(name, classes, tuple(boxed))
-    return LabeledSet(name, classes, tuple(images))
+    labeled = LabeledSet(name, classes, tuple(images))
+    boxed = boxed_part(labeled)
+    return boxed if images and len(boxed.images) == len(images) else labeled
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """One object of an annotation.
+    """One object of an annotation."""
 
-    Attributes:
-        where: the file and object, for messages.
-        label: index of its class.
-        corners: ``x0 y0 x1 y1``, ends excluded, in pixels of the annotation's size; None if it has no box.
-        difficult: its box is an example of nothing.
-    """
-
-    where: object
-    label: int
-    corners: Corners | None
+    where: object  # file and object, for messages
+    label: str
+    corners: Corners | None  # in pixels of the annotation's size, or shares of the picture
     difficult: bool = False
+    crowd: bool = False
+    rotation: float = 0.0  # degrees, about the center of the corners' box
 
 
 def make_image(
@@ -80,82 +81,108 @@ def make_image(
     path: Path,
     size: tuple[int, int] | None,
     objects: Sequence[Annotated],
-    count: int,
+    classes: Mapping[str, int],
     problems: Problems,
     *,
     where: object,
     labels: Labels = "box",
     truth: NDArray[np.int8] | None = None,
 ) -> LabeledImage | None:
-    """Put an image of a set together, its boxes turned to the upright picture and clipped to it.
+    """An image of a set, its boxes turned to the upright picture and clipped; None if its picture or size is wrong.
 
-    Args:
-        name: unique in the set.
-        path: of the picture.
-        size: width and height that the annotation gives; None if corners are shares of the picture, in [0, 1].
-        objects: of the annotation.
-        count: C, classes of the set.
-        problems: notes a picture that cannot be read, a size that is not the picture's, and bad boxes.
-        where: the annotation, for messages.
-        labels: ``"image"`` leaves boxes out; ``"both"`` leaves them out if an object has none.
-        truth: int8 ``[C]``, where a file says it; from the objects by default.
-
-    Returns:
-        A `BoxedImage`, or a `LabeledImage` without boxes; None if a problem was noted of its picture or size.
+    `size`: the annotation's width and height, None for corners in [0, 1]; `classes`: name → index; `truth`: int8 [C].
     """
+    # Read the picture's size
     picture = find_picture(path, problems, where)
     if picture is None:
         return None
-    all_classes = np.array([item.label for item in objects], np.int64)
-    all_difficult = np.array([item.difficult for item in objects], bool)
-    truth = truth_from_boxes(all_classes, all_difficult, count) if truth is None else truth
-    common = {"name": name, "path": path, "height": picture.height, "width": picture.width, "truth": truth}
+    # Label it by its objects, unless a file of the set gives its truth [C]
+    for item in objects:
+        if item.label not in classes:
+            problems.add(item.where, f"name: unknown class {item.label!r}, not one of {', '.join(classes)}")
+    objects = [item for item in objects if item.label in classes]
+    if truth is None:
+        truth = np.full(len(classes), NEGATIVE, np.int8)
+        truth[[classes[item.label] for item in objects if item.difficult]] = DIFFICULT
+        truth[[classes[item.label] for item in objects if not item.difficult]] = POSITIVE
+    image = LabeledImage(name=name, path=path, height=picture.height, width=picture.width, truth=truth)
     unboxed = [item for item in objects if item.corners is None]
     if labels == "image" or (labels == "both" and unboxed):
-        return LabeledImage(**common)  # type: ignore[arg-type]
+        return image
     for item in unboxed:
         problems.add(item.where, "has no box")
-    boxes, kept = list[Corners](), list[Annotated]()
-    if objects:
-        if size is None:
-            if picture.orientation != 1:
-                turned_silently(picture, where, problems)
-                return None
-            size, scale = picture.stored, picture.stored
-        else:
-            scale = (1, 1)
-        place = placing(picture, size, where, problems)
-        if place is None:
-            return None
-        for item in objects:
-            if item.corners is None:
-                continue
-            x0, y0, x1, y1 = item.corners
-            scaled = place((x0 * scale[0], y0 * scale[1], x1 * scale[0], y1 * scale[1]))
-            inside = problems.clip(scaled, picture.width, picture.height, item.where)
-            if inside is not None:
-                boxes.append(inside)
-                kept.append(item)
+    # Turn and clip the boxes
+    place = placing(picture, size, where, problems) if objects else None
+    if objects and place is None:
+        return None
+    boxes, boxed = list[Corners](), list[Annotated]()
+    for item in objects:
+        if place is None or item.corners is None:
+            continue
+        corners = place(around(item.corners, item.rotation))
+        if item.rotation:  # the corners of a turned box may lie outside
+            ends = (picture.width, picture.height) * 2
+            x0, y0, x1, y1 = (min(max(corner, 0.0), end) for corner, end in zip(corners, ends, strict=True))
+            corners = x0, y0, x1, y1
+        inside = problems.clip(corners, picture.width, picture.height, item.where)
+        if inside is not None:
+            boxes.append(inside)
+            boxed.append(item)
     return BoxedImage(
-        **common,  # type: ignore[arg-type]
+        **vars(image),
         boxes=np.array(boxes, np.float32).reshape(-1, 4),
-        classes=np.array([item.label for item in kept], np.int64),
-        difficult=np.array([item.difficult for item in kept], bool),
+        classes=np.array([classes[item.label] for item in boxed], np.int64),
+        difficult=np.array([item.difficult for item in boxed], bool),
+        crowd=np.array([item.crowd for item in boxed], bool),
     )
 
 
-def truth_from_boxes(classes: NDArray[np.int64], difficult: NDArray[np.bool_], count: int) -> NDArray[np.int8]:
-    """An image's truth per class: difficult where all boxes of the class are.
+def around(corners: Corners, rotation: float) -> Corners:
+    """The upright box around a box that is turned about its center, by degrees."""
+    x0, y0, x1, y1 = corners
+    if not rotation or x0 >= x1 or y0 >= y1:
+        return corners
+    cos, sin = abs(math.cos(math.radians(rotation))), abs(math.sin(math.radians(rotation)))
+    width, height = (x1 - x0) * cos + (y1 - y0) * sin, (x1 - x0) * sin + (y1 - y0) * cos
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
-    Args:
-        classes: ``[B]`` class of each box.
-        difficult: ``[B]``.
-        count: C, classes of the set.
 
-    Returns:
-        int8 ``[C]``.
+def placing(
+    picture: Picture, size: tuple[int, int] | None, where: object, problems: Problems
+) -> Callable[[Corners], Corners] | None:
+    """Function that moves a box of an annotation of this size into the upright picture; None and a problem otherwise.
+
+    A turned picture whose size cannot tell whether its boxes are of stored or of upright pixels is a problem.
     """
-    truth = np.full(count, NEGATIVE, np.int8)
-    truth[classes[difficult]] = DIFFICULT
-    truth[classes[~difficult]] = POSITIVE
-    return truth
+    width, height = picture.stored
+    if size not in (None, picture.stored, (picture.width, picture.height)):
+        turned = f", or {picture.width}×{picture.height} upright" if picture.orientation >= 5 else ""
+        pixels = f"{width}×{height} pixels (width × height){turned}"
+        problems.add(where, f"size: {size[0]}×{size[1]}, but the picture {picture.path} has {pixels}")
+        return None
+    if picture.orientation == 1:
+        scale = (1, 1) if size else picture.stored
+        return lambda box: (box[0] * scale[0], box[1] * scale[1], box[2] * scale[0], box[3] * scale[1])
+    if size is None or picture.stored == (picture.width, picture.height):
+        problems.add(
+            where,
+            f"the picture {picture.path} is turned by its EXIF orientation {picture.orientation}, and nothing tells "
+            "whether its boxes are of the stored or of the upright pixels: save it upright, without that tag",
+        )
+        return None
+    return partial(upright, picture=picture) if size == picture.stored else lambda box: box
+
+
+def upright(corners: Corners, picture: Picture) -> Corners:
+    """Turn a box of the stored pixels as EXIF turns the picture."""
+    width, height = picture.stored
+
+    def turn(x: float, y: float) -> tuple[float, float]:
+        return {
+            1: (x, y), 2: (width - x, y), 3: (width - x, height - y), 4: (x, height - y),
+            5: (y, x), 6: (height - y, x), 7: (height - y, width - x), 8: (y, width - x),
+        }[picture.orientation]  # fmt: skip
+
+    (x0, y0), (x1, y1) = turn(*corners[:2]), turn(*corners[2:])
+    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)

@@ -1,31 +1,36 @@
-"""One entrance to all layouts: VOC, COCO, YOLO, XML beside pictures, tables, a folder per class."""
+"""Loads a data set in any layout: VOC, COCO, YOLO, XML beside pictures, tables, a folder per class."""
 
 import math
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from densescore.data.boxed_set import BoxedSet, Labels, make_set
-from densescore.data.class_folders import find_class_folders
 from densescore.data.coco import find_coco
-from densescore.data.labeled_set import LabeledSet
+from densescore.data.folders import find_class_folders
+from densescore.data.labeled_set import POSITIVE, SPLIT_ALIASES, LabeledSet
 from densescore.data.problems import Problems, check_positives
-from densescore.data.splits import WHOLE, draw_val, listed, match_split
 from densescore.data.table import find_table
-from densescore.data.voc import Voc, find_voc
-from densescore.data.xml_folder import find_xml_folder
+from densescore.data.voc import Voc, find_voc, find_xml_folder
 from densescore.data.yolo import Yolo, find_labelimg_yolo, find_yolo
 from densescore.errors import DensescoreError
+
+_WHOLE = ("default", "all")  # tools' names for the split of a set without splits
 
 
 class Layout(Protocol):
     """A set on disk, in one of the layouts."""
 
     def splits(self) -> list[str]:
-        """Names of its splits; none, or one of `WHOLE`, if it has none."""
+        """Names of its splits; none, or one of `_WHOLE`, if it has none."""
 
     def read(self, split: str, labels: Labels, problems: Problems) -> LabeledSet:
-        """Read one of its splits, or all if it has none."""
+        """Read one of its splits, or all without splits."""
 
 
 def load_set(
@@ -37,24 +42,26 @@ def load_set(
     seed: int = 0,
     need_positives: bool = False,
 ) -> LabeledSet:
-    """Read one split of a data set, in whichever layout it has. `docs/data-sets.md` describes the layouts.
+    """Load one split of a data set, in any layout of `docs/data-sets.md`.
+
+    The whole data set is validated first; all problems are reported together.
 
     Args:
         path: the set's folder, a table (``.csv``, ``.tsv``, ``.jsonl``) or YOLO's YAML file.
-        split: such as ``"train"`` or ``"val"``; the set may call it ``valid`` or ``train2017``. Of a set without splits
-            ``"train"`` is all of it, unless `val_share` is given.
-        labels: ``"auto"`` reads boxes where the layout has them; ``"image"`` reads labels only; ``"box"`` refuses
-            images without boxes; ``"both"`` takes boxes where an image has them.
-        val_share: in (0, 1): draw this share of a set without a ``val`` split as ``"val"``, of each class alike; the
-            rest is ``"train"``.
-        seed: of that draw. The same set, share and seed give the same split.
-        need_positives: every class must have a positive image, as training needs.
+        split: such as ``"train"`` or ``"val"``; the set may call it ``valid`` or ``train2017``. ``"train"`` of a set
+            without splits is all of it, unless `val_share` is given.
+        labels: ``"auto"`` reads boxes if the layout has them; ``"image"`` reads labels only; ``"box"`` refuses
+            images without boxes; ``"both"`` reads boxes of images with boxes.
+        val_share: share in (0, 1) of a set without a ``val`` split that is drawn as ``"val"``, stratified by class;
+            the rest is ``"train"``.
+        seed: seed of that draw. The same set, share and seed give the same split.
+        need_positives: every class must have a positive image, as in training.
 
     Returns:
         A `BoxedSet` if every image has boxes.
 
     Raises:
-        DensescoreError: no known layout, no such split; or all problems of the data at once, with file and field.
+        DensescoreError: no known layout, no such split; or all problems of the data, with file and field.
     """
     root = Path(path)
     if labels not in get_args(Labels):
@@ -66,9 +73,9 @@ def load_set(
         loaded = _read(root, _find_layout(root), split, labels, val_share, seed, problems)
         if need_positives and loaded.images:
             check_positives(loaded, root, problems)
+    except DensescoreError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, DensescoreError):
-            raise
         raise DensescoreError(f"{root}: cannot be read: {error}") from error
     problems.finish(root)
     return loaded
@@ -94,21 +101,21 @@ def load_boxed(
 
 
 def _find_layout(root: Path) -> Layout:
+    layout: Layout | None
     if not root.is_dir():
-        layout: Layout | None = find_table(root)
+        layout = find_table(root)
         if root.suffix.lower() in (".yaml", ".yml") and root.is_file():
             layout = Yolo(root.parent, root)
         if layout is None:
-            raise DensescoreError(
-                f"{root}: {'neither a folder, a table nor a YAML file' if root.exists() else 'no such folder'}"
-            )
+            reason = "neither a folder, a table nor a YAML file" if root.exists() else "no such folder"
+            raise DensescoreError(f"{root}: {reason}")
         return layout
     if (voc := find_voc(root)) is not None:
         return Voc(voc)
     for find in (find_coco, find_yolo, find_xml_folder, find_table, find_labelimg_yolo, find_class_folders):
-        found: Layout | None = find(root)
-        if found is not None:
-            return found
+        layout = find(root)
+        if layout is not None:
+            return layout
     raise DensescoreError(
         f"{root}: neither VOC (ImageSets/Main), COCO (annotations/instances_<set>.json, <set>/_annotations.coco.json), "
         "YOLO (data.yaml), VOC's XML beside the pictures, a table (labels.csv, .tsv, .jsonl) nor a folder per class"
@@ -119,24 +126,65 @@ def _read(
     root: Path, layout: Layout, split: str, labels: Labels, share: float | None, seed: int, problems: Problems
 ) -> LabeledSet:
     names = layout.splits()
-    whole = next((name for name in names if name.casefold() in WHOLE), "train" if not names else None)
-    own = match_split(split, names)
+    listed = f"there are {', '.join(sorted(names)) or 'none'}"
+    whole = next((name for name in names if name.casefold() in _WHOLE), "train" if not names else None)
+    val = match_split("val", names)
+    # One of the set's own splits
     if share is None:
-        if own is None and not (split == "train" and whole):
-            hint = "; val_share (--val-share 0.2) draws one" if match_split("val", names) is None else ""
-            raise DensescoreError(f"{root}: no image set {split!r}; there are {listed(names)}{hint}")
-        loaded = layout.read(own or whole or split, labels, problems)
+        match = match_split(split, names)
+        if match is None and not (split == "train" and whole):
+            hint = "; val_share (--val-share 0.2) draws one" if val is None else ""
+            raise DensescoreError(f"{root}: no image set {split!r}; {listed}{hint}")
+        loaded = layout.read(match or whole or split, labels, problems)
         return make_set(split, loaded.classes, loaded.images)
-    if match_split("val", names) is not None:
-        raise DensescoreError(f"{root}: has a set {match_split('val', names)!r} of its own: val_share has no meaning")
+    # A drawn split
+    if val is not None:
+        raise DensescoreError(f"{root}: has a set {val!r}, so val_share cannot draw one")
     if split not in ("train", "val"):
         raise DensescoreError(f"{root}: val_share draws the sets train and val, not {split!r}")
     source = match_split("train", names) or whole
     if source is None:
-        raise DensescoreError(f"{root}: no image set to draw from; there are {listed(names)}")
+        raise DensescoreError(f"{root}: no image set to draw from; {listed}")
     loaded = layout.read(source, labels, problems)
-    drawn = draw_val(loaded.truth(), share, seed) == (split == "val")
-    images = [image for image, kept in zip(loaded.images, drawn, strict=True) if kept]
+    in_split = draw_val(loaded.truth(), share, seed) == (split == "val")
+    images = [image for image, drawn in zip(loaded.images, in_split, strict=True) if drawn]
     if loaded.images and not images:
         problems.add(root, f"val_share: {share} of {len(loaded.images)} images leaves none for {split}")
     return make_set(split, loaded.classes, images)
+
+
+def match_split(split: str, names: Iterable[str]) -> str | None:
+    """Name of a split in a set: itself, an alias, or its only extension (``train2017``, not ``trainval``)."""
+    names = list(names)
+    if split in names:
+        return split
+    for alias in SPLIT_ALIASES.get(split, (split,)):
+        for name in names:
+            if name.casefold() == alias:
+                return name
+    for addition in (r"[-_]?\d{4}", r"[^a-z].*"):
+        matches = [name for name in names if re.fullmatch(re.escape(split.casefold()) + addition, name.casefold())]
+        if matches:
+            return matches[0] if len(matches) == 1 else None
+    return None
+
+
+def draw_val(truth: NDArray[np.int8], share: float, seed: int) -> NDArray[np.bool_]:
+    """Draw validation images, bool ``[N]``, of ``truth [N, C]``, stratified by each image's rarest class.
+
+    Remainders carry to the next group, for the share of the whole set; a class's last image stays in train.
+    """
+    shown = truth == POSITIVE
+    counts = np.where(shown, shown.sum(0), len(truth) + 1)  # [N, C]
+    rarest = np.where(shown.any(1), counts.argmin(1), -1) if truth.shape[1] else np.full(len(truth), -1)
+    generator, drawn, remainder = np.random.default_rng(seed), np.zeros(len(truth), bool), 0.0
+    for group in np.unique(rarest):
+        members = generator.permutation((rarest == group).nonzero()[0])
+        remainder += share * len(members)
+        count = min(round(remainder), len(members))
+        drawn[members[:count]] = True
+        remainder -= count
+    for column in shown.T[shown.any(0)]:  # [N], of a class
+        if drawn[column].all():  # train keeps an image of it
+            drawn[column.nonzero()[0][0]] = False
+    return drawn

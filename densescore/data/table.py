@@ -1,6 +1,7 @@
-"""A table of pictures and their labels: CSV, TSV or JSON lines."""
+"""Tables of pictures and labels: CSV, TSV or JSON lines."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,11 +10,17 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from densescore.data.boxed_set import Labels
-from densescore.data.files import is_file, is_inside, read_lines, read_text
-from densescore.data.labeled_set import NEGATIVE, POSITIVE, UNKNOWN, LabeledImage, LabeledSet
-from densescore.data.pictures import find_picture, names_in_set
-from densescore.data.problems import Problems, check_class_names
-from densescore.data.splits import is_split
+from densescore.data.labeled_set import NEGATIVE, POSITIVE, UNKNOWN, LabeledImage, LabeledSet, is_split, names_in_set
+from densescore.data.problems import (
+    Problems,
+    check_class_names,
+    find_picture,
+    is_inside,
+    read_lines,
+    read_text,
+    slashed,
+)
+from densescore.io.find import is_file
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 _COLUMNS = {
@@ -26,7 +33,7 @@ _UNKNOWN = "?"
 
 @dataclass
 class _Row:
-    """What the rows of one picture say together."""
+    """Labels of one picture, of all its rows together."""
 
     where: str
     shown: set[str] = field(default_factory=set)
@@ -36,11 +43,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Tables of pictures and labels, which may have a column of splits, or one table per split.
-
-    Attributes:
-        files: each split's table; one table under ``""`` where there is only one.
-    """
+    """Split → its table; or ``""`` → the only table, which may have a column of splits."""
 
     files: dict[str, Path]
 
@@ -51,53 +54,51 @@ class Table:
         return sorted({row.split for row in self._rows(self.files[""], Problems()).values()} - {""})
 
     def read(self, split: str, labels: Labels, problems: Problems) -> LabeledSet:
-        """Read one split, or all where there is none.
+        """Read one split, or all without splits; classes are the labels of all splits, sorted.
 
-        A row has an ``image``, a path from the table's folder or from its folder ``images``, and ``labels`` with ``;``
-        between (in JSON lines also a list). Several rows of an image add up. ``?cat`` leaves the class out for the
-        image; ``?`` alone leaves out all that the image is not said to show. What no row mentions is not shown.
-        Classes are the labels of all splits, in alphabetic order. A CSV without ``labels`` has a column per class, with
-        1, 0, or ``?``.
+        ``?cat`` leaves a class out for an image, ``?`` all classes that it is not said to show.
         """
-        rows = {path: self._rows(path, problems) for path in self.files.values()}
-        everything = [row for table in rows.values() for row in table.values()]
-        classes = tuple(sorted({label for row in everything for label in row.shown | row.unknown} - {_UNKNOWN}))
+        # Read all tables, and their classes
+        tables = {path: self._rows(path, problems) for path in self.files.values()}
+        every_row = [row for table in tables.values() for row in table.values()]
+        classes = tuple(sorted({label for row in every_row for label in row.shown | row.unknown} - {_UNKNOWN}))
         source = self.files.get("", self.files.get(split, next(iter(self.files.values()))))
         if labels in ("box", "both"):
             problems.add(source, "a table has labels only, no boxes")
         check_class_names(classes, source, problems)
-        chosen = rows[source]
+        # Choose the rows of the split
+        rows = tables[source]
         if "" in self.files and self.splits():
-            chosen = {name: row for name, row in chosen.items() if row.split == split}
-            for name, row in rows[source].items():
+            for name, row in rows.items():
                 if not row.split:
                     problems.add(row.where, f"image {name}: no split, though others have one")
-        if not chosen:
+            rows = {name: row for name, row in rows.items() if row.split == split}
+        if not rows:
             problems.add(source, "no images")
-        found = {}
-        for name, row in chosen.items():
+        # Find their pictures
+        pictures = {}
+        for name, row in rows.items():
             places = [source.parent / name, source.parent / "images" / name]
             path = next(filter(is_file, places), places[0])
             picture = find_picture(path, problems, row.where)
-            if path in found:
+            if path in pictures:
                 problems.add(row.where, f"image: {path} is also the picture of another name")
             elif picture is not None:
-                found[path] = picture, _truth(row, classes)
+                pictures[path] = picture, _truth(row, classes)
         images = [
             LabeledImage(name=name, path=path, height=picture.height, width=picture.width, truth=truth)
-            for (path, (picture, truth)), name in zip(found.items(), names_in_set(list(found)), strict=True)
+            for (path, (picture, truth)), name in zip(pictures.items(), names_in_set(list(pictures)), strict=True)
         ]
         return LabeledSet(split, classes, tuple(images))
 
     def _rows(self, path: Path, problems: Problems) -> dict[str, _Row]:
-        """Rows by picture; what is wrong with one is noted, and left out."""
+        """Rows by picture, without those that have problems."""
         rows: dict[str, _Row] = {}
-        cells = _json_cells(path, problems) if path.suffix.lower() == ".jsonl" else _csv_cells(path, problems)
-        for where, name, labels, split in cells:
+        for where, name, labels, split in _cells(path, problems):
             if not is_inside(name):
                 problems.add(where, f"image: expected a path within the table's folder, got {name!r}")
                 continue
-            name = PurePosixPath(name).as_posix()  # ./a.jpg is a.jpg
+            name = PurePosixPath(slashed(name, path.parent, path.parent / "images")).as_posix()  # ./a.jpg is a.jpg
             row = rows.setdefault(name, _Row(where, split=split))
             stripped = {label.strip() for label in labels} - {""}
             row.shown |= {label for label in stripped if not label.startswith(_UNKNOWN)}
@@ -123,10 +124,9 @@ def find_table(path: Path) -> Table | None:
 
 
 def _has_columns(path: Path) -> bool:
-    """Whether a file of any name is a table of labels: its first rows can be read."""
-    problems, cells = Problems(), _json_cells if path.suffix.lower() == ".jsonl" else _csv_cells
-    found = next(cells(path, problems), None) is not None
-    return found and not problems.found
+    """Whether the first row of a file can be read as a picture and its labels."""
+    problems = Problems()
+    return next(_cells(path, problems), None) is not None and not problems
 
 
 def _truth(row: _Row, classes: tuple[str, ...]) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
@@ -135,14 +135,19 @@ def _truth(row: _Row, classes: tuple[str, ...]) -> np.ndarray[tuple[int], np.dty
     return np.array(values, np.int8)
 
 
+def _cells(path: Path, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:
+    """Place in the file (for messages), image, labels and split of each row."""
+    return _json_cells(path, problems) if path.suffix.lower() == ".jsonl" else _csv_cells(path, problems)
+
+
 def _csv_cells(path: Path, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:
-    """Where, image, labels and split of each row."""
     text = read_text(path, problems)
     if text is None:
         return
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
+        # Columns
         header = [name.strip() for name in next(reader, [])]
         folded = [name.casefold() for name in header]
         columns = {key: [folded.index(name) for name in names if name in folded] for key, names in _COLUMNS.items()}
@@ -150,6 +155,7 @@ def _csv_cells(path: Path, problems: Problems) -> Iterator[tuple[str, str, list[
         if not columns["image"] or not others:
             problems.add(f"{path}:1", f"expected columns image and labels, got {delimiter.join(header)[:80]!r}")
             return
+        # Rows
         for fields in reader:
             where = f"{path}:{reader.line_num}"
             if fields and len(fields) != len(header):
@@ -165,7 +171,7 @@ def _csv_cells(path: Path, problems: Problems) -> Iterator[tuple[str, str, list[
 
 
 def _one_hot(values: dict[str, str], where: str, problems: Problems) -> list[str]:
-    """Labels of a row that has a column per class: 1 is shown, 0 is not, ``?`` or nothing is unknown."""
+    """Labels of a row with a column per class: 1 shown, 0 not shown, ``?`` or empty unknown."""
     for label, value in values.items():
         if value not in ("1", "0", "?", ""):
             problems.add(where, f"{label}: expected 1, 0 or ?, in a table without a column labels, got {value[:40]!r}")
@@ -173,7 +179,6 @@ def _one_hot(values: dict[str, str], where: str, problems: Problems) -> list[str
 
 
 def _json_cells(path: Path, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:
-    """Where, image, labels and split of each line."""
     for number, line in read_lines(path, problems):
         where = f"{path}:{number}"
         try:

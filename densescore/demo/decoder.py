@@ -1,4 +1,4 @@
-"""Decodes strangers' images in another process, which is ended when it takes too long."""
+"""Decodes untrusted images in another process, which is killed when it takes too long."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, Lock, Timer
 
 import numpy as np
@@ -16,23 +17,13 @@ from densescore.errors import DensescoreError
 from densescore.io.images import Pixels
 
 _START_SECONDS = 120  # a busy machine may need many
-_LINE = 100_000  # bytes that an answer's first line may have
+_LINE = 100_000  # maximum bytes of an answer's first line
 
 
 class Decoder:
-    """One process that decodes one image at a time; a new one takes its place when it had to be ended.
+    """One process that decodes one image at a time; a killed one is replaced.
 
-    Its memory is limited where the system can do that (Linux), and it writes no files.
-
-    Example:
-        >>> import io
-        >>> from PIL import Image
-        >>> file = io.BytesIO()
-        >>> Image.new("RGB", (6, 4), "red").save(file, "PNG")
-        >>> decoder = Decoder()
-        >>> decoder.decode(file.getvalue(), max_pixels=100, seconds=30).shape
-        (4, 6, 3)
-        >>> decoder.close()
+    On Linux its memory is limited, and it cannot write files.
     """
 
     def __init__(self) -> None:
@@ -41,25 +32,14 @@ class Decoder:
         self._process, self._ready = _start(), False
 
     def decode(self, data: bytes, max_pixels: int, seconds: float) -> Pixels:
-        """Decode an encoded image.
+        """Decode a file's bytes to RGB ``[H, W, 3]``, uint8 or float32 in [0, 1].
 
-        Args:
-            data: a file's bytes.
-            max_pixels: that the image may have, by its header.
-            seconds: after which the process is ended.
-
-        Returns:
-            RGB ``[H, W, 3]``, uint8 or float32 in [0, 1].
-
-        Raises:
-            TooLargeError: more pixels.
-            TooSlowError: not decoded in time.
-            DensescoreError: not an image of a kind that is taken; or it ended the process.
+        Raises `TooLargeError` (by the header), `TooSlowError`, or for unsupported images `DensescoreError`.
         """
         with self._lock:
-            if self._process.poll() is not None:  # it ended between two images
+            if self._process.poll() is not None:  # it died between two images
                 self._replace()
-            self._wait_until_ready()  # its start is not the image's time
+            self._wait_until_ready()  # the start does not count as the image's time
             try:
                 with _killed_after(self._process, seconds) as late:
                     return _exchange(self._process, data, max_pixels)
@@ -92,19 +72,26 @@ class Decoder:
             raise DensescoreError("the process that decodes images does not start") from error
 
 
+# -I: no module comes from the working directory, or from where environment variables point.
+_COMMAND = "import sys; sys.path[:] = sys.argv[1:]; from densescore.demo.decode_child import main; main()"
+
+
 def _start() -> "subprocess.Popen[bytes]":
+    own = str(Path(__file__).resolve().parents[2])  # a checkout may be the working directory
+    foreign = {os.path.realpath(os.getcwd())} - {own}
+    paths = [path for path in sys.path if path and os.path.realpath(path) not in foreign]
     return subprocess.Popen(
-        [sys.executable, "-m", "densescore.demo.decode_child"],
+        [sys.executable, "-I", "-c", _COMMAND, *paths],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,  # Ctrl-C is for the server, which then ends this process
     )
 
 
 @contextmanager
 def _killed_after(process: "subprocess.Popen[bytes]", seconds: float) -> Iterator[Event]:
-    """End the process if the block takes longer; the event says whether that was so."""
+    """Kill the process if the block takes longer; the event is then set."""
     late = Event()
 
     def end() -> None:
@@ -129,7 +116,7 @@ def _exchange(process: "subprocess.Popen[bytes]", data: bytes, max_pixels: int) 
         raise TooLargeError(str(head["too_large"]))
     if "error" in head:
         raise DensescoreError(str(head["error"]))
-    # The process may have been taken over by a file: nothing that it says is believed without a check.
+    # A file may have taken over the process: its answer is checked before it is used.
     shape, dtype = head.get("shape"), head.get("dtype")
     if not isinstance(shape, list) or len(shape) != 3 or shape[2] != 3 or dtype not in ("uint8", "float32"):
         raise EOFError

@@ -1,65 +1,62 @@
-"""What a request, a client and all clients together may cost, and the errors that say so."""
+"""Limits of requests and quotas of clients, and the errors raised beyond them."""
 
 import ipaddress
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from densescore.errors import DensescoreError
 
 
 class TooLargeError(DensescoreError):
-    """An image of more bytes, pixels or patches, or an answer of more bytes, than is allowed."""
+    """Too many bytes, pixels or patches of an image, or too many bytes of an answer."""
+
+    status = 413
 
 
 class BusyError(DensescoreError):
-    """All clients together use as much as is allowed."""
+    """The quota of all clients together is used up."""
+
+    status = 503
 
 
 class TooManyError(BusyError):
-    """One client uses as much as one client may."""
+    """The quota of one client is used up."""
+
+    status = 429
 
 
 class TooSlowError(DensescoreError):
-    """An image was not decoded or scored in time."""
+    """The image was not decoded or scored in time."""
+
+    status = 504
+
+
+class ModelError(DensescoreError):
+    """A model cannot be loaded."""
+
+    status = 500
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What strangers may use.
+    """Limits of what clients may use; docs/demo.md says what happens beyond them."""
 
-    Attributes:
-        upload: bytes of an encoded image.
-        pixels: of the decoded image; also the values of all maps in one answer.
-        cells: patches of an image over all scales. They bound how long a network works on it.
-        seconds: from a request's first byte of the body to its answer, waiting included.
-        decode_seconds: to decode an image, after which the decoder is ended.
-        waiting: images that may wait while one is scored.
-        images: images that one client may have in work or waiting.
-        connections: open connections, in all.
-        client_connections: open connections of one client.
-        client_held: bytes of uploads and answers of one client in memory; by default those of `images` uploads and of
-            a map of the largest image.
-        held: the same, in all; by default twice as many.
-        header_seconds: from opening a connection, or from the last answer, to the end of a request's header.
-        idle_seconds: without a byte, while a client sends a body or takes an answer.
-        answer_seconds: to take a whole answer.
-    """
-
-    upload: int = 20_000_000
-    pixels: int = 50_000_000
-    cells: int = 8_000
-    seconds: float = 60
-    decode_seconds: float = 20
-    waiting: int = 8
-    images: int = 4
-    connections: int = 100
+    upload: int = 20_000_000  # bytes of an encoded image
+    pixels: int = 50_000_000  # of a decoded image; also values of all maps in one answer
+    cells: int = 8_000  # patches of an image over all scales, which bound the network's time
+    seconds: float = 60  # from a body's first byte to the answer, waiting included
+    decode_seconds: float = 20  # to decode an image; then the decoder is killed
+    waiting: int = 8  # images that may wait while one is scored
+    images: int = 4  # in work or waiting, per client
+    connections: int = 100  # in all
     client_connections: int = 16
-    client_held: int = 0
-    held: int = 0
-    header_seconds: float = 10
-    idle_seconds: float = 10
-    answer_seconds: float = 300
+    client_held: int = 0  # bytes in memory per client; by default `images` uploads and a map of the largest image
+    held: int = 0  # bytes of uploads and answers in memory, in all; by default twice `client_held`
+    header_seconds: float = 10  # from opening a connection, or from the last answer, to the end of a header
+    idle_seconds: float = 10  # without a byte, while a client sends a body or takes an answer
+    answer_seconds: float = 300  # to take a whole answer
 
     def __post_init__(self) -> None:
         if not self.client_held:
@@ -69,90 +66,58 @@ class Limits:
 
 
 class Quota:
-    """Something that clients share: at most so much for each, and so much in all.
-
-    Args:
-        name: what it is, for the error.
-        each: most that one client may hold.
-        total: most that all may hold.
-
-    Example:
-        >>> quota = Quota("connections", each=1, total=2)
-        >>> quota.take("10.0.0.1")
-        >>> quota.take("10.0.0.1")
-        Traceback (most recent call last):
-        densescore.demo.limits.TooManyError: connections: one client may have 1; try again in a moment
-    """
+    """A resource that clients share: at most `each` per client, and `total` in all."""
 
     def __init__(self, name: str, each: int, total: int) -> None:
         self.name, self.each, self.total = name, each, total
         self.used = 0
-        self._of: Counter[str] = Counter()
+        self._by_client: Counter[str] = Counter()
 
     def take(self, client: str | None, amount: int = 1) -> None:
-        """Count `amount` for a client, or, where it is None, in all only.
-
-        Raises:
-            TooManyError: more than one client may have.
-            BusyError: more than all may have.
-        """
-        if client is not None and self._of[client] + amount > self.each:
+        """Count `amount` for a client; None counts in the total only. Raises `TooManyError` or `BusyError`."""
+        if client is not None and self._by_client[client] + amount > self.each:
             raise TooManyError(f"{self.name}: one client may have {self.each:,}; try again in a moment")
         if self.used + amount > self.total:
             raise BusyError(f"{self.name}: all {self.total:,} are in use; try again in a moment")
         self.used += amount
         if client is not None:
-            self._of[client] += amount
+            self._by_client[client] += amount
 
     def give(self, client: str | None, amount: int = 1) -> None:
-        """Give back what was taken."""
+        """Give back `amount` of a client."""
         self.used -= amount
         if client is not None:
-            self._of[client] -= amount
-            if not self._of[client]:
-                del self._of[client]
+            self._by_client[client] -= amount
+            if not self._by_client[client]:
+                del self._by_client[client]
 
+    @contextmanager
+    def lease(self, client: str, amount: int = 0) -> Iterator[Callable[[int], None]]:
+        """Take `amount`, and more by calling the result; all of it is given back when the block ends."""
+        taken = 0
 
-class Held:
-    """What one request or connection holds of a quota; given back when the block ends."""
+        def take(more: int) -> None:
+            nonlocal taken
+            self.take(client, more)
+            taken += more
 
-    def __init__(self, quota: Quota, client: str | None) -> None:
-        self._quota, self._client, self._amount = quota, client, 0
-
-    def take(self, amount: int) -> None:
-        """Hold so much more; errors as of `Quota.take`."""
-        self._quota.take(self._client, amount)
-        self._amount += amount
-
-    def give_back(self) -> None:
-        """Hold no more."""
-        self._quota.give(self._client, self._amount)
-        self._amount = 0
-
-    def __enter__(self) -> "Held":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.give_back()
+        try:
+            take(amount)
+            yield take
+        finally:
+            self.give(client, taken)
 
 
 class Clients:
-    """The quotas of a server, and who counts as one client.
+    """The quotas of a server, and the identity of a client. Used from the event loop's thread only.
 
-    Used from the event loop's thread only.
-
-    Args:
-        limits: how much of each.
-        proxies: addresses or networks whose ``X-Forwarded-For`` is believed.
-
-    Raises:
-        DensescoreError: a proxy is no address.
+    `proxies` are addresses or networks whose ``X-Forwarded-For`` is trusted.
     """
 
     def __init__(self, limits: Limits, proxies: Sequence[str] = ()) -> None:
-        self.limits, self.proxies = limits, tuple(proxies)
+        self.limits = limits
         try:
-            self._networks = [ipaddress.ip_network(proxy, strict=False) for proxy in proxies]
+            self._proxies = [ipaddress.ip_network(proxy, strict=False) for proxy in proxies]
         except ValueError as error:
             raise DensescoreError(f"a proxy must be an IP address or a network, got {error}") from error
         self.connections = Quota("connections", limits.client_connections, limits.connections)
@@ -163,16 +128,11 @@ class Clients:
     def is_proxy(self, host: str) -> bool:
         """Whether connections from this address carry the requests of many clients."""
         address = _address(host)
-        return address is not None and any(address in network for network in self._networks)
+        return address is not None and any(address in network for network in self._proxies)
 
     @staticmethod
     def key(host: str) -> str:
-        """What requests of one client have in common: the address, of IPv6 the network of 64 bits.
-
-        Example:
-            >>> Clients.key("::ffff:10.0.0.1"), Clients.key("2001:db8::1:2:3:4")
-            ('10.0.0.1', '2001:db8::/64')
-        """
+        """Identity of a client: its address, or its /64 network for IPv6."""
         address = _address(host)
         if isinstance(address, ipaddress.IPv6Address):
             return str(ipaddress.ip_network((address, 64), strict=False))

@@ -1,20 +1,33 @@
-"""Scores images for strangers: inputs are capped, one image is scored at a time, few wait, none forever."""
+"""Scores clients' images: inputs are capped, one image is scored at a time, few wait, none longer than its time."""
 
+import base64
+import io
+import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from threading import BoundedSemaphore
+from functools import partial
+from threading import BoundedSemaphore, Lock
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+from matplotlib import colormaps
+
 from densescore.demo.decoder import Decoder
-from densescore.demo.limits import BusyError, Limits, TooLargeError, TooSlowError
+from densescore.demo.limits import BusyError, Limits, ModelError, TooLargeError, TooSlowError
 from densescore.errors import DensescoreError
 from densescore.io.images import Pixels
-from densescore.results.scores import DenseScores
+from densescore.results.draw import jpeg
+from densescore.results.regions import shrink_weights
+from densescore.results.scores import DenseScores, best_patches
 from densescore.scoring.scorer import DenseScorer
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+_SHARE = 8  # seconds in which a client pays for one of the server
+_TOP, _PATCHES = 8, 6  # classes on the page, and best patches of each
+_PHOTO_SIDE, _MAP_SIDE, _PATCH_SIDE = 1000, 400, 240  # longest sides of the page's pictures, in pixels
 
 
 class Answer(NamedTuple):
@@ -23,23 +36,75 @@ class Answer(NamedTuple):
     pixels: Pixels
     scores: DenseScores
 
-    def of(self, classes: str) -> "Answer":
-        """The scores of some classes or groups alone: names with commas between; all classes where there is no name.
-
-        Raises:
-            DensescoreError: no such class or group.
-        """
+    def select(self, classes: str) -> "Answer":
+        """The answer for comma-separated classes or groups; for all classes if there is no name."""
         names = [name.strip() for name in classes.split(",") if name.strip()]
         return self._replace(scores=self.scores.select(names)) if names else self
 
+    def page(self) -> dict[str, Any]:
+        """Everything that the page shows, as JSON values; arrays are float32 in base64, classes best first."""
+        pixels, scores = self
+        ranked = scores.top(_TOP)
+        labels = [best.label for best in ranked]
+        peaks = scores.thumbnail(_PHOTO_SIDE).response_map(labels).amax((1, 2)).tolist()  # [TOP]
+        small = scores.thumbnail(_MAP_SIDE)
+        maps = small.response_map(labels).cpu().numpy()  # [TOP, rows, columns]
+        return {
+            "photo": jpeg(pixels, _PHOTO_SIDE),
+            "height": pixels.shape[0],
+            "width": pixels.shape[1],
+            "colors": _base64(colormaps["turbo"](np.arange(256), bytes=True)[:, :3]),  # uint8 [256, 3]
+            "rows": maps.shape[1],
+            "columns": maps.shape[2],
+            # Factors from a raw map to the drawn one; see `DenseScores.shrunk_map`
+            "weights": _base64(shrink_weights(small.coverage).numpy().astype("<f4")),
+            "classes": [
+                {
+                    "label": best.label,
+                    "score": best.score,
+                    "confidence": best.confidence,
+                    "best_patch": best.best_patch,
+                    "peak": peak,
+                    "values": _base64(values.astype("<f4")),
+                    "patches": self._patches(best.label),
+                }
+                for best, peak, values in zip(ranked, peaks, maps, strict=True)
+            ],
+        }
+
+    def maps_file(self, max_values: int) -> bytes:
+        """Raw maps of the page's classes that fit in `max_values`, as .npz: ``maps [n, H, W]`` and ``labels [n]``."""
+        height, width = self.pixels.shape[:2]
+        count = min(_TOP, max_values // (height * width))
+        if count < 1:
+            raise TooLargeError(
+                f"a map of {width}×{height} values is too large; at most {max_values:,} values are sent"
+            )
+        labels = [best.label for best in self.scores.top(count)]
+        file = io.BytesIO()
+        np.savez_compressed(file, maps=self.scores.response_map(labels).cpu().numpy(), labels=np.array(labels))
+        return file.getvalue()
+
+    def _patches(self, label: str) -> list[dict[str, Any]]:
+        height, width = self.pixels.shape[:2]
+        patches = []
+        for patch in best_patches(self.scores, label, _PATCHES):
+            x0, y0, x1, y1 = np.clip(np.rint(patch.box).astype(int), 0, [width, height, width, height])
+            crop = self.pixels[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
+            patches.append({"photo": jpeg(crop, _PATCH_SIDE), "score": patch.score, "share": patch.share})
+        return patches
+
+
+class _Job(NamedTuple):
+    client: str
+    future: Future[Any]
+    work: Callable[[], Any]
+
 
 class Service:
-    """Scores uploaded images with one of a few models, one image at a time.
+    """A queue in front of models (name → maker of a scorer); the client that used the least time is next.
 
-    Args:
-        models: name → what makes its scorer, when it is first asked for.
-        limits: of each request.
-        decoder: decodes the images; by default one of its own, which `close` ends.
+    A `decoder` that is passed in is shared, and not ended by `close`.
     """
 
     def __init__(
@@ -49,16 +114,19 @@ class Service:
         decoder: Decoder | None = None,
     ) -> None:
         self.models, self.limits = dict(models), limits or Limits()
-        self._own_decoder = decoder is None
+        self._shares_decoder = decoder is not None
         self._decoder = decoder or Decoder()
         self._scorers: dict[str, DenseScorer] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="densescore-service")
         self._places = BoundedSemaphore(1 + self.limits.waiting)
         self._futures: set[Future[Any]] = set()
+        self._lock = Lock()
+        self._waiting: list[_Job] = []
+        self._paid: dict[str, float] = {}  # client → time at which its images are paid for
 
     @property
     def queued(self) -> int:
-        """Images that are scored or wait now."""
+        """Number of images in work or waiting."""
         return len(self._futures)
 
     def is_ready(self, model: str) -> bool:
@@ -66,23 +134,15 @@ class Service:
         return model in self._scorers
 
     def load(self, model: str) -> DenseScorer:
-        """A model's scorer, made when it is first asked for."""
+        """A model's scorer, made at the first call."""
         if model not in self._scorers:
             self._scorers[model] = self.models[model]()
         return self._scorers[model]
 
-    def submit(self, data: bytes, model: str, describe: Callable[[Answer], T]) -> "Future[T]":
-        """Put an encoded image in the queue.
+    def submit(self, data: bytes, model: str, describe: Callable[[Answer], T], client: str = "") -> "Future[T]":
+        """Queue an encoded image (bytes, never a path); `describe` runs in the worker's thread and gives the result.
 
-        Args:
-            data: the file's bytes; never a path.
-            model: name of one of the models.
-            describe: turns the answer into what is wanted of it, in the same thread. The answer is then dropped.
-
-        Raises:
-            DensescoreError: no such model. The future raises it for what is not an image.
-            TooLargeError: too many bytes. The future raises it for too many pixels or patches.
-            BusyError: the queue is full.
+        Raises `DensescoreError`, `TooLargeError` or `BusyError` at once; the future raises errors of the image.
         """
         if model not in self.models:
             raise DensescoreError(f"no model {model!r}: there are {', '.join(self.models)}")
@@ -96,52 +156,66 @@ class Service:
             self._futures.discard(future)
             self._places.release()
 
-        try:
-            future = self._pool.submit(lambda: describe(self._score(data, model, deadline)))
-        except BaseException:
-            self._places.release()
-            raise
+        future: Future[T] = Future()
         self._futures.add(future)
         future.add_done_callback(release)
+        with self._lock:
+            self._waiting.append(_Job(client, future, lambda: describe(self._score(data, model, deadline))))
+        try:
+            self._pool.submit(self._work)
+        except RuntimeError:  # the service is closed
+            future.cancel()
         return future
 
-    def score(self, data: bytes, model: str) -> Answer:
-        """Score an encoded image now, or say why not.
-
-        Raises:
-            DensescoreError: see `submit`; or not an image.
-            TooSlowError: not done in time.
-        """
-        future = self.submit(data, model, lambda answer: answer)
-        try:
-            return future.result(self.limits.seconds)
-        except FutureTimeoutError as error:
-            future.cancel()
-            raise self.too_slow() from error
-
     def too_slow(self) -> TooSlowError:
-        """What to say when the time is over."""
+        """The error of a request whose time is over."""
         return TooSlowError(f"the image was not scored within {self.limits.seconds:g} seconds; try a smaller one")
 
     def close(self) -> bool:
-        """Turn away what waits, and end the decoder.
-
-        Returns:
-            Whether no image is being scored any more. Python waits for one at its end.
-        """
+        """Cancel waiting images and end the decoder; False if an image is still being scored."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._own_decoder:
+        with self._lock:
+            for job in self._waiting:
+                job.future.cancel()
+        if not self._shares_decoder:
             self._decoder.close()
         return not self._futures
 
+    def _work(self) -> None:
+        """Score the next image, in the pool's thread."""
+        begin = time.monotonic()
+        with self._lock:
+            self._paid = {client: until for client, until in self._paid.items() if until > begin}
+            self._waiting = [job for job in self._waiting if not job.future.cancelled()]
+            if not self._waiting:
+                return
+            job = min(self._waiting, key=lambda job: self._paid.get(job.client, begin))
+            self._waiting.remove(job)
+        if not job.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = job.work()
+        except BaseException as error:
+            outcome = partial(job.future.set_exception, error)
+        else:
+            outcome = partial(job.future.set_result, result)
+        with self._lock:
+            now = time.monotonic()
+            self._paid[job.client] = self._paid.get(job.client, now) + _SHARE * (now - begin)
+        outcome()
+
     def _score(self, data: bytes, model: str, deadline: float) -> Answer:
-        """Every step is bounded: the decoder by its time, the network by the number of patches."""
+        """Score an image; the decoder is bounded by time, the network by the number of patches."""
         limits = self.limits
         seconds = min(limits.decode_seconds, deadline - time.monotonic())
         if seconds <= 0:
             raise self.too_slow()
         pixels = self._decoder.decode(data, limits.pixels, seconds)
-        scorer = self.load(model)
+        try:
+            scorer = self.load(model)
+        except DensescoreError as error:  # it names a file of the server's
+            _log.error("model %s: %s", model, error)
+            raise ModelError(f"model {model!r} cannot be loaded; see the server's log") from error
         try:
             scorer.pyramid(pixels.shape[0], pixels.shape[1], max_cells=limits.cells)
         except DensescoreError as error:
@@ -152,3 +226,7 @@ class Service:
         if time.monotonic() > deadline:
             raise self.too_slow()
         return Answer(pixels, scorer.score(pixels))
+
+
+def _base64(array: np.ndarray[Any, Any]) -> str:
+    return base64.b64encode(array.tobytes()).decode()

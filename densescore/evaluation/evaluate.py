@@ -9,11 +9,18 @@ from numpy.typing import NDArray
 from densescore.data.boxed_set import BoxedImage
 from densescore.data.labeled_set import DIFFICULT, POSITIVE, LabeledImage, LabeledSet
 from densescore.errors import DensescoreError
-from densescore.evaluation.average_precision import Curve, Rule, average_precision, precision_recall
-from densescore.evaluation.detection import COCO_OVERLAPS, ImageBoxes, detection_ap
-from densescore.results.regions import Region, class_regions
+from densescore.evaluation.average_precision import (
+    COCO_IOUS,
+    Curve,
+    ImageBoxes,
+    Rule,
+    average_precision,
+    detection_ap,
+    precision_recall,
+)
+from densescore.results.regions import Region
 from densescore.results.scores import DenseScores, Locate
-from densescore_kernels.power_mean.exponents import check_exponent
+from densescore_kernels.checks import check_exponent
 
 TOLERANCE = 18.0
 """Pixels past a box at which a place still counts as inside: Oquab et al., "Is object localization for free?",
@@ -24,22 +31,31 @@ Scorer = Callable[[LabeledImage], DenseScores]
 
 @dataclass(frozen=True, eq=False)
 class SetScores:
-    """Scores and locations of every image; small, whatever the images' size.
-
-    Attributes:
-        boxed: the set that was scored.
-        ks: K exponents.
-        scores: float64 ``[K, N, C]``, image scores in the order of the set's images and classes.
-        places: float64 ``[N, C, 2]``, x and y in pixels of where each class is (`DenseScores.locate`); None if that was
-            not asked for.
-        found: the boxes found of each class, image by image; None if that was not asked for.
-    """
+    """Scores and locations of every image of a set; small, whatever the images' size."""
 
     boxed: LabeledSet
-    ks: tuple[float, ...]
-    scores: NDArray[np.float64]
-    places: NDArray[np.float64] | None
-    found: list[list[list[Region]]] | None = None
+    ks: tuple[float, ...]  # [K] exponents
+    scores: NDArray[np.float64]  # [K, N, C] image scores, in the order of the set's images and classes
+    places: NDArray[np.float64] | None  # [N, C, 2] x and y of each class's place in pixels (`DenseScores.locate`)
+    boxes: list[list[list[Region]]] | None = None  # predicted boxes, N lists of C lists
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """One class's numbers: shares in [0, 1], None if no image of the set is positive.
+
+    Those of locations are also None without locations, or if a positive image has no boxes.
+    """
+
+    label: str
+    positives: int  # positive images, difficult ones not counted
+    ap: float | None  # average precision by the rule of 2010 and later
+    ap_2007: float | None  # average precision by the 11-point rule
+    pointing: float | None  # share of the positive images in which the class's place lies in a box of it
+    located_ap: float | None  # AP of score and location: a positive image whose place lies elsewhere is a false one
+    box_ap_30: float | None = None  # AP of predicted boxes at IoU 0.3; None without boxes, or if an image has none
+    box_ap_50: float | None = None  # at IoU 0.5
+    box_ap: float | None = None  # COCO's mean over IoU 0.5, 0.55, …, 0.95
 
 
 def score_set(
@@ -58,7 +74,7 @@ def score_set(
         score: image → scores, whose labels hold the set's classes, in any order, and others (background).
         ks: exponents of the image score to evaluate.
         locate: how each class is located, as `DenseScores.locate` takes it; None leaves it out.
-        boxes: also find each class's boxes.
+        boxes: also predict each class's boxes.
         track: wraps the iteration, for a progress bar.
 
     Raises:
@@ -69,7 +85,7 @@ def score_set(
     count, classes = len(boxed.images), len(boxed.classes)
     scores = np.zeros((len(ks), count, classes))
     places = None if locate is None else np.zeros((count, classes, 2))
-    found: list[list[list[Region]]] | None = [] if boxes else None
+    predicted: list[list[list[Region]]] | None = [] if boxes else None
     for index, image in enumerate(track(boxed.images)):
         result = score(image)
         missing = [label for label in boxed.classes if label not in result.labels]
@@ -80,134 +96,87 @@ def score_set(
             scores[row, index] = result.image_scores(k)[columns].cpu().numpy()
         if locate is not None and places is not None:
             places[index] = [place[:2] for place in result.locate(boxed.classes, by=locate)]
-        if found is not None:
-            regions = class_regions(result, boxed.classes)
-            found.append([[region for name, region in regions if name == label] for label in boxed.classes])
-    return SetScores(boxed, tuple(ks), scores, places, found)
-
-
-def judged(result: SetScores, column: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Images that count for a class, difficult ones taken out, and which of them are positive.
-
-    Returns:
-        Indices ``[n]`` and truth ``[n]``.
-    """
-    truth = result.boxed.truth()[:, column]
-    kept = (truth != DIFFICULT).nonzero()[0]
-    return kept, truth[kept] == POSITIVE
-
-
-def class_curve(result: SetScores, column: int, k: float) -> Curve | None:
-    """Precision and recall of one class's classification; None if no image of the set is positive."""
-    kept, truth = judged(result, column)
-    return precision_recall(result.scores[result.ks.index(k), kept, column], truth) if truth.any() else None
-
-
-def located(result: SetScores, tolerance: float = TOLERANCE) -> NDArray[np.bool_]:
-    """Whether each class's place lies in a box of it, or near: ``[N, C]``; nowhere, if there are no places.
-
-    Args:
-        result: of `score_set`.
-        tolerance: pixels past the box that still count. Difficult boxes count as well.
-    """
-    inside = np.zeros(result.scores.shape[1:], bool)
-    for index, image in enumerate(result.boxed.images if result.places is not None else ()):
-        if not isinstance(image, BoxedImage):
-            continue
-        for box, column in zip(image.boxes, image.classes, strict=True):
-            x, y = result.places[index, column]  # type: ignore[index]
-            x0, y0, x1, y1 = box
-            inside[index, column] |= bool(
-                x0 - tolerance <= x <= x1 + tolerance and y0 - tolerance <= y <= y1 + tolerance
-            )
-    return inside
-
-
-@dataclass(frozen=True)
-class ClassResult:
-    """One class's numbers: shares in [0, 1], None where no image of the set is positive.
-
-    Those of locations are also None without locations, or if a positive image has no boxes.
-
-    Attributes:
-        label: the class.
-        positives: images that show it, difficult ones not counted.
-        ap: by the rule of 2010 and later.
-        ap_2007: by the 11-point rule.
-        pointing: share of the positive images in which the class's place lies in a box of it.
-        located_ap: AP of score and location: a positive image whose place lies elsewhere is a false one.
-        box_ap_30: AP of the boxes found, hits overlapping the object by 0.3 (intersection over union) or more; None
-            without boxes, or if an image has none.
-        box_ap_50: by 0.5 or more.
-        box_ap: COCO's mean over 0.5, 0.55, …, 0.95.
-    """
-
-    label: str
-    positives: int
-    ap: float | None
-    ap_2007: float | None
-    pointing: float | None
-    located_ap: float | None
-    box_ap_30: float | None = None
-    box_ap_50: float | None = None
-    box_ap: float | None = None
-
-
-def class_boxes(result: SetScores, column: int) -> list[ImageBoxes] | None:
-    """One class's boxes, found and true, image by image; None if they were not asked for, or an image has no boxes."""
-    if result.found is None:
-        return None
-    images = []
-    for image, found in zip(result.boxed.images, result.found, strict=True):
-        if not isinstance(image, BoxedImage):
-            return None
-        own = image.classes == column
-        boxes = np.array([region.box for region in found[column]], np.float32).reshape(-1, 4)
-        certain = np.array([region.score for region in found[column]], np.float32)
-        images.append(ImageBoxes(boxes, certain, image.boxes[own], image.difficult[own]))
-    return images
+        if predicted is not None:
+            predicted.append([*result.class_boxes(boxed.classes).values()])
+    return SetScores(boxed, tuple(ks), scores, places, predicted)
 
 
 def evaluate_classes(result: SetScores, k: float) -> list[ClassResult]:
     """AP of every class, and localization if `score_set` located the classes.
 
     Args:
-        result: of `score_set`, with `k` among its exponents.
+        result: what `score_set` returned, with `k` among its exponents.
         k: exponent of the image score.
     """
-    row = result.ks.index(k)
     inside = located(result)
     rows = []
     for column, label in enumerate(result.boxed.classes):
-        kept, truth = judged(result, column)
+        # Classification
+        counted, truth = judged(result, column)
         curve = class_curve(result, column, k)
         if curve is None:
             rows.append(ClassResult(label, 0, None, None, None, None))
             continue
+        positives = int(truth.sum())
+        # Location
         pointing = located_ap = None
-        if result.places is not None and all(
-            isinstance(result.boxed.images[index], BoxedImage) for index in kept[truth]
-        ):
-            pointing = float(inside[kept, column][truth].mean())
-            true_places = precision_recall(
-                result.scores[row, kept, column], truth & inside[kept, column], int(truth.sum())
-            )
-            located_ap = average_precision(true_places)
-        boxes = class_boxes(result, column)
-        rows.append(
-            ClassResult(
-                label,
-                int(truth.sum()),
-                average_precision(curve),
-                average_precision(curve, "voc2007"),
-                pointing,
-                located_ap,
-                None if boxes is None else detection_ap(boxes, [0.3]),
-                None if boxes is None else detection_ap(boxes, [0.5]),
-                None if boxes is None else detection_ap(boxes, COCO_OVERLAPS, "coco"),
-            )
-        )
+        boxed = all(isinstance(result.boxed.images[index], BoxedImage) for index in counted[truth])
+        if result.places is not None and boxed:
+            hits = inside[counted, column] & truth
+            pointing = float(hits.sum() / positives)
+            scores = result.scores[result.ks.index(k), counted, column]
+            located_ap = average_precision(precision_recall(scores, hits, positives))
+        # Boxes
+        boxes = _class_boxes(result, column)
+        box_aps: tuple[float | None, ...] = (None, None, None)
+        if boxes is not None:
+            box_aps = detection_ap(boxes, [0.3]), detection_ap(boxes, [0.5]), detection_ap(boxes, COCO_IOUS, "coco")
+        aps = average_precision(curve), average_precision(curve, "voc2007")
+        rows.append(ClassResult(label, positives, *aps, pointing, located_ap, *box_aps))
     return rows
+
+
+def judged(result: SetScores, column: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Indices ``[n]`` of the images that count for a class, difficult ones taken out, and their truth ``[n]``."""
+    truth = result.boxed.truth()[:, column]
+    counted = (truth != DIFFICULT).nonzero()[0]
+    return counted, truth[counted] == POSITIVE
+
+
+def class_curve(result: SetScores, column: int, k: float) -> Curve | None:
+    """Precision and recall of one class's classification; None if no image of the set is positive."""
+    counted, truth = judged(result, column)
+    return precision_recall(result.scores[result.ks.index(k), counted, column], truth) if truth.any() else None
+
+
+def located(result: SetScores, tolerance: float = TOLERANCE) -> NDArray[np.bool_]:
+    """Whether each class's place lies in a box of it, difficult or not, or `tolerance` pixels near: ``[N, C]``."""
+    inside = np.zeros(result.scores.shape[1:], bool)
+    for index, image in enumerate(result.boxed.images if result.places is not None else ()):
+        if not isinstance(image, BoxedImage):
+            continue
+        for (x0, y0, x1, y1), column in zip(image.boxes, image.classes, strict=True):
+            x, y = result.places[index, column]  # type: ignore[index]
+            inside[index, column] |= bool(
+                x0 - tolerance <= x <= x1 + tolerance and y0 - tolerance <= y <= y1 + tolerance
+            )
+    return inside
+
+
+def _class_boxes(result: SetScores, column: int) -> list[ImageBoxes] | None:
+    """One class's boxes, predicted and true, by image; None without predictions, or if an image has no boxes."""
+    if result.boxes is None:
+        return None
+    images = []
+    for image, predicted in zip(result.boxed.images, result.boxes, strict=True):
+        if not isinstance(image, BoxedImage):
+            return None
+        members = image.classes == column
+        boxes = np.array([region.box for region in predicted[column]], np.float32).reshape(-1, 4)
+        scores = np.array([region.score for region in predicted[column]], np.float64)
+        truth = image.boxes[members], image.difficult[members], image.crowd[members]
+        images.append(ImageBoxes(boxes, scores, *truth))
+    return images
 
 
 def mean_of(rows: Sequence[ClassResult], field: str, classes: Sequence[str] | None = None) -> float | None:
@@ -221,10 +190,10 @@ def k_curve(
     result: SetScores, rule: Rule = "voc2010", classes: Sequence[str] | None = None
 ) -> list[tuple[float, float]]:
     """Mean AP at each exponent, for `tune-k`: ``[(k, mAP), …]``."""
-    chosen = [c for c, label in enumerate(result.boxed.classes) if classes is None or label in classes]
+    columns = [column for column, label in enumerate(result.boxed.classes) if classes is None or label in classes]
     points = []
     for k in result.ks:
-        curves = [class_curve(result, column, k) for column in chosen]
+        curves = [class_curve(result, column, k) for column in columns]
         values = [average_precision(curve, rule) for curve in curves if curve is not None]
         if not values:
             raise DensescoreError(f"set {result.boxed.name!r}: no class has a positive image")

@@ -11,19 +11,14 @@ from PIL import Image, ImageCms
 
 from densescore.errors import DensescoreWarning
 
-_IDENTITY = 2
-"""Largest difference, of 255, from sRGB of a profile that counts as sRGB. Writers of sRGB round it differently."""
-
+_SRGB_TOLERANCE = 2  # of 255: profiles this close count as sRGB, which writers round differently
 _MODES = {"gray": "L", "RGB": "RGB", "CMYK": "CMYK", "YCbCr": "YCbCr", "Lab": "LAB"}
 CHANNELS = {"gray": 1, "RGB": 3, "CMYK": 4, "YCbCr": 3, "Lab": 3}
-"""Color space → its number of channels."""
+"""Color space → number of channels."""
 
 
 def usable_profile(profile: bytes | None, space: str, name: str) -> bytes | None:
-    """An image's profile, or None, with a warning that names the image, where it cannot be applied.
-
-    That is a profile which is broken, or is for another color space than the image's; viewers ignore it too.
-    """
+    """An image's profile; None, with a warning, if it is broken or for another color space (viewers ignore it too)."""
     if profile is None or space == "Lab":
         return None
     try:
@@ -37,51 +32,40 @@ def usable_profile(profile: bytes | None, space: str, name: str) -> bytes | None
 
 
 def to_srgb(values: NDArray[Any], space: str, profile: bytes | None) -> NDArray[Any]:
-    """Convert colors to sRGB.
+    """Convert colors ``[h, w, C]``, uint8 or float32 in [0, 1], to sRGB ``[h, w, 3]`` or gray ``[h, w, 1]``.
 
-    An embedded profile is applied by LittleCMS with the relative colorimetric intent and black point compensation.
-    It works on 8 bits: values of more are rounded first, but only where the profile is not sRGB itself. Gray with an
-    RGB profile is converted as R = G = B. CMYK without a profile is converted by Pillow's formula, CIELab from D50.
-
-    Args:
-        values: uint8, or float32 in [0, 1], ``[h, w, C]`` with the C of `CHANNELS`. CIELab is uint8 with signed a, b.
-        space: a key of `CHANNELS`.
-        profile: ICC profile that `usable_profile` let through, or None for sRGB.
-
-    Returns:
-        sRGB ``[h, w, 3]``, or gray ``[h, w, 1]``; uint8 or float32.
+    CMYK without a profile is Pillow's; CIELab is uint8 with signed a, b, of D50.
     """
     if space == "Lab":
         return _apply(_from_lab(), values, "LAB")
     if space == "YCbCr":
         values, space = np.array(_image(values, "YCbCr").convert("RGB")), "RGB"
     source, transform = (space, None) if profile is None else _transform(profile, _MODES[space])
-    if transform is not None:
+    if transform is not None:  # on 8 bits; an RGB profile takes gray as R = G = B
         return _apply(transform, np.repeat(values, CHANNELS[source] // values.shape[2], axis=2), _MODES[source])
     return np.array(_image(values, "CMYK").convert("RGB")) if space == "CMYK" else values
 
 
 @lru_cache(maxsize=32)
 def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """The color space that a profile is for, and its conversion to sRGB; None where that changes nothing.
+    """Color space of a profile, and its conversion to sRGB (None if it changes nothing).
 
-    Raises:
-        PyCMSError: not a profile, or not one for images of Pillow's `mode`.
+    Raises PyCMSError for no profile, or one of another space than Pillow's `mode`.
     """
     opened = ImageCms.getOpenProfile(io.BytesIO(profile))
-    found = opened.profile.xcolor_space.strip()
-    space = {"GRAY": "gray"}.get(found, found)
+    space = opened.profile.xcolor_space.strip().replace("GRAY", "gray")
     mode = "RGB" if mode == "YCbCr" else mode
     if _MODES.get(space) not in (mode, "RGB" if mode == "L" else mode):
         raise ImageCms.PyCMSError(f"it is for {space}, the image is {'gray' if mode == 'L' else mode}")
     transform = _to_srgb_transform(opened, _MODES[space])
+    # Does it change any of a grid of colors?
     if mode == "CMYK":
         return space, transform
     axis = np.linspace(0, 255, 256 if mode == "L" else 16).astype(np.uint8)
     colors = np.stack(np.meshgrid(*[axis] * (1 if mode == "L" else 3)), axis=-1)
     colors = colors.reshape(16, -1, colors.shape[-1])  # [16, n, 1 or 3]
     after = _apply(transform, np.repeat(colors, CHANNELS[space] // colors.shape[2], axis=2), _MODES[space])
-    return space, None if np.abs(after.astype(int) - colors).max() <= _IDENTITY else transform
+    return space, None if np.abs(after.astype(int) - colors).max() <= _SRGB_TOLERANCE else transform
 
 
 @lru_cache(maxsize=1)
@@ -96,7 +80,7 @@ def _to_srgb_transform(profile: ImageCms.ImageCmsProfile, mode: str) -> ImageCms
 
 def _apply(transform: ImageCms.ImageCmsTransform, values: NDArray[Any], mode: str) -> NDArray[np.uint8]:
     converted = ImageCms.applyTransform(_image(values, mode), transform)
-    assert converted is not None  # only in place it returns nothing
+    assert converted is not None  # None only for in-place conversions
     return np.array(converted)
 
 

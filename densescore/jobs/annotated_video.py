@@ -1,7 +1,6 @@
-"""A video → the same with response maps drawn over it, one MP4 per class, and a table of where the class is when."""
+"""A video with response maps drawn over it, one MP4 per class, and a table of each class's location over time."""
 
 import csv
-import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -11,17 +10,15 @@ import torch
 
 from densescore.io.files import atomic_write
 from densescore.io.images import read_image
-from densescore.io.names import as_text, label_file_names
-from densescore.io.video import frame_names, read_frame, split_frame_name
-from densescore.io.video_writer import write_video
+from densescore.io.names import as_text, label_file_names, to_json
+from densescore.io.video import frame_names, read_frame, split_frame_name, write_video
+from densescore.results.draw import PICTURE_SIDE, Colors, Style, canvas_size, draw_frame
 from densescore.results.heatmaps import HEATMAPS, describe
-from densescore.results.overlay import Colors
 from densescore.results.scores import DenseScores
-from densescore.results.video_frame import canvas_size, draw_frame
 from densescore.scoring.scorer import DenseScorer
 
 _SAMPLE = 12
-"""Frames that are scored first, over the whole video: they say which classes are in it, and the scale of the colors."""
+"""Frames scored first, over the whole video, for the default classes and the scale of the colors."""
 _COLUMNS = ("time", "peak", "x", "y", "x0", "y0", "x1", "y1")
 
 
@@ -42,36 +39,44 @@ def annotate_video(
 ) -> dict[str, Any]:
     """Write, per class, ``<class>.mp4`` and ``<class>.csv``, and one ``manifest.json``; memory does not grow.
 
-    The pictures are drawn as `densescore.results.overlay.draw_overlay` draws them, on one scale for all frames of a
+    The pictures are drawn as `DenseScores.plot` draws them, on one scale for all frames of a
     class. Its upper end is the highest peak of 12 frames spread over the video; a map that stays below a quarter of it
     is not drawn. The table has a row per frame: ``time``, the ``peak`` of the map, the location ``x``, ``y`` and the
     box ``x0 y0 x1 y1`` in pixels of the video.
 
     Args:
-        path: of the video.
+        path: path of the video.
         scorer: scores the frames.
-        folder: a new folder; it appears complete or not at all.
-        labels: the classes, or groups of classes; by default the `top` best of the 12 frames, by their mean confidence.
-        top: number of classes, where `labels` is empty.
-        fps: frames per second that are scored, and that the new video has. It is as long as the old one.
-        colors: as for `draw_overlay`.
-        opacity: as for `draw_overlay`.
-        colormap: as for `draw_overlay`.
-        overwrite: replace `folder` if it is there and holds heatmaps that densescore wrote.
+        folder: a new folder, which appears complete or not at all.
+        labels: classes or groups of classes; by default the `top` best of the 12 frames, by their mean confidence.
+        top: number of classes, if `labels` is empty.
+        fps: frames per second to score, and of the new video, which is as long as the old one.
+        colors: as for `DenseScores.plot`.
+        opacity: as for `DenseScores.plot`.
+        colormap: as for `DenseScores.plot`.
+        overwrite: replace an existing `folder` of heatmaps that densescore wrote.
         inputs: files of the run; a folder that holds one is not replaced.
-        callback: called with the number of frames that are done, and of all.
+        callback: called with the numbers of finished frames and of all frames.
 
     Returns:
-        The manifest, as it is written.
+        The contents of ``manifest.json``.
 
     Raises:
-        DensescoreError: the file is no video, or is cut off or damaged; no such class; `folder` exists and may not be
+        DensescoreError: the file is no video, or is cut off or damaged; unknown class; `folder` exists and may not be
             replaced.
+
+    Example:
+        >>> import densescore
+        >>> scorer = densescore.DenseScorer("lite0")  # doctest: +SKIP
+        >>> densescore.annotate_video("clip.mp4", scorer, "out", ["dog"])["video"]  # doctest: +SKIP
+        {'fps': 5.0, 'frames': 50, 'seconds': 10.0}
     """
-    path = os.fspath(path)
+    path, style = os.fspath(path), Style(colors, opacity, colormap)
     names = list(frame_names(path, fps))
     if not names or split_frame_name(names[-1])[1] is None:
-        read_frame(path, None)  # raises what is wrong with it, before the work
+        read_frame(path, None)  # raises the video's error before the work
+
+    # Choose the classes, and the scale of their colors, by a sample of frames
     sample = [scorer.score(read_image(names[index])) for index in _spread(len(names))]
     labels = sample[0].select(labels).labels or _best(sample, top)
     known = list(dict.fromkeys([*scorer.labels, *labels]))
@@ -79,6 +84,8 @@ def annotate_video(
     peaks = {label: max(float(scores.shrunk_map(label).max()) for scores in sample) for label in labels}
     geometry = sample[0].pyramid
     size = canvas_size(geometry.height, geometry.width)
+
+    # Describe the results
     manifest = describe(sample[0], path)
     del manifest["top"], manifest["timings"], sample
     manifest["video"] = {"fps": fps, "frames": len(names), "seconds": round(len(names) / fps, 3)}
@@ -86,6 +93,8 @@ def annotate_video(
         {"label": as_text(label), "video": f"{stems[label]}.mp4", "table": f"{stems[label]}.csv", "peak": peaks[label]}
         for label in labels
     ]
+
+    # Draw each frame as it is scored
     with atomic_write(folder, overwrite=overwrite, folder=HEATMAPS, inputs=inputs) as temporary:
         with ExitStack() as stack:
             add = {label: stack.enter_context(write_video(temporary / f"{stems[label]}.mp4", fps)) for label in labels}
@@ -99,32 +108,21 @@ def annotate_video(
                 scores, time = scorer.score(pixels), split_frame_name(name)[1] or 0.0
                 for label in labels:
                     tables[label].writerow((time, *_where(scores, label)))
-                    add[label](
-                        draw_frame(
-                            pixels,
-                            scores,
-                            label,
-                            time,
-                            size,
-                            peak=peaks[label],
-                            colors=colors,
-                            opacity=opacity,
-                            colormap=colormap,
-                        )
-                    )
+                    view = scores.class_map(label, PICTURE_SIDE)
+                    add[label](draw_frame(pixels, view, time, size, style, peaks[label]))
                 callback(done, len(names))
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        (temporary / "manifest.json").write_text(to_json(manifest, indent=2) + "\n")
     return manifest
 
 
 def _spread(count: int) -> list[int]:
-    """Indices of at most 12 of `count` frames, in order: the middles of as many equal stretches."""
-    chosen = min(count, _SAMPLE)
-    return [int((index + 0.5) * count / chosen) for index in range(chosen)]
+    """Indices of at most 12 of `count` frames: the middles of equal stretches."""
+    size = min(count, _SAMPLE)
+    return [int((index + 0.5) * count / size) for index in range(size)]
 
 
 def _best(sample: Sequence[DenseScores], top: int) -> list[str]:
-    """The classes whose mean confidence is highest; an adapted network's background is left out."""
+    """The classes of highest mean confidence, without an adapted network's background."""
     mean = torch.stack([scores.confidence() for scores in sample]).mean(0)  # [C]
     ranked = {best.label for best in sample[0].top(len(sample[0].labels))}  # all but the background
     order = mean.argsort(descending=True, stable=True).tolist()
@@ -132,5 +130,6 @@ def _best(sample: Sequence[DenseScores], top: int) -> list[str]:
 
 
 def _where(scores: DenseScores, label: str) -> tuple[float, ...]:
+    """Peak, location and best box, in the order of `_COLUMNS`."""
     place, region = scores.locate(label)[0], scores.find_boxes(label)[0]
     return (float(scores.shrunk_map(label).max()), place.x, place.y, *region.box)

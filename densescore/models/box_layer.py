@@ -1,8 +1,8 @@
-"""A layer that gives the patches of a class the box of the object that they show, and how well it fits.
+"""A layer that predicts, for the patches of a class, the box of the object that they show, and how well it fits.
 
-A class's scores on the patches around one say where its object ends: it leaves some of them and fills others. So the
-layer looks at a patch, at patches beside it and at finer ones in it, at what they look like and at their scores for the
-class. It has no weights of its own per class, so that few boxes teach it.
+A class's scores on the patches around a patch tell where its object ends. So the layer takes the features and the class
+scores of the patch, of neighbors in its own level, and of finer patches inside it. It has no weights per class, so few
+boxes teach it.
 
 Source of the idea: Sermanet et al., "OverFeat" (ICLR 2014), Section 4; Tian et al., "FCOS" (ICCV 2019), for the form of
 the box and for merging by its quality.
@@ -22,45 +22,35 @@ from densescore.errors import DensescoreError
 from densescore.geometry import Level, Pyramid
 
 BESIDE = (-3 / 7, 0, 3 / 7)
-"""Across and down, from a patch's center to those of the patches of its own level that are looked at; in its sides."""
+"""Offsets, across and down, from a patch's center to its neighbors of the same level, in sides of the patch."""
 
 INSIDE = (-1 / 2, -1 / 4, 0, 1 / 4, 1 / 2)
-"""The same, for patches of a finer level: those about half as wide."""
+"""Offsets to its neighbors of a finer level, whose patches are about half as wide."""
 
 NEIGHBORS = len(BESIDE) ** 2 + len(INSIDE) ** 2
 
 FINER = (1.4, 2.9)
-"""A finer level's scale, over that of the patch's own."""
+"""Range of a finer level's scale, relative to the patch's own level."""
 
 REACH = 1 / 8
-"""How far past the outermost patches of a level a place may lie and still have the nearest of them; in their sides."""
+"""Distance past the outermost patches of a level at which an offset still has a neighbor, in sides of a patch."""
 
-CANDIDATES = 400
-"""Patches of each class that get a box: those of its highest scores."""
+MAX_CANDIDATES = 400
+"""Patches per class that get a box: the highest scores."""
 
-FAINT = 8.0
-"""Logits beyond are as good as none: scores of less than 0.0003."""
+MAX_LOGIT = 8.0
+"""Logits are clipped here; a score below 0.0003 counts as none."""
 
 
 class ObjectBoxes(NamedTuple):
-    """Boxes of the objects of each class.
+    """Boxes of the objects of each class, from its K patches of the highest scores."""
 
-    Attributes:
-        patches: int64 ``[C, K]``: the patches of a class's highest scores.
-        boxes: float32 ``[C, K, 4]``: of the object that each shows, ``x0 y0 x1 y1`` in image pixels.
-        qualities: float32 ``[C, K]`` in [0, 1]: how well each fits, as an intersection over union.
-    """
-
-    patches: Tensor
-    boxes: Tensor
-    qualities: Tensor
+    patches: Tensor  # int64 [C, K], indices of patches
+    boxes: Tensor  # float32 [C, K, 4], x0 y0 x1 y1 in image pixels
+    qualities: Tensor  # float32 [C, K] in [0, 1], predicted intersection over union
 
     def check(self, patches: int, classes: int) -> None:
-        """Refuse boxes that are not those of an image of so many patches, and so many classes.
-
-        Raises:
-            DensescoreError: a shape, or the index of a patch, does not fit.
-        """
+        """Refuse boxes of another image: wrong shapes, or indices outside its patches."""
         count = self.patches.shape[-1] if self.patches.ndim else 0
         expected = [(classes, count), (classes, count, 4), (classes, count)]
         shapes = [tuple(part.shape) for part in self]
@@ -70,29 +60,21 @@ class ObjectBoxes(NamedTuple):
             raise DensescoreError(f"object_boxes: a patch lies outside 0..{patches - 1}")
 
     def select(self, groups: Sequence[Sequence[int]], scores: Tensor) -> "ObjectBoxes":
-        """Those of some classes, and of groups of classes together.
-
-        Args:
-            groups: columns of one or more classes each.
-            scores: of the patches, ``[M, C]``; of a group's boxes, those of its highest scores are kept.
-        """
-        kept = []
+        """Boxes per group of classes: the K of the highest patch scores ``[M, C]`` among its classes."""
+        selected = []
         for group in groups:
-            columns = torch.tensor(list(group), device=scores.device)
+            columns = torch.tensor(list(group)).to(scores.device, non_blocking=True)
             patches, boxes, qualities = (part[columns].flatten(0, 1) for part in self)
             owners = columns.repeat_interleave(self.patches.shape[1])
             best = scores[patches, owners].topk(self.patches.shape[1]).indices
-            kept.append((patches[best], boxes[best], qualities[best]))
-        return ObjectBoxes(*map(torch.stack, zip(*kept, strict=True)))
+            selected.append((patches[best], boxes[best], qualities[best]))
+        return ObjectBoxes(*map(torch.stack, zip(*selected, strict=True)))
 
 
 class BoxLayer(nn.Module):
-    """Features and scores of an image's patches → `ObjectBoxes`.
+    """Features ``[M, D]``, reduced to a few linear combinations, and scores of an image's patches → `ObjectBoxes`.
 
-    Args:
-        features: D, width of the transferred features.
-        reduced: of these, linear combinations that the layer looks at.
-        width: of its first hidden layer; the second has half of it.
+    `width`: first hidden layer; the second has half of it. Names of the submodules are names in files.
     """
 
     def __init__(self, features: int, reduced: int = 64, width: int = 256) -> None:
@@ -104,56 +86,54 @@ class BoxLayer(nn.Module):
         self.out = nn.Linear(width // 2, 5)
         self.dropout = nn.Dropout(0.3)
 
-    def raw(self, looks: Tensor, evidence: Tensor) -> Tensor:
-        """What patches and their neighbors look like, and what they say of a class → ``[n, 5]``; see `decode`.
+    def logits(self, neighbor_features: Tensor, neighbor_scores: Tensor) -> Tensor:
+        """Neighbors' features ``[n, NEIGHBORS·reduced]`` and scores ``[n, 2·NEIGHBORS]`` → ``[n, 5]``: box and quality.
 
-        Args:
-            looks: reduced features, ``[n, NEIGHBORS·reduced]``; see `around`.
-            evidence: ``[n, 2·NEIGHBORS]``; see `evidence_of`.
+        See `gather_neighbors`, `gather_scores` and `decode`.
         """
-        return self._out(self.look(self.dropout(looks)), evidence)
+        return self._logits(self.look(self.dropout(neighbor_features)), neighbor_scores)
 
-    def _out(self, looks: Tensor, evidence: Tensor) -> Tensor:
-        first = self.dropout(torch.relu(looks + self.evidence(evidence)))
+    def _logits(self, embedded: Tensor, neighbor_scores: Tensor) -> Tensor:
+        """`logits` from embedded features ``[n, width]``, which are the same for all classes."""
+        first = self.dropout(torch.relu(embedded + self.evidence(neighbor_scores)))
         return self.out(self.dropout(torch.relu(self.hidden(first))))
 
     def forward(self, reduced: Tensor, scores: Tensor, pyramid: Pyramid) -> ObjectBoxes:
-        """The boxes of an image, clipped to it.
+        """Boxes of an image, clipped to it, from reduced features ``[M, reduced]`` and scores ``[M, C]`` in [0, 1]."""
+        # Embed each candidate patch once for all classes
+        candidates = scores.T.topk(min(MAX_CANDIDATES, len(scores)), 1).indices  # [C, K]
+        if scores.device.type == "cpu":
+            patches, places = candidates.unique(return_inverse=True)  # [n], [C, K]
+        else:  # all patches: to count the candidates, the host would wait
+            patches, places = torch.arange(len(scores), device=scores.device), candidates
+        near = torch.from_numpy(neighbors(pyramid)).to(scores.device, non_blocking=True)  # [M, NEIGHBORS]
+        embedded = self.look(gather_neighbors(reduced.float(), near[patches]))  # [n, width]
 
-        Args:
-            reduced: what `reduce` gives of the features of all patches, ``[M, reduced]``.
-            scores: of the patches, ``[M, C]`` in [0, 1].
-            pyramid: their geometry.
-        """
-        patches = scores.T.topk(min(CANDIDATES, len(scores)), 1).indices  # [C, K]
-        chosen, place = patches.unique(return_inverse=True)  # each patch is looked at once for all classes
-        near = torch.from_numpy(neighbors(pyramid)).to(patches.device)
-        looks = self.look(around(reduced.float(), near[chosen]))  # [n, width]
-        corners = torch.from_numpy(pyramid.boxes()).to(looks)
-        limit = looks.new_tensor([pyramid.width, pyramid.height] * 2)
-        logits, boxes, qualities = logits_of(scores), [], []
-        for column, (own, rows) in enumerate(zip(patches, place, strict=True)):
-            outputs = self._out(looks[rows], evidence_of(logits, near[own], torch.full_like(own, column)))
-            boxes.append(torch.minimum(decode(outputs, corners[own]).clamp(min=0), limit))
+        # Predict boxes class by class, from its own scores
+        corners = torch.from_numpy(pyramid.boxes()).to(embedded, non_blocking=True)
+        limit = torch.tensor([pyramid.width, pyramid.height] * 2).to(embedded, non_blocking=True)
+        all_logits, boxes, qualities = score_logits(scores), [], []
+        for column, (rows, place) in enumerate(zip(candidates, places, strict=True)):
+            neighbor_scores = gather_scores(all_logits, near[rows], torch.full_like(rows, column))
+            outputs = self._logits(embedded[place], neighbor_scores)  # [K, 5]
+            boxes.append(torch.minimum(decode(outputs, corners[rows]).clamp(min=0), limit))
             qualities.append(outputs[:, 4].sigmoid())
-        return ObjectBoxes(patches, torch.stack(boxes), torch.stack(qualities))
+        return ObjectBoxes(candidates, torch.stack(boxes), torch.stack(qualities))
 
 
 def neighbors(pyramid: Pyramid) -> NDArray[np.int64]:
-    """Indices of each patch's `NEIGHBORS`; M for those outside the grid, or of a level that is not there.
+    """Indices of each patch's neighbors: int64 ``[M, NEIGHBORS]``, M where there is none.
 
-    Returns:
-        int64 ``[M, NEIGHBORS]``: first those of its own level, row by row, then those of the finer one.
+    Neighbors of its own level come first, row by row, then those of the finer level.
     """
     corners = pyramid.boxes()
-    found = []
+    rows = []
     for level in pyramid.levels:
-        own = corners[level.cells]
-        finer = _finer(pyramid, level)
-        beside = [_nearest(pyramid, level, own, down, across) for down, across in itertools.product(BESIDE, repeat=2)]
-        inside = [_nearest(pyramid, finer, own, down, across) for down, across in itertools.product(INSIDE, repeat=2)]
-        found.append(np.stack(beside + inside, 1))
-    return np.concatenate(found)
+        patches, finer = corners[level.cells], _finer(pyramid, level)
+        beside = [_nearest(pyramid, level, patches, *offset) for offset in itertools.product(BESIDE, repeat=2)]
+        inside = [_nearest(pyramid, finer, patches, *offset) for offset in itertools.product(INSIDE, repeat=2)]
+        rows.append(np.stack(beside + inside, 1))
+    return np.concatenate(rows)
 
 
 def _finer(pyramid: Pyramid, level: Level) -> Level | None:
@@ -166,72 +146,41 @@ def _finer(pyramid: Pyramid, level: Level) -> Level | None:
 def _nearest(
     pyramid: Pyramid, level: Level | None, patches: NDArray[np.float32], down: float, across: float
 ) -> NDArray[np.int64]:
-    """The patch of a level nearest to a place in or beside each of some patches; M where there is none within reach.
-
-    Args:
-        pyramid: of the image.
-        level: None where there is no such level.
-        patches: ``[n, 4]`` in image pixels.
-        down: from a patch's center to the place, in its sides.
-        across: the same.
-    """
+    """The level's patch nearest to each patch's center plus an offset in its sides; M where none is within reach."""
     if level is None:
         return np.full(len(patches), len(pyramid))
     low, sides = patches[:, :2], patches[:, 2:] - patches[:, :2]  # [n, 2], x and y
-    places = low + (0.5 + np.array([across, down])) * sides
+    points = low + (0.5 + np.array([across, down])) * sides
     shrunk = np.array([level.width / pyramid.width, level.height / pyramid.height])
-    cells = (places * shrunk - pyramid.patch / 2) / pyramid.stride  # [n, 2], a cell's center is a whole number
+    cells = (points * shrunk - pyramid.patch / 2) / pyramid.stride  # [n, 2], a cell's center is a whole number
     nearest = np.clip(np.rint(cells), 0, [level.cols - 1, level.rows - 1])
     within = (np.abs(cells - nearest) <= 0.5 + REACH * pyramid.patch / pyramid.stride).all(1)
     return np.where(within, level.start + nearest[:, 1] * level.cols + nearest[:, 0], len(pyramid)).astype(np.int64)
 
 
-def around(reduced: Tensor, near: Tensor) -> Tensor:
-    """Reduced features of patches' neighbors, zeros outside the grid: ``[n, NEIGHBORS·reduced]``.
-
-    Args:
-        reduced: of all patches of an image, ``[M, reduced]``.
-        near: rows of `neighbors`, ``[n, NEIGHBORS]``.
-    """
+def gather_neighbors(reduced: Tensor, near: Tensor) -> Tensor:
+    """Features ``[M, r]`` at rows of `neighbors` ``[n, NEIGHBORS]``, zeros outside the grid: ``[n, NEIGHBORS·r]``."""
     padded = torch.cat([reduced, reduced.new_zeros(1, reduced.shape[1])])
     return padded[near].flatten(1)
 
 
-def logits_of(scores: Tensor) -> Tensor:
-    """Logits of patches' scores, and a last row for what is outside the grid, where nothing is seen of any class.
+def score_logits(scores: Tensor) -> Tensor:
+    """Clipped logits of scores ``[M, C]``, and a last row of the lowest for what is outside: ``[M + 1, C]``."""
+    logits = torch.logit(scores.float()).clamp(-MAX_LOGIT, MAX_LOGIT)
+    return torch.cat([logits, logits.new_full((1, logits.shape[1]), -MAX_LOGIT)])
 
-    Args:
-        scores: of all patches of an image, ``[M, C]`` in [0, 1].
 
-    Returns:
-        ``[M + 1, C]``, from ``-FAINT`` to `FAINT`.
+def gather_scores(logits: Tensor, near: Tensor, classes: Tensor) -> Tensor:
+    """Class logits and scores of each patch's neighbors: ``[n, 2·NEIGHBORS]``.
+
+    `logits`: of `score_logits`; `near`: rows of `neighbors`; `classes`: int64 ``[n]``, one per patch.
     """
-    logits = torch.logit(scores.float()).clamp(-FAINT, FAINT)
-    return torch.cat([logits, logits.new_full((1, logits.shape[1]), -FAINT)])
-
-
-def evidence_of(logits: Tensor, near: Tensor, classes: Tensor) -> Tensor:
-    """What patches' neighbors say of a class: their logits, and their scores.
-
-    Args:
-        logits: see `logits_of`.
-        near: rows of `neighbors`, ``[n, NEIGHBORS]``.
-        classes: the class that each is asked for, int64 ``[n]``.
-
-    Returns:
-        ``[n, 2·NEIGHBORS]``.
-    """
-    said = logits[near, classes[:, None]]
-    return torch.cat([said / 4, said.sigmoid()], 1)
+    neighbor_logits = logits[near, classes[:, None]]
+    return torch.cat([neighbor_logits / 4, neighbor_logits.sigmoid()], 1)
 
 
 def decode(outputs: Tensor, patches: Tensor) -> Tensor:
-    """Boxes ``[n, 4]`` from the layer's first four outputs: center and logarithm of the size, relative to the patch.
-
-    Args:
-        outputs: ``[n, 5]``.
-        patches: ``[n, 4]``, ``x0 y0 x1 y1``.
-    """
+    """Boxes ``[n, 4]`` from outputs ``[n, 5]``: center and log size relative to the patches ``[n, 4]``."""
     low, high = patches.split(2, 1)
     sides = high - low  # [n, 2]
     center = (low + high) / 2 + outputs[:, :2].clamp(-2, 2) * sides

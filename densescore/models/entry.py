@@ -1,7 +1,7 @@
-"""What is known of a named network before it is built."""
+"""A named network before it is built. `registry` has the table of all, `zoos` makes entries of other packages."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -13,28 +13,15 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A named network.
-
-    Attributes:
-        description: what it is, in a line.
-        build: state_dict or None (random) → module; the number of classes is counted from the state_dict.
-        published: gives the published state_dict; None where there is none.
-        license: of the published weights.
-        origin: where code and weights come from.
-        mean: as in `Classifier`.
-        std: as in `Classifier`.
-        patch_size: P.
-        scales: λ per level by default.
-        labels: gives the class names of the published weights.
-    """
+    """A named network: how to build it, its weights, its preprocessing and its origin."""
 
     description: str
-    build: Callable[[dict[str, Tensor] | None], nn.Module]
-    published: Callable[[], dict[str, Tensor]] | None
-    license: str
-    origin: str
-    mean: tuple[float, float, float] = field(default=IMAGENET_MEAN)
-    std: tuple[float, float, float] = field(default=IMAGENET_STD)
+    build: Callable[[dict[str, Tensor] | None], nn.Module]  # state_dict, or None for random weights → module
+    published: Callable[[], dict[str, Tensor]] | None  # → published state_dict
+    license: str  # of the published weights
+    origin: str  # of code and weights
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     patch_size: int = 224
-    scales: tuple[float, ...] = PAPER_SCALES
-    labels: Callable[[], tuple[str, ...]] = imagenet_labels
+    scales: tuple[float, ...] = PAPER_SCALES  # λ per level by default
+    labels: Callable[[], tuple[str, ...]] = imagenet_labels  # → class names of the published weights

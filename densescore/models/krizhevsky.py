@@ -10,29 +10,17 @@ class Krizhevsky(nn.Module):
     """C1..C5 (96-256-384-384-256), FC6, FC7, FC8, as Oquab et al. (CVPR 2014) pre-trained it.
 
     C2, C4 and C5 work in two groups; local response normalization follows C1 and C2; pools overlap (3×3, stride 2).
-
-    Args:
-        classes: outputs of FC8.
-        width: outputs of FC6 and of FC7: 4096, or 6144 in the paper's 1,512-class network.
-        padding: of C1: 2 for 224×224 pixels, 0 for Caffe's 227×227; both give C1's 55×55 map.
-        lrn_alpha: α of ``a / (k + α Σ a²)^β``, the sum over 5 channels.
-        lrn_k: k of the same.
-        pool_first: in C1 and C2 the pool comes before the normalization, as in Caffe's CaffeNet.
-        ceil: pools keep an incomplete last window, as Caffe's; it makes no difference to 227×227 pixels.
-
-    Shape:
-        ``[N, 3, P, P]`` normalized pixels → ``[N, classes]`` logits.
     """
 
     def __init__(
         self,
         classes: int = 1000,
-        width: int = 4096,
-        padding: int = 2,
-        lrn_alpha: float = 1e-4,
+        width: int = 4096,  # of FC6 and FC7; 6144 in the paper's 1,512-class network
+        padding: int = 2,  # of C1: 2 for 224×224 pixels, 0 for Caffe's 227×227; both give C1's 55×55 map
+        lrn_alpha: float = 1e-4,  # α of a / (k + α Σ a²)^β, the sum over 5 channels
         lrn_k: float = 2.0,
-        pool_first: bool = False,
-        ceil: bool = False,
+        pool_first: bool = False,  # in C1 and C2 pools come before normalizations, as in Caffe's CaffeNet
+        ceil: bool = False,  # pools keep an incomplete last window, as Caffe's; no difference at 227×227 pixels
     ) -> None:
         super().__init__()
 
@@ -58,14 +46,14 @@ class Krizhevsky(nn.Module):
         )  # fmt: skip
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``[N, 3, P, P]`` → ``[N, classes]``."""
+        """Normalized pixels ``[N, 3, P, P]`` → logits ``[N, classes]``."""
         return self.classifier(self.features(pixels).flatten(1))
 
 
 def initialize(network: Krizhevsky, seed: int) -> None:
     """First weights as Krizhevsky et al. drew them (Section 5): N(0, 0.01²).
 
-    Biases are 1 in C2, C4, C5, FC6 and FC7, so that ReLUs start in their linear part, and 0 elsewhere.
+    Biases are 1 in C2, C4, C5, FC6 and FC7, to start ReLUs in their linear part, and 0 elsewhere.
     """
     generator = torch.Generator().manual_seed(seed)
     convolutions = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
@@ -80,14 +68,9 @@ def initialize(network: Krizhevsky, seed: int) -> None:
 def build(
     weights: dict[str, Tensor] | None, *, width: int = 4096, caffe: bool = False, pool_first: bool = False
 ) -> nn.Module:
-    """The network with `weights`, which say the number of classes and the width of FC6 and FC7, or random ones.
+    """The network with `weights`, which set the number of classes and the width of FC6 and FC7, or with random ones.
 
-    Args:
-        weights: by this module's names (``features.0.weight`` … ``classifier.6.bias``), or None.
-        width: of FC6 and FC7 without weights.
-        caffe: Caffe's reference variant: no padding in C1, α divided by the window's 5, k = 1 in the LRN, and pools
-            that keep an incomplete last window.
-        pool_first: see `Krizhevsky`.
+    `caffe`: Caffe's reference variant: no padding in C1, α divided by the window's 5, k = 1 in the LRN, ceil pools.
     """
     classes = classes_in(weights, "classifier.6.bias", 1000)
     width = classes_in(weights, "classifier.0.bias", width)

@@ -1,9 +1,10 @@
-"""The classes of a model, known before its network is built and without loading torch."""
+"""Labels of a model, and the classes of a name among them; without loading torch."""
 
 import difflib
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -12,24 +13,14 @@ from typing import NamedTuple
 from safetensors import safe_open
 
 from densescore.errors import DensescoreError, reason_of
-from densescore.models.groups import Meaning, group_names, main_meaning, meanings_of, spelling
+from densescore.io.names import folded
+
+_MAX_BYTES = 16 * 2**20  # of a file of labels
 
 IMAGENET_MODELS = frozenset(
-    (
-        "lite0",
-        "lite1",
-        "lite2",
-        "lite0-stages",
-        "lite1-stages",
-        "lite2-stages",
-        "krizhevsky",
-        "krizhevsky-6144",
-        "krizhevsky-caffe",
-        "krizhevsky-caffenet",
-        "alexnet",
-        "vgg16",
-    )
-)
+    {"lite0", "lite1", "lite2", "lite0-stages", "lite1-stages", "lite2-stages", "krizhevsky", "krizhevsky-6144",
+     "krizhevsky-caffe", "krizhevsky-caffenet", "alexnet", "vgg16"}
+)  # fmt: skip
 """The named models whose own labels are ImageNet's 1,000."""
 
 
@@ -40,22 +31,7 @@ def imagenet_labels() -> tuple[str, ...]:
 
 
 def known_labels(model: str | os.PathLike[str], weights: str | os.PathLike[str] | None) -> tuple[str, ...] | None:
-    """The labels that `DenseScorer` will give this model, where they are known without reading its weights.
-
-    Args:
-        model: a name, or the file of an adaptation head.
-        weights: ``"default"``, a file, or None for random ones.
-
-    Returns:
-        C class names; None where only the network can tell: another model, weights without labels.
-
-    Raises:
-        DensescoreError: a head's file cannot be read.
-
-    Example:
-        >>> known_labels("lite0", "default")[:2]
-        ('tench', 'goldfish')
-    """
+    """Labels that `DenseScorer` gives a name or a head's file, or None if only the network can tell."""
     model = os.fspath(model)
     if model.endswith(".safetensors"):
         return _labels_in(model, "densescore")
@@ -65,56 +41,122 @@ def known_labels(model: str | os.PathLike[str], weights: str | os.PathLike[str] 
 
 
 def _labels_in(path: str | os.PathLike[str], key: str) -> tuple[str, ...] | None:
-    """The labels in the metadata of a safetensors file; None if it has none."""
+    """Labels in the metadata of a safetensors file, or None."""
     try:
         with safe_open(path, framework="np") as file:
-            found = json.loads((file.metadata() or {}).get(key, "null"))
+            value = json.loads((file.metadata() or {}).get(key, "null"))
     except Exception as error:  # safetensors raises its own, and the system's
         raise DensescoreError(f"{os.fspath(path)}: cannot be read as safetensors: {reason_of(error)}") from error
-    labels = found.get("labels") if isinstance(found, dict) else found
+    labels = value.get("labels") if isinstance(value, dict) else value
     return tuple(map(str, labels)) if isinstance(labels, list) else None
 
 
-class Classes(NamedTuple):
-    """One class, or several that a group's name stands for.
+def read_label_file(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Class names from a UTF-8 text file, one a line, in the order of the network's outputs.
 
-    Attributes:
-        label: as results name it: the class's label, or the group's name.
-        columns: of the classes in a network's output.
-        is_group: it is the name of a group, be it of a single class.
+    Blanks around a name and empty lines at the end are dropped; other empty lines and repeated names are errors.
     """
+    path = Path(path)
+    if not path.is_file():
+        raise DensescoreError(f"{path}: no such file of labels; expected a text file with one class name a line")
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise DensescoreError(f"{path}: too large for a file of labels ({path.stat().st_size:,} bytes)")
+        lines = path.read_text("utf-8-sig").rstrip().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DensescoreError(f"{path}: cannot be read as UTF-8 text: {reason_of(error)}") from error
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        label = line.strip()
+        if not label:
+            raise DensescoreError(f"{path}: line {number} is empty; expected one class name a line")
+        if label in seen:
+            raise DensescoreError(f"{path}: line {number} repeats the label {label!r} of line {seen[label]}")
+        seen[label] = number
+    return tuple(seen)
 
-    label: str
-    columns: tuple[int, ...]
-    is_group: bool = False
+
+class Meaning(NamedTuple):
+    """A synset of WordNet that is one of the 1,000 classes, or a hypernym of some of them."""
+
+    wnid: str  # number in WordNet 3.0, such as n02084071
+    words: tuple[str, ...]  # nouns
+    columns: tuple[int, ...]  # classes, as columns of a network's output
+    is_class: bool  # the synset is itself a class
+
+
+class _Sense(NamedTuple):
+    word: str
+    number: int  # 1: the word's most frequent sense, or its only one here
+    meaning: Meaning
+
+
+def meanings_of(name: str) -> list[Meaning]:
+    """Meanings of a noun, in any case, or of a wnid; the most frequent sense first."""
+    return [sense.meaning for sense in _senses().get(name.casefold(), [])]
+
+
+def spelling(name: str) -> str:
+    """A noun in WordNet's own case: ``welsh Corgi`` → ``Welsh corgi``."""
+    return _senses()[name.casefold()][0].word
+
+
+def main_meaning(meanings: list[Meaning]) -> Meaning | None:
+    """Default sense of a noun: the most frequent one, if it also has the most classes; None if ambiguous.
+
+    Cat is the true cat, not the big cat. Plant is ambiguous: most often a factory, while more classes are flowers.
+    """
+    first, *others = meanings
+    clear = all(len(first.columns) > len(other.columns) for other in others)
+    return first if clear else None
+
+
+@cache
+def group_names() -> tuple[str, ...]:
+    """All nouns that `meanings_of` knows."""
+    return tuple(senses[0].word for senses in _senses().values() if senses[0].word != senses[0].meaning.wnid)
+
+
+@cache
+def _senses() -> dict[str, list[_Sense]]:
+    """Noun or wnid, casefolded → its senses, the most frequent first."""
+    senses_of = defaultdict(list)
+    for line in Path(__file__).with_name("imagenet_groups.txt").read_text("utf-8").splitlines():
+        wnid, columns, words = line.split("\t")
+        numbered = [word.partition("=") for word in words.split(", ")]
+        is_class = columns.startswith("class ")
+        members = tuple(_columns(columns.removeprefix("class ")))
+        meaning = Meaning(wnid, tuple(word for word, _, _ in numbered), members, is_class)
+        for word, _, number in [*numbered, (wnid, "", "")]:
+            senses_of[word.casefold()].append(_Sense(word, int(number or 1), meaning))
+    return {word: sorted(senses, key=lambda sense: sense.number) for word, senses in senses_of.items()}
+
+
+def _columns(text: str) -> list[int]:
+    """``"1-3 7"`` → 1, 2, 3, 7."""
+    runs = [run.split("-") for run in text.split()]
+    return [column for run in runs for column in range(int(run[0]), int(run[-1]) + 1)]
+
+
+class Classes(NamedTuple):
+    """A class, or a group of classes under one name."""
+
+    label: str  # the class's label, or the group's name
+    columns: tuple[int, ...]  # of a network's output
+    is_group: bool = False  # also of a group of one class
 
 
 def find_classes(name: str, labels: Sequence[str]) -> Classes:
-    """The class of a name, or the classes of a group's name.
+    """The class of a label, in any case if that is unique; or, among ImageNet's 1,000 labels, the classes of a group.
 
-    A label is the class itself, also in another case where only one label is like it. Where the labels are ImageNet's
-    1,000, every noun of WordNet above some of them stands for all of these: ``dog`` for all breeds. So do its synonyms
-    and its wnid, ``n02084071``.
-
-    Args:
-        name: of a class or a group.
-        labels: C class names.
-
-    Raises:
-        DensescoreError: there is neither; the message lists the nearest names. Or the name is ambiguous; the message
-            lists the choices.
-
-    Example:
-        >>> labels = imagenet_labels()
-        >>> len(find_classes("dog", labels).columns), find_classes("Tabby cat", labels).label
-        (118, 'tabby')
+    Groups are WordNet's nouns, by word or wnid. Errors list the nearest names, or the choices of an ambiguous one.
     """
     if name in labels:
         return Classes(name, (labels.index(name),))
     twins = [label for label in labels if re.fullmatch(rf"{re.escape(name)} \(\d+\)", label)]
     if len(twins) > 1:
         raise DensescoreError(f"class {name!r}: several have this name; choose one of {', '.join(twins)}")
-    alike = [column for column, label in enumerate(labels) if label.casefold() == name.casefold()]
+    alike = [column for column, label in enumerate(labels) if folded(label) == folded(name)]
     if len(alike) == 1:
         return Classes(labels[alike[0]], (alike[0],))
     meanings = meanings_of(name) if tuple(labels) == imagenet_labels() else []
@@ -130,15 +172,11 @@ def find_classes(name: str, labels: Sequence[str]) -> Classes:
 
 
 def find_label(label: str, labels: Sequence[str]) -> int:
-    """Index of a class among `labels`.
-
-    Raises:
-        DensescoreError: as for `find_classes`; or the name is a group's.
-    """
-    found = find_classes(label, labels)
-    if found.is_group:
-        raise DensescoreError(f"{label!r} is a group of {len(found.columns)} classes; expected a class")
-    return found.columns[0]
+    """Index of a class among `labels`; a group's name is an error."""
+    classes = find_classes(label, labels)
+    if classes.is_group:
+        raise DensescoreError(f"{label!r} is a group of {len(classes.columns)} classes; expected a class")
+    return classes.columns[0]
 
 
 def _describe(meaning: Meaning, labels: Sequence[str]) -> str:
@@ -148,7 +186,7 @@ def _describe(meaning: Meaning, labels: Sequence[str]) -> str:
 
 
 def _hint(name: str, labels: Sequence[str]) -> str:
-    """The names that are most like one that is not known."""
+    """Suggestion for an unknown name."""
     known = [*labels, *group_names()] if tuple(labels) == imagenet_labels() else [*labels]
     near = difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.6)
     near += [label for label in labels if name and name.casefold() in label.casefold()]

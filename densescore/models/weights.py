@@ -1,4 +1,4 @@
-"""Read weights from files, without running anything that they hold."""
+"""Read weights from files, without running code from them."""
 
 import hashlib
 import json
@@ -14,19 +14,16 @@ from torch import Tensor, nn
 
 from densescore.errors import DensescoreError, reason_of
 from densescore.io.files import atomic_write
+from densescore.io.names import to_json
 
 _NESTED = ("state_dict", "model", "model_state_dict")  # keys under which training scripts keep the weights
-_WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before each name
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DataParallel and torch.compile
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Tensors by name from a ``.safetensors`` file, or from a PyTorch file read with ``weights_only=True``.
 
-    The weights of a training checkpoint are found under ``state_dict``, ``model`` or ``model_state_dict``, and the
-    prefixes of `torch.nn.DataParallel` (``module.``) and `torch.compile` are taken off the names.
-
-    Raises:
-        DensescoreError: the file is missing, broken, or holds more than tensors by name.
+    Training checkpoints keep them under `_NESTED` keys, and wrappers put `_WRAPPERS` before the names.
     """
     path = Path(path)
     if not path.is_file():
@@ -40,25 +37,20 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if isinstance(weights, dict) and not _is_state(weights):
         weights = next((weights[key] for key in _NESTED if _is_state(weights.get(key))), weights)
     if not _is_state(weights):
-        got = (
-            f"a dict of {', '.join(map(repr, list(weights)[:5]))}"
-            if isinstance(weights, dict)
-            else type(weights).__name__
-        )
+        keys = ", ".join(map(repr, list(weights)[:5])) if isinstance(weights, dict) else ""
+        got = f"a dict of {keys}" if isinstance(weights, dict) else type(weights).__name__
         raise DensescoreError(
             f"{path}: expected tensors by name (a state_dict, also under {', '.join(_NESTED)}), got {got}"
         )
     return _unwrapped(weights)
 
 
-def _is_state(found: Any) -> bool:
-    return isinstance(found, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
-    )
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 
 def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors without the prefixes that wrappers put before all names."""
+    """The same tensors, without wrappers' prefixes."""
     for prefix in _WRAPPERS * 2:  # either may be around the other
         if weights and all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
@@ -66,7 +58,7 @@ def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The text that a ``.safetensors`` file carries beside its tensors."""
+    """Metadata of a ``.safetensors`` file."""
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
@@ -82,29 +74,17 @@ def save_weights(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write a network's weights, its class names and how it came about to a safetensors file, whole or not at all.
+    """Write weights by the network's names, one label per output, and a record of the training (JSON values).
 
-    Args:
-        path: the file.
-        weights: by the network's names.
-        labels: one per output; `load_classifier` takes them from the file.
-        training: plain JSON values, for the record.
-        overwrite: replace what is there.
-
-    Raises:
-        DensescoreError: the file exists and `overwrite` is off.
+    The safetensors file is written whole or not at all; `load_classifier` takes the labels from it.
     """
-    metadata = {"labels": json.dumps(list(labels)), "training": json.dumps(training or {})}
+    metadata = {"labels": to_json(list(labels)), "training": to_json(training or {})}
     with atomic_write(path, overwrite=overwrite) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary, metadata)
 
 
 def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
-    """The class names that `save_weights` wrote beside the weights; None if the file has none.
-
-    Raises:
-        DensescoreError: they are no names.
-    """
+    """Class names in the metadata of a file of `save_weights`, or None."""
     if Path(path).suffix != ".safetensors":
         return None
     text = read_metadata(path).get("labels")
@@ -120,33 +100,20 @@ def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
 
 
 def load_strict(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Load `weights` into `module`, which must have the same tensors, of the same shapes.
-
-    Raises:
-        DensescoreError: see `check_fits`.
-    """
+    """Load `weights` into `module`, which must have the same tensors, of the same shapes."""
     check_fits(module, weights, origin)
     module.load_state_dict(weights)
 
 
 def check_fits(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Refuse weights that are not those of `module`.
-
-    Args:
-        module: may be on the meta device.
-        weights: by the module's names.
-        origin: where they come from, for the message.
-
-    Raises:
-        DensescoreError: names what is missing, left over, or of another shape.
-    """
-    own = module.state_dict()
-    problems = [f"missing {name}" for name in own if name not in weights]
-    problems += [f"unexpected {name}" for name in weights if name not in own]
+    """Refuse weights whose names, shapes or layouts are not those of `module`; the error lists all differences."""
+    expected = module.state_dict()
+    problems = [f"missing {name}" for name in expected if name not in weights]
+    problems += [f"unexpected {name}" for name in weights if name not in expected]
     problems += [
-        f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
+        f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
     ]
     problems += [
         f"{name} is {tensor.layout} on {tensor.device}, expected a dense tensor"
@@ -159,21 +126,15 @@ def check_fits(module: nn.Module, weights: Mapping[str, Tensor], origin: str) ->
 
 
 def classes_in(weights: Mapping[str, Tensor] | None, name: str, default: int) -> int:
-    """Number of outputs of a last layer, counted from its weight or bias; `default` where there is none."""
+    """Number of outputs of a last layer, counted from its weight or bias; `default` without one."""
     tensor = (weights or {}).get(name)
     return default if tensor is None or tensor.ndim == 0 else max(1, len(tensor))
 
 
 def check_weights_finite(module: nn.Module, origin: str) -> None:
-    """Refuse weights that are infinite or not a number: scores would be, too, or worse, look as if they were not.
+    """Refuse infinite or NaN parameters and buffers; scores might hide them.
 
-    Args:
-        module: whose parameters and buffers are checked. Buffers that are not saved with the weights may hold
-            infinities, as attention masks do, but no NaN.
-        origin: what the module is, for the message.
-
-    Raises:
-        DensescoreError: names the first such tensor.
+    Buffers that are not saved with the weights may hold infinities, as attention masks do, but no NaN.
     """
     saved = module.state_dict()
     tensors = {**dict(module.named_buffers()), **saved}
@@ -187,12 +148,12 @@ def check_weights_finite(module: nn.Module, origin: str) -> None:
 
 
 def digest_of(*modules: nn.Module) -> str:
-    """A digest of all parameters and buffers of modules, by name, shape, dtype and value: 64 hexadecimal digits."""
+    """SHA-256 of all parameters and buffers of modules, by name, shape, dtype and value."""
     return digest_of_state(*(module.state_dict() for module in modules))
 
 
 def digest_of_state(*states: Mapping[str, Tensor]) -> str:
-    """`digest_of` tensors by name."""
+    """SHA-256 of tensors, by name, shape, dtype and value."""
     digest = hashlib.sha256()
     for state in states:
         for name, tensor in sorted(state.items()):

@@ -1,4 +1,4 @@
-"""Names of other packages' networks: ``timm:NAME`` and ``torchvision:NAME``, with their own preprocessing."""
+"""Entries of other packages' networks: ``timm:NAME`` and ``torchvision:NAME``, with their own preprocessing."""
 
 import difflib
 import logging
@@ -15,20 +15,13 @@ from densescore.models.labels import imagenet_labels
 from densescore.models.weights import classes_in, load_strict
 
 STRIDE = 32
-"""Most classifiers halve their input five times; patches are a whole number of these steps wide."""
+"""Most classifiers halve their input five times; patches are a whole number of strides wide."""
 
 _INSTEAD = "pass weights= with a file that you have, or weights=None for random ones"
 
 
 def timm_entry(name: str) -> ModelEntry:
-    """A network of timm with the configuration of its pretrained weights.
-
-    Args:
-        name: an architecture, or an architecture with the tag of its weights: ``resnet50.a1_in1k``.
-
-    Raises:
-        DensescoreError: there is no such network, or no such tag.
-    """
+    """A network of timm by architecture, or architecture and tag of its weights: ``resnet50.a1_in1k``."""
     import timm
 
     architecture, _, tag = name.partition(".")
@@ -52,12 +45,20 @@ def timm_entry(name: str) -> ModelEntry:
     )
 
 
-def torchvision_entry(name: str) -> ModelEntry:
-    """A classifier of torchvision with the preprocessing of its default weights.
+def torchvision_model(name: str, description: str, **preprocessing: Any) -> ModelEntry:
+    """A classifier of torchvision with its default weights."""
+    return ModelEntry(
+        description,
+        build=partial(_build, partial(_create_torchvision, name), 1000, name),
+        published=partial(_download_torchvision, name),
+        license="BSD-3-Clause (torchvision)",
+        origin="torchvision, downloaded on first use",
+        **preprocessing,
+    )
 
-    Raises:
-        DensescoreError: there is no such network.
-    """
+
+def torchvision_entry(name: str) -> ModelEntry:
+    """A classifier of torchvision with the preprocessing of its default weights."""
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -66,12 +67,9 @@ def torchvision_entry(name: str) -> ModelEntry:
     weights: Any = torchvision.models.get_model_weights(name).DEFAULT
     transforms = weights.transforms()
     side = max(transforms.crop_size)
-    return ModelEntry(
-        description=f"torchvision's {name}",
-        build=partial(build_torchvision, name),
-        published=partial(download_torchvision, name),
-        license="BSD-3-Clause (torchvision)",
-        origin="torchvision, downloaded on first use",
+    return torchvision_model(
+        name,
+        f"torchvision's {name}",
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
         patch_size=side if name.startswith("vit_") else _whole_strides(side),
@@ -80,7 +78,7 @@ def torchvision_entry(name: str) -> ModelEntry:
 
 
 ZOOS: dict[str, Callable[[str], ModelEntry]] = {"timm": timm_entry, "torchvision": torchvision_entry}
-"""What stands before the colon of a name → the network of what stands after it."""
+"""Prefix of a name → entry of the name after the colon."""
 
 
 def zoo_names() -> Iterator[str]:
@@ -91,14 +89,14 @@ def zoo_names() -> Iterator[str]:
     yield from (f"torchvision:{name}" for name in torchvision.models.list_models(module=torchvision.models))
     for name in timm.list_pretrained():
         config: Any = timm.models.get_pretrained_cfg(name)
-        if config.num_classes:  # the others give features alone
+        if config.num_classes:  # others are feature extractors
             yield f"timm:{name}"
 
 
 def near_names(name: str, known: Sequence[str]) -> str:
     """``"; did you mean …?"`` with the known names most like `name`, or nothing."""
-    own = [other for other in known if name and other.partition(":")[2].partition(".")[0] == name]
-    near = own[:4] or difflib.get_close_matches(name, known, n=4, cutoff=0.6)
+    same = [other for other in known if name and other.partition(":")[2].partition(".")[0] == name]
+    near = same[:4] or difflib.get_close_matches(name, known, n=4, cutoff=0.6)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 
@@ -107,32 +105,24 @@ def _unknown(zoo: str, name: str, known: Sequence[str]) -> DensescoreError:
     return DensescoreError(f"{zoo} has no network {name!r}{hint or '; `densescore models --all` lists them'}")
 
 
-def build_torchvision(name: str, weights: dict[str, Tensor] | None) -> nn.Module:
-    """A classifier of torchvision with `weights`, or with random ones."""
-    return _build(partial(_create_torchvision, name), 1000, name, weights)
-
-
 def _build(
     create: Callable[[int], nn.Module], classes: int, origin: str, weights: dict[str, Tensor] | None
 ) -> nn.Module:
-    """The network with `weights`, whose last layer says how many classes there are, or with random ones."""
+    """The network with `weights`, which set the number of classes by their last layer, or with random ones."""
     network = create(classes)
     if weights is None:
         return network
-    found = classes_in(weights, f"{_last_layer(network, classes)}.weight", classes)
-    network = network if found == classes else create(found)
+    count = classes_in(weights, f"{_last_layer(network, classes)}.weight", classes)
+    network = network if count == classes else create(count)
     load_strict(network, weights, f"weights for {origin}")
     return network
 
 
 def _last_layer(network: nn.Module, classes: int) -> str:
     """The name of the last layer with one output per class."""
-    layers = [
-        name
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d) and len(layer.weight) == classes
-    ]
-    return layers[-1] if layers else ""
+    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    names = [name for name, layer in layers if len(layer.weight) == classes]
+    return names[-1] if names else ""
 
 
 def _create_timm(name: str, classes: int) -> nn.Module:
@@ -146,9 +136,8 @@ def _create_torchvision(name: str, classes: int) -> nn.Module:
     import torchvision
 
     # These two rescale their input when they have published weights, which were trained with other means.
-    options: dict[str, Any] = {"transform_input": True} if name in ("googlenet", "inception_v3") else {}
-    if options:
-        options["init_weights"] = False  # a slow draw that weights replace
+    rescales = name in ("googlenet", "inception_v3")
+    options = {"transform_input": True, "init_weights": False} if rescales else {}  # drawing weights is slow
     network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
     return network
 
@@ -160,27 +149,25 @@ def _download_timm(name: str) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub and the network raise many kinds
-        raise DensescoreError(
-            f"timm:{name}: its weights could not be downloaded ({reason_of(error)}); {_INSTEAD}"
-        ) from error
+        reason = f"its weights could not be downloaded ({reason_of(error)})"
+        raise DensescoreError(f"timm:{name}: {reason}; {_INSTEAD}") from error
     return state
 
 
-def download_torchvision(name: str) -> dict[str, Tensor]:
+def _download_torchvision(name: str) -> dict[str, Tensor]:
     """The default weights, by torchvision's own loading code."""
     import torchvision
 
     try:
         state: dict[str, Tensor] = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(check_hash=True)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
-        raise DensescoreError(
-            f"{name}: torchvision could not download its weights ({reason_of(error)}); {_INSTEAD}"
-        ) from error
+        reason = f"torchvision could not download its weights ({reason_of(error)})"
+        raise DensescoreError(f"{name}: {reason}; {_INSTEAD}") from error
     return state
 
 
 def _timm_labels(config: Any) -> tuple[str, ...]:
-    """The classes that a configuration of timm names; numbers where timm does not know them."""
+    """Class names of a configuration of timm; numbers if timm does not know them."""
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
     if config.num_classes == 1000:
@@ -198,5 +185,5 @@ def _timm_labels(config: Any) -> tuple[str, ...]:
 
 
 def _whole_strides(side: int) -> int:
-    """The side, or a little more, so that it is a whole number of strides."""
+    """The side, rounded up to a whole number of strides."""
     return -(-side // STRIDE) * STRIDE

@@ -1,16 +1,24 @@
 """A network traced into a graph whose nodes know their shapes, at the size of a patch and at a larger one."""
 
+import math
 import operator
+import threading
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.padding import get_same_padding
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 
 from densescore.errors import DensescoreError, NotConvolutionalError, reason_of
-from densescore.network.tracing import Tracer
+
+TRACING = threading.RLock()
+"""Held while a network is traced or converted, by whatever tracer."""
 
 GROWTH = (64, 128)
 """Pixels, down and across, that the larger size has more than a patch; multiples of every stride."""
@@ -23,9 +31,43 @@ CROPS = 'context="patch" scores such a network by crops'
 # Operations that combine positions in other ways than convolutions and pools do.
 _MIXING = ("attention", "attn", "matmul", "bmm", "baddbmm", "einsum", "roll", "cumsum", "fft")
 
+# Names of the arguments of operations that pad, as calls give them by position.
+_ARGUMENTS: dict[Any, tuple[str, ...]] = {
+    torch.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation"),
+    F.max_pool2d: ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    F.avg_pool2d: ("input", "kernel_size", "stride", "padding", "ceil_mode"),
+    F.pad: ("input", "pad", "mode", "value"),
+}
+
+
+class Tracer(fx.Tracer):
+    """An fx tracer that is safe while other threads run modules or trace."""
+
+    def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace, one thread at a time."""
+        with TRACING:
+            self._thread = threading.get_ident()
+            return super().trace(root, concrete_args)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record a call of this thread's."""
+        return super().call_module(m, forward, args, kwargs) if self._is_own() else forward(*args, **kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Record a look-up of this thread's."""
+        return super().getattr(attr, attr_val, parameter_proxy_cache) if self._is_own() else attr_val
+
+    def _is_own(self) -> bool:
+        return threading.get_ident() == self._thread
+
+
+def symbolic_trace(module: nn.Module) -> fx.GraphModule:
+    """``fx.symbolic_trace`` by such a tracer."""
+    return fx.GraphModule(module, Tracer().trace(module))
+
 
 class _Tracer(Tracer):
-    """Stops at layers, also where timm subclasses them, and at what timm marks as not traceable."""
+    """Stops at layers, timm's subclasses included, and at modules that timm marks as not traceable."""
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
@@ -43,11 +85,7 @@ class _Tracer(Tracer):
 
 
 def trace(module: nn.Module) -> fx.GraphModule:
-    """The module as a graph.
-
-    Raises:
-        NotConvolutionalError: its ``forward`` depends on values, which a graph cannot.
-    """
+    """The module as a graph; NotConvolutionalError where its ``forward`` depends on values."""
     tracer = _Tracer()
     try:
         return fx.GraphModule(module, tracer.trace(module))
@@ -55,15 +93,12 @@ def trace(module: nn.Module) -> fx.GraphModule:
         named = ((name, type(part)) for name, part in module.named_modules())
         attention = next((f"layer {name} ({kind.__name__}) is attention" for name, kind in named if _mixes(kind)), "")
         reason = f"cannot be traced: {tracer.current}: {own_reason(error)}"
-        raise NotConvolutionalError(f"{type(module).__name__} {_because(attention, reason)}; {CROPS}") from error
-
-
-def _because(attention: str, reason: str) -> str:
-    return f"is not convolutional: {attention}" if attention else reason
+        reason = f"is not convolutional: {attention}" if attention else reason
+        raise NotConvolutionalError(f"{type(module).__name__} {reason}; {CROPS}") from error
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph and notes in each node the shape of its tensor; remembers the node at which it fails."""
+    """Runs a graph and notes the shape of each node's tensor; ``current`` is the node at which it failed."""
 
     def __init__(self, graph: fx.GraphModule, key: str) -> None:
         super().__init__(graph)
@@ -80,18 +115,7 @@ class _Shapes(fx.Interpreter):
 
 
 def note_shapes(graph: fx.GraphModule, patch: int) -> Any:
-    """Note the shapes of all tensors for one patch; see `shape_of`.
-
-    Args:
-        graph: of ``[N, 3, patch, patch]`` pixels.
-        patch: P.
-
-    Returns:
-        What the network gives for `random_pixels`.
-
-    Raises:
-        DensescoreError: the network does not take P×P pixels.
-    """
+    """Note the shapes of all tensors for one patch (see `shape_of`), and return the output for `random_pixels`."""
     try:
         return _Shapes(graph, "patch_shape").run(random_pixels(graph, patch, patch))
     except Exception as error:
@@ -103,8 +127,7 @@ def note_shapes(graph: fx.GraphModule, patch: int) -> Any:
 def note_growth(graph: fx.GraphModule, patch: int) -> tuple[fx.Node, str] | None:
     """Note how shapes grow with the input; see `axes_of`.
 
-    Returns:
-        The node that does not take a larger input, and why; None if all do. A linear layer after a flatten does not.
+    Returns the node that takes no larger input, as a linear layer after a flatten, and the reason; None if all do.
     """
     larger = _Shapes(graph, "larger_shape")
     try:
@@ -117,7 +140,7 @@ def note_growth(graph: fx.GraphModule, patch: int) -> tuple[fx.Node, str] | None
 
 
 def shape_of(node: Any) -> tuple[int, ...]:
-    """The shape of a node's tensor for one patch; empty for what is not a tensor."""
+    """Shape of a node's tensor for one patch; empty if its output is no tensor."""
     return node.meta.get("patch_shape", ()) if isinstance(node, fx.Node) else ()
 
 
@@ -134,7 +157,7 @@ def step_of(node: Any) -> int:
 
 
 def shape_at(node: fx.Node, growth: tuple[int, int]) -> tuple[int, ...]:
-    """The shape of a node's map for an input of so many pixels more than a patch, down and across."""
+    """Shape of a node's map for an input `growth` pixels larger than a patch, down and across."""
     shape, axes = list(shape_of(node)), axes_of(node)
     for axis, more, noted in zip(axes or (), growth, GROWTH, strict=False):
         shape[axis] += (node.meta["larger_shape"][axis] - shape[axis]) * more // noted
@@ -142,7 +165,7 @@ def shape_at(node: fx.Node, growth: tuple[int, int]) -> tuple[int, ...]:
 
 
 def grown_axes(small: tuple[int, ...], large: tuple[int, ...], growth: tuple[int, int]) -> Axes | None:
-    """The two axes that grow in the proportion in which the image grows, if just these grow."""
+    """The two axes that grow in proportion to the image, if only these grow."""
     if len(small) != len(large):
         return None
     grown = [axis for axis, (before, after) in enumerate(zip(small, large, strict=True)) if before != after]
@@ -160,20 +183,90 @@ def random_pixels(graph: nn.Module, height: int, width: int) -> Tensor:
     return pixels.to(parameter.device, parameter.dtype)
 
 
+class Padding(NamedTuple):
+    """Positions that an operation adds around its input, and the value that they have."""
+
+    left: int = 0
+    right: int = 0
+    top: int = 0
+    bottom: int = 0
+    value: float = 0.0
+
+    @property
+    def sides(self) -> tuple[int, int, int, int]:
+        """Left, right, top, bottom, as `F.pad` takes them."""
+        return self[:4]
+
+
+def padding_of(graph: fx.GraphModule, node: fx.Node) -> Padding:
+    """Padding of a convolution, a pool or a pad, whether a layer or a function; none for other operations."""
+    kind: Any = graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+    if isinstance(pads := getattr(kind, "pads", None), Padding):  # a GPU's layers
+        return pads
+    if isinstance(kind, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | nn.ZeroPad2d):
+        arguments = vars(kind)
+    elif node.op == "call_function" and kind in _ARGUMENTS:
+        arguments = call_arguments(node)
+    else:
+        return Padding()
+    lowest = isinstance(kind, nn.MaxPool2d) or kind is F.max_pool2d
+    value = -math.inf if lowest else arguments.get("value") or 0.0
+    padding = arguments.get("pad", arguments.get("padding", 0))
+    if isinstance(kind, Conv2dSame):  # depends on the remainder of the size by the stride, which levels share
+        sizes = shape_of(node.all_input_nodes[0])[2:]
+        down, across = map(get_same_padding, sizes, kind.kernel_size, kind.stride, kind.dilation)
+        padding = (across // 2, across - across // 2, down // 2, down - down // 2)
+    elif padding == "same":
+        kernel = arguments.get("kernel_size") or shape_of(arguments["weight"])[2:]
+        down, across = (d * (k - 1) for d, k in zip(pair(arguments.get("dilation", 1)), kernel, strict=True))
+        padding = (across // 2, across - across // 2, down // 2, down - down // 2)
+    elif isinstance(padding, int) or (isinstance(padding, tuple | list) and len(padding) == 2 and kind is not F.pad):
+        down, across = pair(padding)
+        padding = (across, across, down, down)
+    elif not isinstance(padding, tuple | list):  # "valid", or computed
+        padding = ()
+    left, right, top, bottom = (tuple(padding) + (0, 0, 0, 0))[:4]  # noqa: RUF005 (mypy: padding is Any)
+    return Padding(left, right, top, bottom, value)
+
+
+def call_arguments(node: fx.Node) -> dict[str, Any]:
+    """Arguments by name of a call of a function that pads; empty for other nodes."""
+    return dict(zip(_ARGUMENTS.get(node.target, ()), node.args, strict=False)) | node.kwargs
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """A size that torch takes as one number for both directions, or as two."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def peak_bytes(graph: fx.GraphModule, patch: int) -> int:
+    """Peak memory of a graph on one patch: the largest sum of the tensors alive at one time."""
+    parameter = next(graph.parameters())
+    with torch.inference_mode():
+        ShapeProp(graph).propagate(torch.zeros(1, 3, patch, patch, dtype=parameter.dtype, device=parameter.device))
+    alive: dict[fx.Node, int] = {}
+    peak = 0
+    last_use = {source: node for node in graph.graph.nodes for source in node.all_input_nodes}
+    for node in graph.graph.nodes:
+        meta = node.meta.get("tensor_meta")
+        alive[node] = meta.shape.numel() if hasattr(meta, "shape") else 0
+        peak = max(peak, sum(alive.values()))
+        alive = {source: size for source, size in alive.items() if last_use.get(source) is not node}
+    return peak * parameter.dtype.itemsize
+
+
 def dependent(graph: fx.Graph) -> set[fx.Node]:
     """The nodes that depend on the network's input: all but constants."""
-    found: set[fx.Node] = set()
+    nodes: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
-            found.add(node)
-    return found
+        if node.op == "placeholder" or any(source in nodes for source in node.all_input_nodes):
+            nodes.add(node)
+    return nodes
 
 
 def members(graph: fx.GraphModule) -> dict[str, Any]:
-    """All layers of a graph, and the parameters and buffers that it uses itself, by name.
-
-    ``fx.GraphModule(members, graph.graph)`` is the graph again, with members put in or replaced.
-    """
+    """Layers of a graph, and parameters and buffers that its forward reads, by name: ``fx.GraphModule``'s root."""
     constants = {
         str(node.target): attrgetter(str(node.target))(graph) for node in graph.graph.nodes if node.op == "get_attr"
     }
@@ -181,11 +274,7 @@ def members(graph: fx.GraphModule) -> dict[str, Any]:
 
 
 def subgraph(graph: fx.GraphModule, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
-    """The part of a graph from `start`'s output (None: the network's input) to `end`'s, with the constants it uses.
-
-    Raises:
-        NotConvolutionalError: the part uses something that comes before `start`.
-    """
+    """The part of a graph from `start`'s output (None: the network's input) to `end`'s, with the constants it uses."""
     part = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {} if start is None else {start: part.placeholder("x")}
     known = dependent(graph.graph) if start is not None else set()
@@ -210,25 +299,25 @@ def subgraph(graph: fx.GraphModule, start: fx.Node | None, end: fx.Node) -> fx.G
 
 
 def _ancestors(end: fx.Node, start: fx.Node | None) -> set[fx.Node]:
-    found = {end}
+    ancestors = {end}
     waiting = [end]
     while waiting:
         node = waiting.pop()
         for source in node.all_input_nodes if node is not start else ():
-            if source not in found:
-                found.add(source)
+            if source not in ancestors:
+                ancestors.add(source)
                 waiting.append(source)
-    return found
+    return ancestors
 
 
 def _in_place(node: fx.Node) -> bool:
-    """Whether an operation changes its input, so that it counts though nothing takes its output."""
+    """Whether an operation changes its input, and so has an effect though no node takes its output."""
     method = node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__")
     return method or node.target is operator.setitem
 
 
 def enclosing_layer(node: fx.Node) -> str:
-    """The innermost layer in whose ``forward`` a node lies."""
+    """The innermost layer whose ``forward`` contains a node."""
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return f"operation {getattr(node.target, '__name__', node.target)}"
@@ -245,7 +334,7 @@ def name_of(graph: fx.GraphModule, node: fx.Node) -> str:
 
 
 def mixing(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node combines positions as attention does, to judge by its name."""
+    """Whether the name of a node's operation is that of attention or another mixing of positions."""
     if node.op == "call_module":
         return any(_mixes(type(part)) for part in graph.get_submodule(str(node.target)).modules())
     return node.op.startswith("call") and _mixes(node.target)
@@ -257,7 +346,7 @@ def _mixes(kind: Any) -> bool:
 
 
 def own_reason(error: BaseException) -> str:
-    """What the network itself said, below what torch's interpreter of graphs adds."""
+    """The network's own error, without the messages that torch's graph interpreter adds."""
     while error.__cause__ is not None:
         error = error.__cause__
     return reason_of(error)

@@ -1,7 +1,7 @@
 """Convert Caffe's reference networks, AlexNet and CaffeNet, from ONNX files to this package's weights.
 
-ONNX files hold no code. Caffe's networks take BGR pixels in 0..255 less a mean. That is folded into C1, so that the
-converted network takes normalized RGB like every other here. C1 has no padding in them, which makes the folding exact.
+ONNX files hold no code. Caffe's networks take BGR pixels in 0..255 less a mean. Both are folded into C1, and the
+converted network takes normalized RGB like every other here. Their C1 has no padding, so the folding is exact.
 """
 
 import os
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import onnx
 
 CAFFE_MEAN = (104.00699, 116.66877, 122.67892)
-"""Of ILSVRC 2012's training images: blue, green, red, in 0..255; Caffe's ``ilsvrc_2012_mean`` averaged over pixels."""
+"""Mean of ILSVRC 2012's training images, blue, green, red, in 0..255: Caffe's ``ilsvrc_2012_mean`` over pixels."""
 
 Variant = Literal["krizhevsky-caffe", "krizhevsky-caffenet"]
 
@@ -33,51 +33,40 @@ _ORDERS: dict[Variant, list[str]] = {
     "krizhevsky-caffenet": ["Conv", "Relu", "MaxPool", "LRN"] * 2 + _TAIL,
 }
 _IDLE = ("Dropout", "Reshape", "Flatten", "Identity", "Constant", "Softmax")
-"""Layers without weights; of these, only the softmax changes values (see `_probabilities`)."""
+"""Layers without weights; only the softmax changes values (see `_probabilities`)."""
 
 _MAX_BATCH = 64  # of a file whose batch is fixed
 
 
 @dataclass(frozen=True, eq=False)
 class Converted:
-    """A converted network.
+    """A converted network."""
 
-    Attributes:
-        name: the named model that `weights` fit.
-        weights: by that model's names.
-        difference: greatest difference of a probability between both networks on the same input, over the highest.
-    """
-
-    name: Variant
+    name: Variant  # the model that takes `weights`
     weights: dict[str, Tensor]
-    difference: float
+    difference: float  # largest between the networks' probabilities, over the highest probability
 
 
 def convert_caffe(
-    path: str | os.PathLike[str],
-    mean: tuple[float, float, float] = CAFFE_MEAN,
-    *,
-    tolerance: float = 1e-4,
+    path: str | os.PathLike[str], mean: tuple[float, float, float] = CAFFE_MEAN, *, tolerance: float = 1e-4
 ) -> Converted:
-    """Read an ONNX file of Caffe's AlexNet or CaffeNet, convert it, and run both on the same input.
+    """Read an ONNX file of Caffe's AlexNet or CaffeNet, convert it, and compare both on the same input.
 
-    Args:
-        path: the ONNX file.
-        mean: subtracted from its pixels: blue, green, red, in 0..255.
-        tolerance: largest difference of a probability between the two networks, relative to the highest one.
-
-    Raises:
-        DensescoreError: onnx or onnxruntime is not installed; the file is not such a network; or the two disagree.
+    `mean` (blue, green, red, in 0..255) is subtracted from Caffe's pixels. An error names the layer that does not fit.
     """
+    # Read
     try:
         import onnx
         import onnxruntime
     except ImportError as error:
         raise DensescoreError(f"{error}: converting needs the extra onnx (pip install 'densescore[onnx]')") from error
+    onnxruntime.disable_telemetry_events()
     try:
         model = onnx.load(os.fspath(path))
-    except Exception as error:  # protobuf and the file system each raise their own
+    except Exception as error:  # of protobuf or of the file system
         raise DensescoreError(f"{path}: cannot be read as ONNX: {reason_of(error)}") from error
+
+    # Recognize and convert
     nodes = [node for node in model.graph.node if node.op_type not in _IDLE]
     order = [node.op_type for node in nodes]
     name = next((variant for variant, expected in _ORDERS.items() if order == expected), None)
@@ -91,10 +80,12 @@ def convert_caffe(
     _check_attributes(nodes, network, Path(path))
     _fold_preprocessing(weights, name, mean)
     load_strict(network, weights, os.fspath(path))
+
+    # Compare
     try:
         session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
         difference = _compare(session, network, name, mean)
-    except Exception as error:  # onnxruntime raises its own, one for each status
+    except Exception as error:  # onnxruntime has one for each status
         raise DensescoreError(f"{path}: cannot be run: {reason_of(error)}") from error
     if not difference <= tolerance:
         raise DensescoreError(
@@ -110,9 +101,9 @@ def _weights(model: "onnx.ModelProto", nodes: list[Any], path: Path) -> dict[str
     names = [f"features.{index}" for index in (0, 4, 8, 10, 12)] + [f"classifier.{index}" for index in (0, 3, 6)]
     weights = {}
     for node, name in zip(layers, names, strict=True):
-        if len(node.input) != 3 or any(own not in tensors for own in node.input[1:]):
+        if len(node.input) != 3 or any(key not in tensors for key in node.input[1:]):
             raise DensescoreError(f"{path}: layer {node.name or node.op_type} lacks constant weights and biases")
-        weight, bias = (_array(tensors[own], own, path) for own in node.input[1:])
+        weight, bias = (_array(tensors[key], key, path) for key in node.input[1:])
         expected = 4 if node.op_type == "Conv" else 2
         if weight.ndim != expected or bias.ndim != 1 or 0 in weight.shape or 0 in bias.shape:
             raise DensescoreError(
@@ -127,11 +118,7 @@ def _weights(model: "onnx.ModelProto", nodes: list[Any], path: Path) -> dict[str
 
 
 def _array(tensor: Any, name: str, path: Path) -> NDArray[np.float32]:
-    """The values of an initializer.
-
-    Raises:
-        DensescoreError: they cannot be read, are not floating-point numbers, or are not finite.
-    """
+    """The finite float32 values of an initializer."""
     from onnx import numpy_helper
 
     try:
@@ -161,39 +148,35 @@ def _check_attributes(nodes: list[Any], network: nn.Module, path: Path) -> None:
     """Refuse a network whose layers have the right order, but other groups, strides or paddings."""
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     for node, layer in zip((node for node in nodes if node.op_type == "Conv"), layers, strict=True):
-        found = (_attribute(node, "group", 1), _attribute(node, "strides", [1, 1]), _attribute(node, "pads", [0] * 4))
+        actual = (_attribute(node, "group", 1), _attribute(node, "strides", [1, 1]), _attribute(node, "pads", [0] * 4))
         expected = (layer.groups, list(layer.stride), [*layer.padding, *layer.padding])
-        if found != expected:
+        if actual != expected:
             raise DensescoreError(
-                f"{path}: layer {node.name or node.op_type} has groups, strides and pads {found}, expected {expected}"
+                f"{path}: layer {node.name or node.op_type} has groups, strides and pads {actual}, expected {expected}"
             )
 
 
 def _compare(session: Any, network: nn.Module, name: str, mean: tuple[float, float, float]) -> float:
-    """Largest difference of a probability on the same random pixels, at the file's own size, over the highest one.
-
-    Raises:
-        DensescoreError: the file's network does not take one tensor of images of about the usual size.
-    """
+    """Largest difference of a probability on the same random pixels, at the file's own size, over the highest one."""
     entry, inputs = MODELS[name], session.get_inputs()
     usual = (1, 3, entry.patch_size, entry.patch_size)  # where the file leaves a size open
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
-        raise DensescoreError(f"takes {[own.shape for own in inputs]}, expected one tensor [N, 3, P, P]")
-    given = inputs[0]
-    shape = [own if isinstance(own, int) else size for own, size in zip(given.shape, usual, strict=True)]
+        raise DensescoreError(f"takes {[each.shape for each in inputs]}, expected one tensor [N, 3, P, P]")
+    sizes = zip(inputs[0].shape, usual, strict=True)
+    shape = [size if isinstance(size, int) else default for size, default in sizes]
     if shape[1] != 3 or not 1 <= shape[0] <= _MAX_BATCH or not all(1 <= side <= 2 * usual[2] for side in shape[2:]):
         raise DensescoreError(f"takes images of shape {shape}, expected about {list(usual)}")
     pixels = np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32)  # [N, 3, P, P], RGB
-    caffes = pixels[:, ::-1] - np.array(mean, np.float32).reshape(3, 1, 1)
-    expected = _probabilities(session.run(None, {given.name: np.ascontiguousarray(caffes)})[0].reshape(shape[0], -1))
+    bgr = np.ascontiguousarray(pixels[:, ::-1] - np.array(mean, np.float32).reshape(3, 1, 1))
+    expected = _probabilities(session.run(None, {inputs[0].name: bgr})[0].reshape(shape[0], -1))
     with torch.inference_mode():
-        ours = v2.functional.normalize(torch.from_numpy(pixels) / 255, list(entry.mean), list(entry.std))
-        found = network(ours).softmax(1).numpy()
-    return float(np.abs(found - expected).max() / expected.max())
+        rgb = v2.functional.normalize(torch.from_numpy(pixels) / 255, list(entry.mean), list(entry.std))
+        actual = network(rgb).softmax(1).numpy()
+    return float(np.abs(actual - expected).max() / expected.max())
 
 
 def _probabilities(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of a network's outputs, which may be probabilities already: rows that add up to 1."""
+    """Probabilities from logits, or from outputs that add up to 1 already."""
     if (values >= 0).all() and np.allclose(values.sum(1), 1, rtol=1e-3):
         return values
     powers = np.exp(values - values.max(1, keepdims=True))
@@ -201,11 +184,11 @@ def _probabilities(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _attribute(node: Any, name: str, default: Any) -> Any:
-    """The value of a node's attribute; None where it has a type of its own that ONNX does not know."""
+    """The value of a node's attribute; None for a type that ONNX does not know."""
     import onnx
 
-    found = next((attribute for attribute in node.attribute if attribute.name == name), None)
+    attribute = next((attribute for attribute in node.attribute if attribute.name == name), None)
     try:
-        return default if found is None else onnx.helper.get_attribute_value(found)
+        return default if attribute is None else onnx.helper.get_attribute_value(attribute)
     except ValueError:
         return None

@@ -1,1 +1,1 @@
-"""A report: one page with many images, ranked per class, their maps and boxes; it opens from the disk."""
+"""A report: one page of many images, ranked per class, with their maps and boxes; it opens from the disk."""

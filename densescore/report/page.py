@@ -1,14 +1,14 @@
-"""Writes the page: one file with all that it shows, entry by entry, however many there are.
+"""The page of a report: one HTML file with all that it shows, written entry by entry, however many there are.
 
-Whatever comes from files and labels is in blocks of JSON, in which no character can end the block; the page's script
-puts it in as text. The page's policy runs this script alone, by its digest, and loads nothing from anywhere.
+Text from files and labels stands in blocks of JSON, in which no character can end the block; the page's script inserts
+it as text. The page's policy runs this script alone, by its digest, and loads nothing from elsewhere.
 """
 
 import base64
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
@@ -16,7 +16,51 @@ import numpy as np
 from matplotlib import colormaps
 
 from densescore.io.files import atomic_write
-from densescore.report.entries import Entry
+from densescore.io.names import to_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSummary:
+    """A class or group in an image."""
+
+    label: str
+    confidence: float
+    boxes: Sequence[tuple[float, float, float, float, float]] = ()  # x0 y0 x1 y1 in image pixels, peak; best first
+    place: tuple[float, float] | None = None  # x y in image pixels, if known
+    peak: float | None = None  # highest value of the map, if known
+    map_url: str = ""  # the map as a picture, from black, 0, to white, its peak
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """An image of a report: its picture and its classes, best first; or an error."""
+
+    name: str  # its path; any text
+    width: int = 0
+    height: int = 0
+    photo_url: str = field(default="", repr=False)
+    classes: Sequence[ClassSummary] = ()
+    error: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """All but the pictures, as JSON values; numbers with the digits that the page shows."""
+        if self.error is not None:
+            return {"name": self.name, "error": self.error}
+        classes = [
+            {
+                "label": each.label,
+                "confidence": _short(each.confidence),
+                "boxes": [[*(round(side, 1) for side in box[:4]), _short(box[4])] for box in each.boxes],
+                "place": each.place and [round(side, 1) for side in each.place],
+                "peak": each.peak and _short(each.peak),
+            }
+            for each in self.classes
+        ]
+        return {"name": self.name, "width": self.width, "height": self.height, "classes": classes}
+
+    def pictures(self) -> dict[str, Any]:
+        """The photograph, and the map of each class, in order."""
+        return {"photo": self.photo_url, "maps": [each.map_url for each in self.classes]}
 
 
 def write_report(
@@ -27,20 +71,9 @@ def write_report(
     overwrite: bool = False,
     inputs: Sequence[str | os.PathLike[str]] = (),
 ) -> int:
-    """Write a report, whole or not at all; one entry is in memory at a time.
+    """Write a report, whole or not at all, with one entry in memory at a time; returns the number of failed entries.
 
-    Args:
-        path: of the page.
-        entries: of the images, in any order.
-        about: what the page says of how it was made, as JSON values: ``model`` and more.
-        overwrite: replace what is there.
-        inputs: files of the run, which are not replaced.
-
-    Returns:
-        How many entries are errors.
-
-    Raises:
-        DensescoreError: `path` may not be replaced, or cannot be written.
+    `about` is JSON, with the page's line of text; files of the run, `inputs`, are never replaced.
     """
     failed = 0
     with (
@@ -75,8 +108,12 @@ def _digest(text: str) -> str:
 
 
 def _block(kind: str, value: Any) -> str:
-    """A value as a block of JSON: in ASCII, and without the characters that HTML reads as its own."""
-    text = json.dumps(value, separators=(",", ":"))
+    """A value as a block of JSON, in ASCII, with the special characters of HTML escaped."""
+    text = to_json(value, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return f'<script type="application/json" class="{kind}">{text}</script>\n'
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

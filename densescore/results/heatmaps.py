@@ -1,6 +1,5 @@
-"""Response maps as files: an overlay to look at, the raw map, and a manifest that says how both were made."""
+"""Response maps as files: a picture and the raw map per class, and a manifest of how both were made."""
 
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -14,18 +13,17 @@ from densescore.errors import DensescoreError
 from densescore.geometry import Pyramid
 from densescore.io.files import atomic_write
 from densescore.io.images import Pixels
-from densescore.io.names import as_text, label_file_names, text_values
-from densescore.results.best_patches import best_patches
-from densescore.results.overlay import Colors, draw_overlay
-from densescore.results.scores import DenseScores
-from densescore.results.sheet import sheet
+from densescore.io.names import as_text, label_file_names, text_values, to_json
+from densescore.results.draw import PANEL_SIDE, PICTURE_SIDE, Colors, Style, overlay, sheet
+from densescore.results.scores import DenseScores, best_patches
 
-_PACKAGES = ("densescore", "torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
 HEATMAPS = "heatmaps"
-"""What the mark of a folder says that `export_heatmaps` wrote."""
+"""Mark of the folders that `export_heatmaps` wrote."""
 
 SHEET = "_sheet.png"
-"""The file of all maps side by side: a name that no class's picture has, since theirs do not begin with ``_``."""
+"""File of all maps side by side. Names of classes' pictures never begin with ``_``."""
+
+_PACKAGES = ("densescore", "torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
 
 
 def export_heatmaps(
@@ -45,14 +43,14 @@ def export_heatmaps(
     """Write, per class, an overlay ``<class>.png`` and the raw map ``<class>.npz``, and one ``manifest.json``.
 
     Args:
-        scores: of the image.
+        scores: scores of the image.
         image: RGB ``[H, W, 3]``, as `densescore.read_image` gives it.
         labels: the classes, or groups, to write.
         folder: a new folder; it appears complete or not at all.
         source: the image's name, for the manifest.
-        colors: of the pictures; see `densescore.results.overlay.Colors`. Maps in files are raw, whatever the colors.
-        opacity: of the color at a map's peak, in [0, 1].
-        colormap: of matplotlib.
+        colors: see `densescore.results.draw.Colors`. Maps in files are raw, whatever the colors.
+        opacity: opacity of the color at a map's peak, in [0, 1].
+        colormap: a colormap of matplotlib.
         with_sheet: also write ``_sheet.png``: the photograph and all the classes' maps side by side, on one scale.
         overwrite: replace `folder` if it is there and holds heatmaps that densescore wrote.
         inputs: files of the run, such as all its images and the model's; a folder that holds one is not replaced.
@@ -67,31 +65,31 @@ def export_heatmaps(
     size = (scores.pyramid.height, scores.pyramid.width)
     if image.shape[:2] != size:
         raise DensescoreError(f"image: expected the {size} pixels that were scored, got {image.shape[:2]}")
-    chosen = scores.select(labels)
-    labels = chosen.labels
-    maps = chosen.response_map().cpu().numpy()  # [len(labels), H, W]
-    known = list(dict.fromkeys([*scores.labels, *labels]))
-    file_names = dict(zip(known, label_file_names(known), strict=True))
-    names = [file_names[label] for label in labels]
+    style, selection = Style(colors, opacity, colormap), scores.select(labels)
+    maps = dict(zip(selection.labels, selection.response_map().cpu().numpy(), strict=True))  # each [H, W]
+    # Name the files, as among all classes
+    known = list(dict.fromkeys([*scores.labels, *maps]))
+    stems = dict(zip(known, label_file_names(known), strict=True))
+    # Describe them
     manifest = describe(scores, source)
-    manifest["classes"] = [
-        _describe_class(scores, label, values, name) for label, values, name in zip(labels, maps, names, strict=True)
-    ]
+    manifest["classes"] = [_describe_class(scores, label, values, stems[label]) for label, values in maps.items()]
     if with_sheet:
         manifest["sheet"] = SHEET
+    # Write maps and pictures
     with atomic_write(folder, overwrite=overwrite, folder=HEATMAPS, inputs=inputs) as temporary:
-        for label, values, name in zip(labels, maps, names, strict=True):
-            np.savez_compressed(temporary / f"{name}.npz", map=values, label=label)
-            picture = temporary / f"{name}.png"
-            draw_overlay(image, scores, label, picture, colors=colors, opacity=opacity, colormap=colormap)
+        for label, values in maps.items():
+            np.savez_compressed(temporary / f"{stems[label]}.npz", map=values, label=label)
+            picture = overlay(image, scores.class_map(label, PICTURE_SIDE), style)
+            picture.savefig(temporary / f"{stems[label]}.png", format="png")
         if with_sheet:
-            sheet(image, scores, labels, colors=colors, opacity=opacity, colormap=colormap).save(temporary / SHEET)
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+            views = [selection.class_map(label, PANEL_SIDE) for label in maps]
+            sheet(image, views, selection.confidence().tolist(), style).savefig(temporary / SHEET, format="png")
+        (temporary / "manifest.json").write_text(to_json(manifest, indent=2) + "\n")
     return manifest
 
 
 def describe_geometry(pyramid: Pyramid) -> dict[str, Any]:
-    """Which patches there are, as plain JSON values."""
+    """The patches of an image, as plain JSON values."""
     return {
         "patch": pyramid.patch,
         "stride": pyramid.stride,
@@ -104,9 +102,9 @@ def describe_geometry(pyramid: Pyramid) -> dict[str, Any]:
 
 
 def describe(scores: DenseScores, source: str) -> dict[str, Any]:
-    """What a result rests on, as plain JSON values: image, model, geometry, ranking, versions, timings."""
+    """How a result was made, as plain JSON values: image, model, geometry, ranking, versions, timings."""
     pyramid = scores.pyramid
-    described = {
+    description = {
         "image": {"source": source, "height": pyramid.height, "width": pyramid.width},
         "model": scores.model,
         "context": scores.context,
@@ -118,17 +116,17 @@ def describe(scores: DenseScores, source: str) -> dict[str, Any]:
         "timings": {stage: round(seconds, 4) for stage, seconds in scores.timings.items()},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }
-    return dict(text_values(described))
+    return dict(text_values(description))
 
 
-def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32], name: str) -> dict[str, Any]:
-    chosen = scores.select(label)
+def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32], stem: str) -> dict[str, Any]:
+    selection = scores.select(label)
     return {
         "label": as_text(label),
-        "image_score": chosen.image_scores()[0].item(),
-        "confidence": chosen.confidence()[0].item(),
-        "overlay": f"{name}.png",
-        "map": f"{name}.npz",
+        "image_score": selection.image_scores()[0].item(),
+        "confidence": selection.confidence()[0].item(),
+        "overlay": f"{stem}.png",
+        "map": f"{stem}.npz",
         "map_minimum": float(values.min()),
         "map_maximum": float(values.max()),
         "location": scores.locate(label)[0]._asdict(),

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from densescore.errors import DensescoreError
@@ -18,7 +20,7 @@ class Patch(NamedTuple):
     Attributes:
         box: ``x0 y0 x1 y1`` in image pixels, not clipped to the image.
         scale: λ of its level.
-        values: what the network gave for it: scores ``[C]``, or features ``[D]``.
+        values: its scores ``[C]``, or its features ``[D]``.
     """
 
     box: tuple[float, float, float, float]
@@ -26,11 +28,12 @@ class Patch(NamedTuple):
     values: Tensor
 
 
-def each_patch(pyramid: Pyramid, values: Tensor) -> Iterator[Patch]:
-    """The patches of an image, in the order of the rows of `values`, ``[M, …]``."""
-    scales = [level.scale for level in pyramid.levels for _ in range(level.rows * level.cols)]
-    for box, scale, row in zip(pyramid.boxes().tolist(), scales, values, strict=True):
-        yield Patch(tuple(box), scale, row)
+class BestPatch(NamedTuple):
+    """A patch with a high score: its box in image pixels, its score, and its share of the image's score."""
+
+    box: tuple[float, float, float, float]
+    score: float
+    share: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,15 +45,19 @@ class PatchFeatures:
         pyramid: the geometry: image size, levels, patch and stride.
 
     Example:
-        >>> found = PatchFeatures(torch.rand(2, 8), Pyramid.of(224, 256, scales=(1,)))
-        >>> found
+        >>> patches = PatchFeatures(torch.rand(2, 8), Pyramid.of(224, 256, scales=(1,)))
+        >>> patches
         PatchFeatures(2 patches of a 224×256 image at scale 1, 8 features each)
-        >>> [patch.box for patch in found]
+        >>> [patch.box for patch in patches]
         [(0.0, 0.0, 224.0, 224.0), (32.0, 0.0, 256.0, 224.0)]
     """
 
     features: Tensor
     pyramid: Pyramid
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: the features on the host."""
+        return {**self.__dict__, "features": self.features.cpu()}
 
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or len(self.features) != len(self.pyramid):
@@ -61,7 +68,7 @@ class PatchFeatures:
     @cached_property
     def boxes(self) -> Tensor:
         """Every patch in image pixels, ``x0 y0 x1 y1``, not clipped to the image: float32 ``[M, 4]``."""
-        return torch.from_numpy(self.pyramid.boxes())
+        return torch.from_numpy(self.pyramid.boxes()).to(self.features.device, non_blocking=True)
 
     def __len__(self) -> int:
         """M, the number of patches."""
@@ -75,6 +82,18 @@ class PatchFeatures:
         return f"PatchFeatures({describe_patches(self.pyramid)}, {self.features.shape[1]:,} features each)"
 
 
+def each_patch(pyramid: Pyramid, values: Tensor) -> Iterator[Patch]:
+    """The patches of an image, in the order of the rows of `values`, ``[M, …]``."""
+    for box, scale, row in zip(pyramid.boxes().tolist(), patch_scales(pyramid), values, strict=True):
+        yield Patch(tuple(box), float(scale), row)
+
+
+def patch_scales(pyramid: Pyramid) -> NDArray[np.float64]:
+    """The scale λ of each patch: ``[M]``."""
+    levels = pyramid.levels
+    return np.repeat([level.scale for level in levels], [level.rows * level.cols for level in levels])
+
+
 def describe_patches(pyramid: Pyramid) -> str:
     """``600 patches of a 480×640 image at scales 1, 1.3, 2``: height × width, as in ``[H, W]``."""
     scales = ", ".join(f"{level.scale:.3g}" for level in pyramid.levels)
@@ -83,3 +102,19 @@ def describe_patches(pyramid: Pyramid) -> str:
         f"{count:,} patch{'es' * (count != 1)} of a {pyramid.height}×{pyramid.width} image at "
         f"scale{'s' * (len(pyramid.levels) != 1)} {scales}"
     )
+
+
+def rank_patches(column: NDArray[np.float32], pyramid: Pyramid, k: float, count: int) -> list[BestPatch]:
+    """The patches with the highest scores ``[M]`` of one class, best first; see `best_patches`."""
+    # Powers relative to the best patch do not underflow; if even its score does, all patches add the same
+    top = float(column.max())
+    powers = (column / top).astype(np.float64) ** k if top else np.ones(len(column))
+    shares = powers / powers.sum()
+    patches = []
+    for index in np.argsort(-column, kind="stable")[:count].tolist():
+        level, row, col = pyramid.locate(index)
+        x0, y0, x1, y1 = pyramid.window(level, row, col)
+        across, down = pyramid.width / level.width, pyramid.height / level.height
+        box = x0 * across, y0 * down, x1 * across, y1 * down
+        patches.append(BestPatch(box, float(column[index]), float(shares[index])))
+    return patches

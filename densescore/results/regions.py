@@ -1,50 +1,61 @@
-"""Boxes of a class: of the head's box layer, or the connected regions where the class's map is high."""
+"""Where a class is in an image: its place and boxes, from its response map or from the head's box layer."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torchvision.ops import box_iou, nms
 
 from densescore.errors import DensescoreError
+from densescore.io.names import as_text
 
-if TYPE_CHECKING:
-    from densescore.results.scores import DenseScores
+_STRIP = 256  # rows or columns that `smooth` sums at a time
+RADIUS = 0.06
+"""Radius of the neighborhood that votes for a place, as a share of the image's longer side. This and the thresholds
+below were chosen by cross-validation on the training images of voc2012-mini; docs/train.md has the numbers."""
 
-SHARE = 0.5
-"""A region is where the map reaches this share of its peak. This and the numbers below were chosen by two-fold
-cross-validation on the training images of voc2012-mini; docs/train.md has what they are worth."""
+MAP_THRESHOLD, MIN_AREA_SHARE = 0.5, 0.3
+"""A region reaches the first share of its map's peak, and the second of the largest region's area: most smaller ones
+are slivers at the border."""
 
-MIN_SHARE = 0.3
-"""Regions whose area is below this share of the largest one's are left out: most are slivers at the border."""
+NMS_IOU, VOTE_IOU = 0.1, 0.4
+"""The best of a class's boxes suppresses those that overlap it by more than the first (intersection over union), and
+becomes the weighted mean of all that overlap it by the second."""
 
+SCORE_THRESHOLD = 0.1
+"""A box layer's box reaches this share of the best box's score. Half, as for maps, would cost 0.03 of average precision
+in cross-validation; this costs 0.01."""
+
+MAX_CANDIDATES, MAX_DETECTIONS = 200, 20
+"""Patches of a class whose boxes are merged, and boxes after merging."""
+
+FAINT = 0.05
+"""Peaks below this score are weak: pictures draw them fainter."""
 
 Box: TypeAlias = tuple[int, int, int, int]
 """``x0 y0 x1 y1`` in image pixels, ``x1`` and ``y1`` exclusive."""
 
-OVERLAP, VOTING = 0.1, 0.4
-"""Of boxes of a class that overlap by more than the first (intersection over union), the best is kept. It becomes the
-weighted mean of all that overlap it by the second."""
 
-LAYER_SHARE = 0.1
-"""A box layer's boxes of a class whose score is below this share of the best one's are left out. Half, as for maps,
-would cost 0.03 of average precision in cross-validation; this costs 0.01."""
+class Place(NamedTuple):
+    """The most likely location of a class: the center of a pixel, in image pixels, and the response map there."""
 
-CANDIDATES, MOST = 200, 20
-"""Patches of a class whose boxes are merged, and most boxes that are left."""
+    x: float
+    y: float
+    response: float
 
 
 class Region(NamedTuple):
     """A box of a class.
 
     Attributes:
-        box: see `Box`.
-        peak: of the map in the box; of a box layer's box, the score of the patch that it comes from.
-        score: how certain the box is, comparable across images: the class's confidence times the peak; for a box
-            layer's box, see `layer_regions`.
+        box: ``x0 y0 x1 y1`` in image pixels, ``x1`` and ``y1`` exclusive.
+        peak: highest value of the map in the box; of a box layer's box, the score of the patch that it comes from.
+        score: certainty of the box, comparable across images: the class's confidence times the peak. Of a box layer's
+            box, ``sqrt(confidence) · peak · quality^3``, with the layer's estimate of how well the box fits.
     """
 
     box: Box
@@ -52,140 +63,139 @@ class Region(NamedTuple):
     score: float
 
 
+@dataclass(frozen=True, eq=False)
+class ClassMap:
+    """A class as pictures show it: its maps ``[h, w]``, which may be smaller than the image, its place and its box."""
+
+    label: str
+    mean: NDArray[np.float32]  # the response map
+    shrunk: NDArray[np.float32]
+    place: Place  # in pixels of the maps
+    box: Box | None  # of the head's box layer, in pixels of the image
+
+    @property
+    def peak(self) -> float:
+        """Highest value of the shrunk map."""
+        return float(self.shrunk.max())
+
+    @property
+    def title(self) -> str:
+        """The class and the height of its response, in words."""
+        peak = self.peak
+        strength = "no" if peak < 0.005 else "weak" if peak < FAINT else "clear" if peak < 0.3 else "strong"
+        return f"{as_text(self.label)}: {strength} response, peak {peak:.2g}"
+
+
+def thumbnail_size(width: int, height: int, side: int) -> tuple[int, int]:
+    """Width and height shrunk, in proportion, to at most `side` pixels; never enlarged."""
+    shrink = min(1.0, side / max(width, height))
+    return max(1, round(width * shrink)), max(1, round(height * shrink))
+
+
+def shrink_weights(coverage: Tensor) -> Tensor:
+    """Factors from a response map to its shrunk map, at most 1: float32 ``[H, W]``, from `DenseScores.coverage`."""
+    counts = coverage.float()
+    return 2 * counts / (counts + counts.max())
+
+
+def smooth(values: Tensor, radius: int) -> Tensor:
+    """Box filter of side ``2 radius + 1``, applied twice; the mean is over pixels of the map: float ``[H, W]``.
+
+    Sums are float64, of a strip at a time.
+
+    >>> smooth(torch.tensor([[0.0, 0.0, 9.0, 0.0, 0.0]]), 1)
+    tensor([[1.5000, 2.0000, 3.0000, 2.0000, 1.5000]])
+    """
+    for dim in (0, 1, 0, 1):
+        strips = values.split(_STRIP, 1 - dim)
+        values = torch.cat([_moving_mean(strip.double(), radius, dim).to(values.dtype) for strip in strips], 1 - dim)
+    return values
+
+
+def _moving_mean(values: Tensor, radius: int, dim: int) -> Tensor:
+    length = values.shape[dim]
+    total = torch.cat([torch.zeros_like(values.narrow(dim, 0, 1)), values.cumsum(dim)], dim)
+    pixels = torch.arange(length, device=values.device)
+    first, last = (pixels - radius).clamp(min=0), (pixels + radius + 1).clamp(max=length)
+    sums = total.index_select(dim, last) - total.index_select(dim, first)
+    counts = (last - first).to(values)
+    return sums / (counts if dim == 1 else counts[:, None])
+
+
+def find_place(mean: Tensor, votes: Tensor, radius: float = RADIUS) -> Place:
+    """Highest pixel of the smoothed votes ``[H, W]``, with its response in the mean map ``[H, W]``."""
+    pixels = round(radius * max(votes.shape))
+    best = int((smooth(votes, pixels) if pixels else votes).argmax())
+    row, column = divmod(best, votes.shape[1])
+    return Place(column + 0.5, row + 0.5, float(mean[row, column]))
+
+
 def find_regions(
     values: NDArray[np.float32],
-    share: float = SHARE,
+    threshold: float | None = None,
     *,
-    min_share: float = MIN_SHARE,
+    min_share: float = MIN_AREA_SHARE,
     min_area: float = 0.0,
     max_regions: int | None = None,
     confidence: float = 1.0,
 ) -> list[Region]:
-    """Connected regions where a map reaches a share of its peak.
+    """Connected regions of a map ``[H, W]`` above a share of its peak, highest peak first.
 
-    Args:
-        values: a map, ``[H, W]``; best `DenseScores.shrunk_map`.
-        share: of the map's maximum, in (0, 1].
-        min_share: least area, as a share of the largest region's, in [0, 1].
-        min_area: least area in pixels. The region of the map's maximum is kept, however small it is.
-        max_regions: most regions.
-        confidence: of the class in the image; see `Region`.
-
-    Returns:
-        Regions, highest peak first; boxes hold whole pixels.
-
-    Raises:
-        DensescoreError: an argument is out of range.
+    The region of the peak itself is never too small. Arguments are those of `DenseScores.boxes_from_map`.
     """
-    _check(share, min_share, min_area, max_regions)
+    threshold = MAP_THRESHOLD if threshold is None else threshold
+    _check(threshold, min_share, min_area, max_regions)
     highest = values.max()
-    mask = (values >= share * highest).astype(np.uint8)
-    count, regions, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    mask = (values >= threshold * highest).astype(np.uint8)
+    count, numbers, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     least = max(min_area, min_share * stats[1:, cv2.CC_STAT_AREA].max(initial=0))
-    found = []
-    for region in range(1, count):
-        x, y, width, height, area = map(int, stats[region])
-        inside = values[y : y + height, x : x + width][regions[y : y + height, x : x + width] == region]
+    regions = []
+    for number in range(1, count):  # 0 is the background
+        x, y, width, height, area = map(int, stats[number])
+        inside = values[y : y + height, x : x + width][numbers[y : y + height, x : x + width] == number]
         peak = float(inside.max())
         if area >= least or peak == highest:
-            found.append(Region((x, y, x + width, y + height), peak, confidence * peak))
-    return sorted(found, key=lambda region: (-region.peak, region.box))[:max_regions]
+            regions.append(Region((x, y, x + width, y + height), peak, confidence * peak))
+    return sorted(regions, key=lambda region: (-region.peak, region.box))[:max_regions]
 
 
-def class_regions(
-    scores: "DenseScores",
-    labels: Sequence[str],
-    share: float | None = None,
+def layer_regions(
+    boxes: Tensor,
+    patch_scores: Tensor,
+    qualities: Tensor,
+    confidence: Tensor,
+    threshold: float | None = None,
     *,
     min_area: float = 0.0,
     max_regions: int | None = None,
-    maps: NDArray[np.float32] | None = None,
-) -> list[tuple[str, Region]]:
-    """The boxes of some classes of an image: what every format and picture shows; see `DenseScores.find_boxes`.
+) -> list[Region]:
+    """A class's boxes ``[K, 4]`` of a box layer, merged, best first; scores and qualities ``[K]``, confidence ``[]``.
 
-    Args:
-        scores: of the image.
-        labels: the classes.
-        share: see `DenseScores.find_boxes`.
-        min_area: see `DenseScores.find_boxes`.
-        max_regions: of each class.
-        maps: the response maps ``[len(labels), H, W]``, where they are known already.
-
-    Returns:
-        Pairs of class and region, class by class, best first.
+    A good patch whose box fits badly ranks low. The best box is never too small.
     """
-    if scores.object_boxes is None:
-        share = SHARE if share is None else share
-        return map_regions(scores, labels, share, min_area=min_area, max_regions=max_regions, maps=maps)
-    share = LAYER_SHARE if share is None else share
-    _check(share, 0.0, min_area, max_regions)
-    found = []
-    for label in labels:
-        regions = layer_regions(scores, label)
-        kept = [region for region in regions if region.score >= share * regions[0].score and _area(region) >= min_area]
-        found += [(label, region) for region in (kept or regions[:1])[:max_regions]]
-    return found
-
-
-def map_regions(
-    scores: "DenseScores",
-    labels: Sequence[str],
-    share: float = SHARE,
-    *,
-    min_share: float = MIN_SHARE,
-    min_area: float = 0.0,
-    max_regions: int | None = None,
-    maps: NDArray[np.float32] | None = None,
-) -> list[tuple[str, Region]]:
-    """As `class_regions`, from the response maps, whatever the head; the numbers are those of `find_regions`."""
-    if not labels:
-        return []
-    means = scores.response_map(labels) if maps is None else torch.from_numpy(maps)
-    shrunk = scores.shrink(means).cpu().numpy()  # [len(labels), H, W]
-    confidence = dict(zip(labels, scores.select(labels).confidence().tolist(), strict=True))
-    return [
-        (label, region)
-        for label, values in zip(labels, shrunk, strict=True)
-        for region in find_regions(
-            values,
-            share,
-            min_share=min_share,
-            min_area=min_area,
-            max_regions=max_regions,
-            confidence=confidence[label],
-        )
-    ]
-
-
-def layer_regions(scores: "DenseScores", label: str) -> list[Region]:
-    """The boxes of a class that the head's box layer gives, merged: at most `MOST`, best first.
-
-    The box of patch i has the score ``sqrt(confidence(c)) · y(c | P_i) · quality_i^3``; a good patch whose
-    box does not fit ranks low.
-
-    Args:
-        scores: of a head with a box layer.
-        label: the class.
-    """
-    assert scores.object_boxes is not None
-    column = scores.index(label)
-    patches, boxes, qualities = (part[column] for part in scores.object_boxes)  # [K], [K, 4], [K]
-    patch_scores = scores.patch_scores[patches, column]  # [K]
-    certainty = scores.confidence()[column].sqrt() * patch_scores * qualities**3
-    certainty, chosen = certainty.topk(min(CANDIDATES, len(certainty)))
-    boxes, patch_scores = boxes[chosen], patch_scores[chosen]
-    kept = nms(boxes, certainty, OVERLAP)[:MOST]
-    votes = certainty * (box_iou(boxes[kept], boxes) >= VOTING)  # [kept, candidates]
+    threshold = SCORE_THRESHOLD if threshold is None else threshold
+    _check(threshold, 0.0, min_area, max_regions)
+    # Keep the best candidates
+    certainty = confidence.sqrt() * patch_scores * qualities**3
+    certainty, order = certainty.topk(min(MAX_CANDIDATES, len(certainty)))
+    boxes, patch_scores = boxes[order], patch_scores[order]
+    # Merge each box with its voters
+    best = nms(boxes, certainty, NMS_IOU)[:MAX_DETECTIONS]
+    votes = certainty * (box_iou(boxes[best], boxes) >= VOTE_IOU)  # [boxes, candidates]
     merged = (votes @ boxes) / votes.sum(1, keepdim=True).clamp(min=torch.finfo(votes.dtype).tiny)
+    # Round to whole pixels, at least one
     low, high = merged.round().int().split(2, 1)
     corners = torch.cat([low, torch.maximum(high, low + 1)], 1).tolist()
-    peaks, certain = patch_scores[kept].tolist(), certainty[kept].tolist()
-    return [Region((x0, y0, x1, y1), *rest) for (x0, y0, x1, y1), *rest in zip(corners, peaks, certain, strict=True)]
+    rows = zip(corners, patch_scores[best].tolist(), certainty[best].tolist(), strict=True)
+    regions = [Region((x0, y0, x1, y1), peak, score) for (x0, y0, x1, y1), peak, score in rows]
+    # Drop weak and small boxes
+    large = [region for region in regions if _area(region.box) >= min_area]
+    strong = [region for region in large if region.score >= threshold * regions[0].score]
+    return (strong or regions[:1])[:max_regions]
 
 
-def _area(region: Region) -> int:
-    x0, y0, x1, y1 = region.box
-    return (x1 - x0) * (y1 - y0)
+def _area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def _check(share: float, min_share: float, min_area: float, max_regions: int | None) -> None:

@@ -1,65 +1,59 @@
 """The result: a probability per patch and class, where the patches are, and what follows from both."""
 
+import base64
+import html
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
 from densescore.errors import DensescoreError
 from densescore.geometry import Level, Pyramid
 from densescore.io.files import atomic_write
-from densescore.io.images import ImageLike
-from densescore.io.names import unique_labels
-from densescore.models import BACKGROUND
+from densescore.io.images import ImageLike, Pixels, read_image
+from densescore.io.names import as_text, to_json, unique_labels
 from densescore.models.box_layer import ObjectBoxes
+from densescore.models.head import BACKGROUND
 from densescore.models.labels import find_classes, find_label
 from densescore.models.weights import read_metadata, read_weights
-from densescore.results import formats
-from densescore.results.patches import Patch, each_patch
-from densescore.results.regions import MIN_SHARE, SHARE, Region, class_regions, map_regions
-from densescore.results.shown import Shown
-from densescore.results.smoothing import RADIUS, smooth
+from densescore.results import formats, regions
+from densescore.results.formats import Ranked
+from densescore.results.patches import BestPatch, Patch, describe_patches, each_patch, patch_scales, rank_patches
+from densescore.results.regions import MAP_THRESHOLD, MIN_AREA_SHARE, ClassMap, Place, Region
 from densescore_kernels import Grid, GridLevel, power_mean, response_map
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
     from pandas import DataFrame
     from supervision import Detections
 
+    from densescore.results.draw import Colors, Picture
+
 _FORMAT = "densescore-scores-1"
-_BOXES = "object_boxes."  # before the names of their tensors in a file
+_BOXES = "object_boxes."  # prefix of their tensors' names in a file
 
 Locate = Literal["shrunk", "mean"]
 """How `DenseScores.locate` finds a class's place."""
 
 
-class Ranked(NamedTuple):
-    """A class, its image score, that score's k-th root (`DenseScores.confidence`), and the score of its best patch."""
-
-    label: str
-    score: float
-    confidence: float
-    best_patch: float
-
-
-class Place(NamedTuple):
-    """The most likely location of a class: the center of a pixel, in image pixels, and the response map there."""
-
-    x: float
-    y: float
-    response: float
-
-
 @dataclass(frozen=True, eq=False, repr=False)
-class DenseScores(Shown):
+class DenseScores:
     """Scores of every patch of one image, at every scale. Iteration gives each patch with its box and scores.
+
+    Tensors stay on the scorer's device; so do those that methods return. Methods that return plain values, arrays or
+    pictures copy to the host only what these need. `cpu` copies all; pickles and files hold tensors of the host.
 
     Attributes:
         patch_scores: float32 ``[M, C]`` in [0, 1], a probability per patch and class; levels one after another, cells
@@ -71,12 +65,11 @@ class DenseScores(Shown):
         context: ``"image"`` (dense) or ``"patch"`` (crops).
         runtime: what ran the trunk: ``"torch"`` or ``"openvino"``.
         timings: seconds per stage: decode, pyramid, trunk, head.
-        retried: memory ran out, and the image was scored again in smaller parts.
+        retried: whether the image was scored again in smaller parts, after running out of memory.
         own_scores: `image_scores` at `k`, if they were computed along with those of other images.
-        source: the photograph, for pictures: the path of its file, or the pixels (no copy) where a single image was not
-            given as a file. None for scores that were loaded or pickled, and for those of many images that were not
-            given as files.
-        object_boxes: of a head with a box layer: the boxes of the objects that the best patches of each class show.
+        source: the photograph, for pictures: the path of its file, or the pixels of a single image (no copy). None for
+            scores that were loaded or pickled, and for those of one of many images in memory.
+        object_boxes: boxes of the objects that each class's best patches show, from a head with a box layer.
 
     Example:
         >>> pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
@@ -109,8 +102,16 @@ class DenseScores(Shown):
         object.__setattr__(self, "labels", unique_labels(self.labels))
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a pickle holds: all but the photograph."""
-        return {**self.__dict__, "source": None}
+        """What a pickle holds: all but the photograph, on the host."""
+        return {**self.cpu().__dict__, "source": None}
+
+    def cpu(self) -> "DenseScores":
+        """The same scores with all tensors on the host; these scores themselves if they are there."""
+        if self.patch_scores.device.type == "cpu":
+            return self
+        boxes = None if self.object_boxes is None else ObjectBoxes(*(part.cpu() for part in self.object_boxes))
+        image_scores = None if self.own_scores is None else self.own_scores.cpu()
+        return replace(self, patch_scores=self.patch_scores.cpu(), own_scores=image_scores, object_boxes=boxes)
 
     def __len__(self) -> int:
         """M, the number of patches."""
@@ -122,19 +123,21 @@ class DenseScores(Shown):
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """Per level: its scale, grid of cells, and ``cells``, the slice of `patch_scores` that is its own."""
+        """Per level: its scale, grid of cells, and ``cells``, its slice of `patch_scores`."""
         return self.pyramid.levels
 
     @cached_property
     def boxes(self) -> Tensor:
         """Every patch in image pixels, ``x0 y0 x1 y1``, not clipped to the image: float32 ``[M, 4]``."""
-        return torch.from_numpy(self.pyramid.boxes())
+        return torch.from_numpy(self.pyramid.boxes()).to(self.patch_scores.device, non_blocking=True)
+
+    # Scores of the image
 
     def image_scores(self, k: float | None = None) -> Tensor:
         """The paper's eq. (1), ``score(c) = (1/M) Σ_i y(c | P_i)^k``: float32 ``[C]`` in [0, 1].
 
         Args:
-            k: at least 1; the scorer's own by default. 1 is the mean; a large k ranks classes by their best patch.
+            k: exponent, at least 1; the scorer's by default. 1 is the mean; large ones rank by the best patch.
         """
         if self.own_scores is not None and k in (None, self.k):
             return self.own_scores
@@ -143,49 +146,41 @@ class DenseScores(Shown):
     def confidence(self, k: float | None = None) -> Tensor:
         """The k-th root of `image_scores`, on the scale of the patch scores: float32 ``[C]`` in [0, 1].
 
-        It orders classes as the image scores do, and keeps doing so for large k, where ``y^k`` is 0 in float32: scores
-        are divided by each class's best patch before the power is taken. It lies between the mean and the best patch.
-
-        Args:
-            k: as for `image_scores`.
+        It ranks classes as the image scores do, even at a large `k`, where those underflow to 0 in float32. It lies
+        between the mean and the best patch.
 
         Example:
             >>> scores = DenseScores(torch.tensor([[0.1, 0.2]]), ("a", "b"), Pyramid.of(224, 224, scales=(1,)))
             >>> scores.image_scores(100), scores.confidence(100)
             (tensor([0., 0.]), tensor([0.1000, 0.2000]))
         """
-        k = self.k if k is None else k
-        best = self.patch_scores.amax(0)  # [C]
-        relative = self.patch_scores / best.clamp(min=torch.finfo(best.dtype).smallest_normal)
-        return best * power_mean(relative, k=k)[0] ** (1 / k)
+        return _confidence(self.patch_scores, self.k if k is None else k)
 
     def top(self, n: int = 5) -> list[Ranked]:
-        """The `n` classes of the highest image scores, best first; an adapted network's background is left out.
+        """The `n` classes of the highest confidence, best first.
 
-        Only where it was selected alone, the background is there; see `select`.
-
-        Classes are ranked by `confidence`, which tells them apart where image scores are too small for float32.
+        An adapted network's background is left out, unless it is the only class (see `select`).
         """
-        scores, confidence, best = self.image_scores(), self.confidence(), self.patch_scores.amax(0)  # [C]
-        order = torch.argsort(confidence, descending=True, stable=True).tolist()
-        kept = [c for c in order if self.labels[c] != BACKGROUND or len(order) == 1][:n]
-        return [Ranked(self.labels[c], scores[c].item(), confidence[c].item(), best[c].item()) for c in kept]
+        values = torch.stack([self.image_scores(), self.confidence(), self.patch_scores.amax(0)], 1).cpu()  # [C, 3]
+        order = torch.argsort(values[:, 1], descending=True, stable=True).tolist()
+        columns = [c for c in order if self.labels[c] != BACKGROUND or len(order) == 1][:n]
+        return [Ranked(self.labels[c], *row) for c, row in zip(columns, values[columns].tolist(), strict=True)]
+
+    # Classes and groups of classes
 
     def index(self, label: str) -> int:
         """Column of a class in `patch_scores`.
 
         Raises:
-            DensescoreError: no such class; the message lists the nearest names. Or a group of classes, which has no
-                column; see `select`.
+            DensescoreError: no such class, with the nearest names; or a group of classes, which has no column.
         """
         return find_label(label, self.labels)
 
     def select(self, labels: str | Sequence[str]) -> "DenseScores":
         """The scores of some classes and groups of classes alone, each once, a column each.
 
-        With ImageNet's 1,000 labels, the name of a group stands for all classes below that noun of WordNet; see
-        `densescore.models.labels.find_classes`. The score of a patch for a group is the sum of its scores for these
-        classes, at most 1, so image scores, maps and boxes of the group are those of the summed probabilities.
+        With ImageNet's 1,000 labels, the name of a group stands for all classes below that noun of WordNet. A patch's
+        score for a group is the sum of its scores for these classes, at most 1; image scores, maps and boxes follow.
 
         Args:
             labels: names of classes and groups.
@@ -203,16 +198,50 @@ class DenseScores(Shown):
             ['cat', 'dog', 'wolf spider']
         """
         names = [labels] if isinstance(labels, str) else labels
-        kept = {found.label: found.columns for found in (find_classes(name, self.labels) for name in names)}
+        classes = {each.label: each.columns for each in (find_classes(name, self.labels) for name in names)}
         boxes = self.object_boxes
-        boxes = boxes.select([*kept.values()], self.patch_scores) if boxes is not None and kept else None
-        scores = self.columns([*kept])
-        return replace(self, patch_scores=scores, labels=tuple(kept), own_scores=None, object_boxes=boxes)
+        boxes = boxes.select([*classes.values()], self.patch_scores) if boxes is not None and classes else None
+        scores = self.columns([*classes])
+        return replace(self, patch_scores=scores, labels=tuple(classes), own_scores=None, object_boxes=boxes)
 
-    def columns(self, names: Sequence[str]) -> Tensor:
-        """Scores of each patch for classes and groups: ``[M, len(names)]``."""
-        found = [self.patch_scores[:, list(find_classes(name, self.labels).columns)].sum(1) for name in names]
-        return torch.stack(found, 1).clamp(max=1) if found else self.patch_scores[:, :0]
+    def columns(self, labels: str | Sequence[str] | None = None) -> Tensor:
+        """Scores of each patch for classes and groups, by default all classes: ``[M, len(labels)]``."""
+        if labels is None:
+            return self.patch_scores
+        classes = [find_classes(name, self.labels) for name in ([labels] if isinstance(labels, str) else labels)]
+        indices = [self._on_device(each.columns) for each in classes]
+        sums = [self.patch_scores[:, index].sum(1) for index in indices]
+        return torch.stack(sums, 1).clamp(max=1) if sums else self.patch_scores[:, :0]
+
+    def _on_device(self, indices: Sequence[int]) -> Tensor:
+        """Indices, copied to the device without waiting for it, as a list would."""
+        return torch.tensor(indices).to(self.patch_scores.device, non_blocking=True)
+
+    def _names(self, labels: str | Sequence[str] | None) -> Sequence[str]:
+        """Full names of classes and groups, each once; by default the best class."""
+        return [self.top(1)[0].label] if labels is None else self.select(labels).labels
+
+    # Maps
+
+    @cached_property
+    def _grid(self) -> Grid:
+        pyramid = self.pyramid
+        levels = tuple(GridLevel(level.height, level.width, level.rows, level.cols) for level in pyramid.levels)
+        return Grid(pyramid.height, pyramid.width, pyramid.patch, pyramid.stride, levels)
+
+    @cached_property
+    def coverage(self) -> Tensor:
+        """Number of patches, of all scales, that hold each pixel's center: ``[H, W]``; fewer near the border.
+
+        int16, or int32 where more than 32,767 patches hold a pixel.
+        """
+        axes = [(self._grid.down(number), self._grid.across(number)) for number in range(len(self.levels))]
+        most = sum(int(down.cells.max()) * int(across.cells.max()) for down, across in axes)
+        counts = np.zeros((self.pyramid.height, self.pyramid.width), np.int16 if most < 2**15 else np.int32)
+        for down, across in axes:
+            rows, cols = (axis.cells[axis.segment].astype(counts.dtype) for axis in (down, across))  # [H], [W]
+            counts += rows[:, None] * cols
+        return torch.from_numpy(counts)
 
     def response_map(self, labels: str | Sequence[str] | None = None) -> Tensor:
         """At each pixel, the mean score of all patches of all scales that hold the pixel's center.
@@ -226,27 +255,13 @@ class DenseScores(Shown):
         Raises:
             DensescoreError: no such class or group.
         """
-        names = [labels] if isinstance(labels, str) else labels
-        return response_map(self.patch_scores if names is None else self.columns(names), self._grid)
-
-    @cached_property
-    def _grid(self) -> Grid:
-        pyramid = self.pyramid
-        levels = tuple(GridLevel(level.height, level.width, level.rows, level.cols) for level in pyramid.levels)
-        return Grid(pyramid.height, pyramid.width, pyramid.patch, pyramid.stride, levels)
-
-    @cached_property
-    def coverage(self) -> Tensor:
-        """How many patches, of all scales, hold each pixel's center: int64 ``[H, W]``; fewer towards the border."""
-        axes = [(self._grid.down(number), self._grid.across(number)) for number in range(len(self.levels))]
-        counts = [np.outer(down.cells[down.segment], across.cells[across.segment]) for down, across in axes]
-        return torch.from_numpy(np.sum(counts, axis=0))
+        return response_map(self.columns(labels), self._grid)
 
     def shrunk_map(self, labels: str | Sequence[str] | None = None) -> Tensor:
-        """The response map that allows for how few patches hold a pixel near the border: what `locate` looks at.
+        """The response map, shrunk towards 0 where few patches hold a pixel: near the border.
 
-        ``Σ y / (n + max n)`` over the n patches that hold a pixel, times 2, so that the pixels that most patches hold
-        keep the value of the response map.
+        ``2 Σ y / (n + max n)`` over the n patches that hold a pixel: the pixels that most patches hold keep the value
+        of the response map. Places and boxes are read from this map.
 
         Args:
             labels: as for `response_map`.
@@ -254,27 +269,38 @@ class DenseScores(Shown):
         Returns:
             float32 ``[len(labels), H, W]`` in [0, 1].
         """
-        return self.shrink(self.response_map(labels))
+        return self._shrink(self.response_map(labels))
 
-    def shrink(self, maps: Tensor) -> Tensor:
-        """`shrunk_map` of response maps ``[…, H, W]`` that are known already."""
-        counts = self.coverage.to(maps)
-        return maps * (2 * counts / (counts + counts.max()))
+    def _shrink(self, maps: Tensor) -> Tensor:
+        return maps * regions.shrink_weights(self.coverage).to(maps.device, non_blocking=True)
+
+    def thumbnail(self, side: int) -> "DenseScores":
+        """The same patches of an image of at most `side` pixels a side, whose maps cost as little as their pixels."""
+        pyramid = self.pyramid
+        width, height = regions.thumbnail_size(pyramid.width, pyramid.height, side)
+        if (width, height) == (pyramid.width, pyramid.height):
+            return self
+        return replace(self, pyramid=replace(pyramid, width=width, height=height))
+
+    def class_map(self, label: str, side: int) -> ClassMap:
+        """A class or group as pictures of at most `side` pixels a side show it."""
+        small = self.thumbnail(side)
+        mean = small.response_map(label)[0]
+        shrunk = small._shrink(mean)
+        box = None if self.object_boxes is None else self.find_boxes(label, max_regions=1)[0].box
+        return ClassMap(label, mean.cpu().numpy(), shrunk.cpu().numpy(), regions.find_place(mean, shrunk), box)
+
+    # Places and boxes
 
     def locate(self, labels: str | Sequence[str] | None = None, *, by: Locate = "shrunk") -> list[Place]:
         """The most likely location of each class: a pixel's center.
 
-        Near the image's border few patches hold a pixel, and a mean of few is extreme more often: a response map's
-        maximum often lies there by chance. ``by="shrunk"`` shrinks each pixel's mean towards 0 by how few patches hold
-        the pixel, ``Σ y / (n + max n)`` over its n patches, and then takes the mean over a neighborhood of the pixel
-        (`densescore.results.smoothing`): a place in the middle of a response is more certain than its highest step.
+        A mean over the few patches near the border is extreme more often, so a response map's maximum often lies there
+        by chance. ``by="shrunk"`` finds the maximum of the `shrunk_map`, averaged over a neighborhood of each pixel.
 
         Args:
             labels: as for `response_map`.
             by: ``"shrunk"``, or ``"mean"``: the response map's own maximum.
-
-        Returns:
-            A place per label.
 
         Example:
             >>> scores = DenseScores(torch.tensor([[0.8], [0.7]]), ("cat",), Pyramid.of(224, 256, scales=(1,)))
@@ -284,21 +310,17 @@ class DenseScores(Shown):
             >>> scores.locate("cat", by="mean")[0].x
             0.5
         """
-        maps = self.response_map(labels)  # [C, H, W]
-        votes = self.shrink(maps) if by == "shrunk" else maps
-        radius = round(RADIUS * max(self.pyramid.height, self.pyramid.width)) if by == "shrunk" else 0
-        best = torch.stack([(smooth(one, radius) if radius else one).argmax() for one in votes])  # [C]
-        responses = maps.flatten(1).gather(1, best[:, None])[:, 0]
-        width = self.pyramid.width
-        pairs = zip(best.tolist(), responses.tolist(), strict=True)
-        return [Place(index % width + 0.5, index // width + 0.5, response) for index, response in pairs]
+        means = self.response_map(labels)  # [C, H, W]
+        if by == "mean":
+            return [regions.find_place(mean, mean, radius=0) for mean in means]
+        return [regions.find_place(mean, votes) for mean, votes in zip(means, self._shrink(means), strict=True)]
 
     def boxes_from_map(
         self,
         label: str,
-        share: float = SHARE,
+        share: float = MAP_THRESHOLD,
         *,
-        min_share: float = MIN_SHARE,
+        min_share: float = MIN_AREA_SHARE,
         min_area: float = 0.0,
         max_regions: int | None = None,
     ) -> list[Region]:
@@ -306,30 +328,30 @@ class DenseScores(Shown):
 
         Args:
             label: a class name, or a group's.
-            share: of the map's maximum, in (0, 1].
+            share: threshold, as a share of the map's maximum, in (0, 1].
             min_share: least area of a region, as a share of the largest region's, in [0, 1].
-            min_area: least area of a region in pixels. The region of the map's maximum is always there.
+            min_area: least area of a region in pixels. The region of the map's maximum is never too small.
             max_regions: most regions.
 
         Returns:
-            Regions, highest peak first; boxes hold whole pixels, ``x1`` and ``y1`` exclusive.
+            Regions, highest peak first.
 
         Raises:
             DensescoreError: no such class, or an argument that is out of range.
         """
-        found = map_regions(self, [label], share, min_share=min_share, min_area=min_area, max_regions=max_regions)
-        return [region for _, region in found]
+        options = {"min_share": min_share, "min_area": min_area, "max_regions": max_regions}
+        return self._map_boxes([label], self.response_map(label), share, options)[label]
 
     def find_boxes(
         self, label: str, share: float | None = None, *, min_area: float = 0.0, max_regions: int | None = None
     ) -> list[Region]:
-        """The boxes of a class's objects: of the head's box layer if it has one, else as `boxes_from_map` finds them.
+        """The boxes of a class's objects: of the head's box layer if it has one, else those of `boxes_from_map`.
 
-        These are the boxes that pictures, tables, COCO's and supervision's forms have.
+        Pictures, tables, COCO's results and supervision's detections have these boxes.
 
         Args:
             label: a class name.
-            share: of the best box's score that a box must reach, 0.1 by default; without a box layer, as for
+            share: threshold, as a share of the best box's score, 0.1 by default; without a box layer, as for
                 `boxes_from_map`.
             min_area: least area in pixels of all boxes but the first.
             max_regions: most boxes.
@@ -338,22 +360,120 @@ class DenseScores(Shown):
             Boxes, best first.
 
         Raises:
-            DensescoreError: no such class, or an argument that is out of range.
+            DensescoreError: as for `boxes_from_map`.
         """
-        found = class_regions(self, [label], share, min_area=min_area, max_regions=max_regions)
-        return [region for _, region in found]
+        return self.class_boxes([label], share, min_area=min_area, max_regions=max_regions)[label]
 
-    def to_row(self, top: int = 5, labels: Sequence[str] | None = None) -> dict[str, Any]:
-        """A row for ``pandas.DataFrame``; see `densescore.results.formats.to_row`."""
-        return formats.to_row(self, top, labels)
+    def class_boxes(
+        self,
+        labels: Sequence[str],
+        share: float | None = None,
+        *,
+        min_area: float = 0.0,
+        max_regions: int | None = None,
+        maps: NDArray[np.float32] | None = None,
+    ) -> dict[str, list[Region]]:
+        """`find_boxes` of several classes; `maps` are their response maps ``[len(labels), H, W]``, if computed."""
+        if not labels:
+            return {}
+        options: dict[str, Any] = {"min_area": min_area, "max_regions": max_regions}
+        if self.object_boxes is None:
+            means = self.response_map(labels) if maps is None else torch.from_numpy(maps)
+            return self._map_boxes(labels, means, share, options)
+        index = self._on_device([self.index(label) for label in labels])  # [n]
+        patches, *rest = (part[index] for part in self.object_boxes)  # [n, K], [n, K, 4], [n, K]
+        parts = (rest[0], self.patch_scores[patches, index[:, None]], rest[1], self.confidence()[index])
+        boxes, scores, qualities, confidence = (part.cpu() for part in parts)
+        return {
+            label: regions.layer_regions(boxes[n], scores[n], qualities[n], confidence[n], share, **options)
+            for n, label in enumerate(labels)
+        }
+
+    def _map_boxes(
+        self, labels: Sequence[str], means: Tensor, share: float | None, options: Mapping[str, Any]
+    ) -> dict[str, list[Region]]:
+        maps = self._shrink(means).cpu().numpy()  # [len(labels), H, W]
+        confidence = _confidence(self.columns(labels), self.k).tolist()
+        return {
+            label: regions.find_regions(values, share, confidence=certainty, **options)
+            for label, values, certainty in zip(labels, maps, confidence, strict=True)
+        }
+
+    # Other forms
+
+    def to_row(
+        self, top: int = 5, labels: Sequence[str] | None = None, maps: NDArray[np.float32] | None = None
+    ) -> dict[str, Any]:
+        """Plain values, as ``pandas.DataFrame([scores.to_row(), …])`` takes them.
+
+        Args:
+            top: number of classes to rank.
+            labels: classes whose regions to list; the best one by default.
+            maps: response maps of `labels`, ``[len(labels), H, W]``, if computed already.
+
+        Returns:
+            ``height``, ``width``, ``patches``; ``label``, ``score`` and ``confidence`` of the best class, and its
+            ``best_patch``: ``x0 y0 x1 y1`` in image pixels and ``score``; ``labels``, ``scores``, ``confidences`` and
+            ``best_patch_scores`` of the ranked classes; ``regions``, class by class, highest peak first: ``label``,
+            ``x0 y0 x1 y1`` (``x1`` and ``y1`` exclusive), ``peak`` and ``score`` (see `Region`).
+
+        Raises:
+            DensescoreError: `top` is below 1, or no such class.
+
+        Example:
+            >>> import densescore, skimage
+            >>> row = densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)).to_row(top=2)
+            >>> row["label"], row["labels"], sorted(row["regions"][0])
+            ('Egyptian cat', ['Egyptian cat', 'tiger cat'], ['label', 'peak', 'score', 'x0', 'x1', 'y0', 'y1'])
+        """
+        ranked = self.top(top)
+        if not ranked:
+            raise DensescoreError(f"top must be at least 1, got {top}")
+        best = int(self.patch_scores[:, self.index(ranked[0].label)].argmax())
+        boxes = self.class_boxes([ranked[0].label] if labels is None else labels, maps=maps)
+        size = {"height": self.pyramid.height, "width": self.pyramid.width, "patches": len(self)}
+        return size | formats.ranking_row(ranked, self.pyramid.boxes()[best].tolist(), boxes)
 
     def to_df(self, labels: str | Sequence[str] | None = None) -> "DataFrame":
-        """A row per patch and class, as a pandas DataFrame; see `densescore.results.formats.to_df`."""
-        return formats.to_df(self, labels)
+        """A row per patch and class, as a pandas DataFrame.
+
+        Args:
+            labels: a class or classes; the best one by default.
+
+        Returns:
+            ``label``, ``patch`` (its row in ``patch_scores``), ``score``, ``scale`` and ``x0 y0 x1 y1`` in image
+            pixels, not clipped to the image.
+
+        Raises:
+            DensescoreError: no such class, or pandas is not installed.
+
+        Example:
+            >>> import densescore, skimage
+            >>> table = densescore.classify(skimage.data.chelsea(), scales=(1, 2)).to_df(["Egyptian cat", "tabby"])
+            >>> best = table.loc[table.groupby("label")["score"].idxmax()]
+            >>> best["label"].tolist(), (best["score"] > 0.1).tolist()
+            (['Egyptian cat', 'tabby'], [True, True])
+        """
+        names = self._names(labels)
+        columns = self.columns(names).cpu().numpy()  # [M, len(names)]
+        return formats.patch_table(names, columns, self.pyramid.boxes(), patch_scales(self.pyramid))
 
     def to_supervision(self, labels: str | Sequence[str] | None = None, share: float | None = None) -> "Detections":
-        """Regions as ``supervision.Detections``; see `densescore.results.formats.to_supervision`."""
-        return formats.to_supervision(self, labels, share)
+        """Regions as ``supervision.Detections`` (extra ``train``), for its annotators, filters and metrics.
+
+        Args:
+            labels: a class or classes; the best one by default.
+            share: see `find_boxes`.
+
+        Returns:
+            ``xyxy`` in image pixels; ``confidence``, the region's score (see `Region`); ``class_id``, the column of
+            ``patch_scores``, or for groups of classes C, C + 1 and so on; ``data["class_name"]``.
+
+        Raises:
+            DensescoreError: no such class, or supervision is not installed.
+        """
+        names = self._names(labels)
+        return formats.detections(self.class_boxes(names, share), self._ids(names))
 
     def to_coco(
         self,
@@ -363,8 +483,173 @@ class DenseScores(Shown):
         category_ids: Mapping[str, int] | None = None,
         share: float | None = None,
     ) -> list[dict[str, Any]]:
-        """Regions in the format of COCO's results; see `densescore.results.formats.to_coco`."""
-        return formats.to_coco(self, image_id, labels, category_ids=category_ids, share=share)
+        """Regions in the format of COCO's results: ``COCO.loadRes`` reads the joined lists of all images.
+
+        Args:
+            image_id: the image's id in the set.
+            labels: a class or classes; the best one by default.
+            category_ids: ids of the set's classes; by default the columns of ``patch_scores``, and for groups of
+                classes C, C + 1 and so on.
+            share: see `find_boxes`.
+
+        Returns:
+            ``image_id``, ``category_id``, ``bbox`` (``x y width height`` in image pixels) and ``score`` (see
+            `Region`), plain numbers, ready for ``json.dump``.
+
+        Raises:
+            DensescoreError: no such class, or one that `category_ids` lacks.
+        """
+        names = self._names(labels)
+        ids = self._ids(names) if category_ids is None else category_ids
+        return formats.coco_results(image_id, self.class_boxes(names, share), ids)
+
+    def _ids(self, names: Sequence[str]) -> dict[str, int]:
+        """Each class's column, and numbers from C on for groups of classes."""
+        return {label: number for number, label in enumerate(dict.fromkeys([*self.labels, *names]))}
+
+    # Pictures
+
+    def photograph(self, image: ImageLike | None = None) -> Pixels:
+        """The pixels that were scored: RGB ``[H, W, 3]``.
+
+        Args:
+            image: the photograph, if the scores do not hold it (see `source`).
+
+        Raises:
+            DensescoreError: no photograph, an unreadable one, or one of another size.
+        """
+        source = self.source if image is None else image
+        if source is None:
+            raise DensescoreError(
+                "these scores do not hold their photograph: they were loaded from a file, or are of one image of many; "
+                "pass it as image="
+            )
+        pixels = read_image(source)
+        expected = (self.pyramid.height, self.pyramid.width)
+        if pixels.shape[:2] != expected:
+            name = f"{os.fspath(source)}" if isinstance(source, str | os.PathLike) else "image"
+            raise DensescoreError(f"{name}: expected the {expected} pixels that were scored, got {pixels.shape[:2]}")
+        return pixels
+
+    def plot(
+        self,
+        label: str | None = None,
+        *,
+        image: ImageLike | None = None,
+        ax: "Axes | None" = None,
+        colors: "Colors" = "relative",
+        opacity: float = 0.65,
+        colormap: "str | Colormap" = "turbo",
+    ) -> "Figure":
+        """Draw where a class is: its response map over the photograph, as ``densescore heatmap`` does.
+
+        The map fades out where the class does not respond. A line marks half of the peak, a cross the most likely
+        location (`locate`), a dashed frame the region around it; the title says how high the peak is.
+
+        Args:
+            label: a class name; the best class by default.
+            image: the photograph, if the scores do not hold it (see `source`).
+            ax: matplotlib's axes to draw on, in pixels of the image; by default a new figure, apart from pyplot.
+            colors: ``"relative"``, ``"absolute"`` (comparable between pictures) or ``"rescaled"``; see
+                `densescore.results.draw.Colors`.
+            opacity: opacity of the color at the peak, in [0, 1].
+            colormap: a colormap of matplotlib.
+
+        Returns:
+            The figure. A notebook shows it; ``savefig`` writes it.
+
+        Raises:
+            DensescoreError: no such class, no photograph or not the one that was scored, or an unknown choice.
+
+        Example:
+            >>> import densescore, skimage
+            >>> figure = densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)).plot("Egyptian cat")
+            >>> figure.axes[0].get_title().split(",")[0]
+            'Egyptian cat: strong response'
+        """
+        from densescore.results import draw
+
+        style = draw.Style(colors, opacity, colormap)
+        pixels, view = self.photograph(image), self.class_map(label or self._names(None)[0], draw.PICTURE_SIDE)
+        if ax is None:
+            return draw.overlay(pixels, view, style)
+        draw.draw_map(ax, pixels, view, style)
+        ax.set_title(view.title, parse_math=False)
+        return cast("Figure", ax.figure)
+
+    def plot_sheet(
+        self,
+        labels: str | Sequence[str] | None = None,
+        *,
+        top: int = 6,
+        image: ImageLike | None = None,
+        colors: "Colors" = "relative",
+        opacity: float = 0.65,
+        colormap: "str | Colormap" = "turbo",
+    ) -> "Picture":
+        """Draw the photograph and the maps of several classes side by side, on one scale: the paper's Figure 1.
+
+        `labels` are class names, by default the `top` best ones. The other arguments and the errors are those of
+        `plot`; colors are not ``"rescaled"``.
+        """
+        from densescore.results import draw
+
+        style = draw.Style(colors, opacity, colormap)
+        chosen = self.select([best.label for best in self.top(top)] if labels is None else labels)
+        if not chosen.labels:
+            raise DensescoreError("a sheet needs at least one class, got none")
+        views = [chosen.class_map(label, draw.PANEL_SIDE) for label in chosen.labels]
+        return draw.sheet(self.photograph(image), views, chosen.confidence().tolist(), style)
+
+    def save_heatmap(
+        self,
+        path: str | os.PathLike[str],
+        label: str | None = None,
+        *,
+        image: ImageLike | None = None,
+        colors: "Colors" = "relative",
+        opacity: float = 0.65,
+        colormap: "str | Colormap" = "turbo",
+        overwrite: bool = False,
+    ) -> None:
+        """Write the picture of `plot` to a file (``….png``, ``….jpg``, ``….pdf``, …), whole or not at all.
+
+        `overwrite` replaces an existing file, never the photograph itself. The other arguments are those of `plot`.
+
+        Raises:
+            DensescoreError: as for `plot`; unknown format; or the file exists and `overwrite` is off.
+        """
+        picture = cast("Picture", self.plot(label, image=image, colors=colors, opacity=opacity, colormap=colormap))
+        files = [each for each in (self.source, image) if isinstance(each, str | os.PathLike)]
+        picture.save(path, overwrite=overwrite, inputs=files)
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"{ranked.label!r} {ranked.confidence:.2g}" for ranked in self.top(3))
+        return f"DenseScores({self.model!r}; {describe_patches(self.pyramid)}; best {best})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the line, the best classes, and the picture if there is a photograph."""
+        return formats.notebook_html(self.model, describe_patches(self.pyramid), self.top(5), self._picture_tag())
+
+    def _picture_tag(self) -> str:
+        if self.source is None:
+            return ""
+        try:
+            picture = cast("Picture", self.plot())
+        except DensescoreError as error:  # the file is gone, or another one
+            return f"<p>{html.escape(as_text(str(error)))}</p>"
+        data, title = base64.b64encode(picture.encode("jpeg")).decode(), picture.axes[0].get_title()
+        alt = html.escape(title)
+        return f'<img src="data:image/jpeg;base64,{data}" alt="{alt}" style="max-width: min(100%, 720px)">'
+
+    def _repr_png_(self) -> bytes | None:
+        """For notebooks that show no HTML: the picture, or None without a photograph."""
+        try:
+            return cast("Picture", self.plot()).encode()
+        except DensescoreError:
+            return None
+
+    # Files
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write to a safetensors file, whole or not at all; `load` reads it back.
@@ -377,7 +662,7 @@ class DenseScores(Shown):
             "pyramid": asdict(self.pyramid),
             **{name: getattr(self, name) for name in ("k", "model", "context", "runtime", "timings", "retried")},
         }
-        metadata = {"format": _FORMAT, "densescore": json.dumps(description)}
+        metadata = {"format": _FORMAT, "densescore": to_json(description)}
         with atomic_write(path, overwrite=overwrite) as temporary:
             boxes = {} if self.object_boxes is None else self.object_boxes._asdict()
             tensors = {"patch_scores": self.patch_scores, **{_BOXES + name: tensor for name, tensor in boxes.items()}}
@@ -405,3 +690,61 @@ class DenseScores(Shown):
             return cls(tensors["patch_scores"], labels, whole, object_boxes=boxes, **description)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DensescoreError(f"{path}: saved scores without a valid {error}") from error
+
+
+def response_maps(images: Sequence[DenseScores], labels: str | Sequence[str] | None = None) -> list[Tensor]:
+    """`DenseScores.response_map` of several images, with one call for all images of the same size and scales.
+
+    Args:
+        images: their scores; each image may have other labels.
+        labels: names of classes, or of groups; all classes by default.
+
+    Returns:
+        Per image, float32 ``[len(labels), H, W]`` in [0, 1].
+
+    Raises:
+        DensescoreError: no such class or group.
+
+    Example:
+        >>> from densescore import Pyramid
+        >>> pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
+        >>> images = [DenseScores(torch.tensor([[a], [b]]), ("cat",), pyramid) for a, b in ((0.9, 0.5), (0.1, 0.3))]
+        >>> [maps[0, 0, [0, 128, 255]] for maps in response_maps(images)]
+        [tensor([0.9000, 0.7000, 0.5000]), tensor([0.1000, 0.2000, 0.3000])]
+    """
+    by_grid: defaultdict[tuple[Grid, torch.device], list[int]] = defaultdict(list)
+    for index, scores in enumerate(images):
+        by_grid[scores._grid, scores.patch_scores.device].append(index)
+    maps: dict[int, Tensor] = {}
+    for (grid, _), members in by_grid.items():
+        # Columns of images with one grid are to the operation what classes of one image are.
+        columns = [images[index].columns(labels) for index in members]
+        joined = response_map(torch.cat(columns, 1), grid)
+        maps |= zip(members, joined.split([part.shape[1] for part in columns]), strict=True)
+    return [maps[index] for index in range(len(images))]
+
+
+def best_patches(scores: DenseScores, label: str, count: int = 6) -> list[BestPatch]:
+    """The patches that add most to a class's image score, most first.
+
+    By eq. (1) the image's score is ``Σ y_i^k / M``, so a patch's share of it is ``y_i^k / Σ y_j^k``.
+
+    Args:
+        scores: scores of one image.
+        label: a class name, or a group's.
+        count: most patches.
+
+    Example:
+        >>> import densescore, skimage
+        >>> best = best_patches(densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)), "Egyptian cat", 100)
+        >>> round(sum(patch.share for patch in best), 3)
+        1.0
+    """
+    return rank_patches(scores.columns(label)[:, 0].cpu().numpy(), scores.pyramid, scores.k, count)
+
+
+def _confidence(patch_scores: Tensor, k: float) -> Tensor:
+    """`DenseScores.confidence` of patch scores ``[M, C]``: ``[C]``."""
+    best = patch_scores.amax(0)  # [C]
+    relative = patch_scores / torch.where(best > 0, best, 1)
+    return best * power_mean(relative, k=k)[0] ** (1 / k)

@@ -1,4 +1,4 @@
-"""One scorer per process and choice of options, and `classify`, which asks for it."""
+"""`classify`, and its cache of scorers: one per process and choice of options."""
 
 import os
 import threading
@@ -13,11 +13,11 @@ import torch
 
 from densescore.io.images import ImageLike
 from densescore.results.scores import DenseScores
-from densescore.scoring.processes import check_process
+from densescore.scoring.checks import check_process
 from densescore.scoring.scorer import DenseScorer
 
 MAX_SCORERS = 4
-"""Scorers that the process keeps; past that, the least recently used one goes."""
+"""Scorers in the cache; past that, the least recently used one is dropped."""
 
 
 def classify(
@@ -27,15 +27,15 @@ def classify(
     classes: str | Sequence[str] | None = None,
     **options: Any,
 ) -> DenseScores:
-    """Score every patch of an image with a named model; the model is loaded once per process and choice of options.
+    """Score every patch of an image with a named model, which is loaded once per process and choice of options.
 
-    May be called from any number of threads; those that come while the model is loaded wait for it.
+    Safe to call from any number of threads; calls that arrive while the model is loaded wait for it.
 
     Args:
         image: a path, encoded bytes, a file object, a PIL image, an array or a tensor.
         model: a name, or the file of a trained adaptation head.
-        classes: rank and keep these classes or groups alone, such as ``["dog", "cat"]``; see `DenseScores.select`.
-        **options: those of `DenseScorer`.
+        classes: rank and keep only these classes or groups, such as ``["dog", "cat"]``; see `DenseScores.select`.
+        **options: options of `DenseScorer`.
 
     Returns:
         The scores; ``.top(5)`` ranks the classes.
@@ -57,19 +57,18 @@ _scorers: OrderedDict[Hashable, Future[DenseScorer]] = OrderedDict()
 
 
 def shared_scorer(model: str | os.PathLike[str], options: Mapping[str, Any]) -> DenseScorer:
-    """The scorer of a named model, or of a head's file: one per process and choice of options.
-
-    A file that has been written again, as by another training, is read again.
-    """
+    """The cached scorer of a named model or a head's file; a file that has been written again is read again."""
     check_process()
-    key = (os.fspath(model), _version(model), _frozen(options))
+    # Look up, or reserve a place
+    key = (os.fspath(model), _version(model), _as_key(options))
     with _lock:
-        mine = key not in _scorers
+        is_new = key not in _scorers
         future = _scorers.setdefault(key, Future())
         _scorers.move_to_end(key)
         if len(_scorers) > MAX_SCORERS:
             _scorers.popitem(last=False)
-    if mine:  # this thread makes it, and others that want the same one wait
+    # Make it; other threads that want the same scorer wait
+    if is_new:
         try:
             future.set_result(DenseScorer(os.fspath(model), **options))
         except BaseException as error:
@@ -81,32 +80,19 @@ def shared_scorer(model: str | os.PathLike[str], options: Mapping[str, Any]) -> 
 
 
 def _version(model: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Changes when a file is written again; None for a name."""
+    """Time and size of a file, which change when it is written again; None for a name."""
     file = Path(model)
     return (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else None
 
 
-def _frozen(value: Any) -> Hashable:
+def _as_key(value: Any) -> Hashable:
     """A key that is equal for equal options, whether they are lists, tuples, arrays or tensors."""
     if isinstance(value, Mapping):
-        return tuple(sorted((str(name), _frozen(item)) for name, item in value.items()))
+        return tuple(sorted((str(name), _as_key(item)) for name, item in value.items()))
     if isinstance(value, np.ndarray | np.generic | torch.Tensor):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return tuple(map(_frozen, value))
+        return tuple(map(_as_key, value))
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    return value if isinstance(value, Hashable) else _Itself(value)
-
-
-class _Itself:
-    """A key for what has no value to compare by, such as a PIL image: it is equal to itself only."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and other._value is self._value
-
-    def __hash__(self) -> int:
-        return id(self._value)
+    return value if isinstance(value, Hashable) else repr(value)

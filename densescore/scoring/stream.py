@@ -1,4 +1,4 @@
-"""Score a stream of images; the next ones are decoded meanwhile."""
+"""Score a stream of images or a video; the next images are decoded meanwhile."""
 
 import os
 from collections import deque
@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from densescore.errors import DensescoreError
 from densescore.io.images import ImageLike, Pixels, file_of, read_image
+from densescore.io.video import close_videos, frame_names, split_frame_name
 from densescore.results.scores import DenseScores
-from densescore.scoring.batch import groups, score_staged
+from densescore.scoring.batching import Prefetched
 from densescore.scoring.classify import shared_scorer
-from densescore.scoring.fingerprint import Context
-from densescore.scoring.scorer import DenseScorer
-from densescore.scoring.staging import Staged, stage
+from densescore.scoring.scorer import Context, DenseScorer, Launched
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +24,9 @@ class Scored:
     """One image of a stream: its scores, or an error.
 
     Attributes:
-        source: the image as it was given.
-        scores: None where there is an error.
-        error: None where there are scores.
+        source: the image as passed in.
+        scores: the scores, or None after an error.
+        error: the message of the error, or None.
     """
 
     source: ImageLike
@@ -43,22 +44,23 @@ def score_many(
     batch: int | None = None,
     **options: Any,
 ) -> Iterator[Scored]:
-    """Score images one by one, in order, each when it is asked for. Only a few images are held at a time.
+    """Score images lazily and in order, with only a few images in memory.
 
-    While one image is scored, threads decode the next ones; on a GPU they also make the next batch's levels and copy
-    them there. An image that cannot be scored yields an error, and the stream goes on with the next one.
+    While an image is scored, threads decode the next ones. On a GPU, two batches are queued and the next one is copied
+    there while the scores of the first are read, which are tensors on the GPU: `DenseScores.cpu` copies them.
+    An image that cannot be scored yields an error, and the stream continues with the next one.
 
     Args:
         images: paths, or anything that `read_image` takes; may be an infinite generator.
-        model: a scorer, or what `DenseScorer` takes.
+        model: a scorer, or a model as for `DenseScorer`.
         context: as for `DenseScorer.score`.
-        decoders: number of threads that decode; by default 1, or with a GPU one per processor, up to 8.
-        ahead: largest number of decoded images held at once, besides those of a batch (on a GPU, of two).
-        batch: largest number of images scored in one pass; by default the scorer's `batch_size`.
-        **options: of `DenseScorer`, where `model` is not one already.
+        decoders: number of decoding threads. Default: 1, or with a GPU one per processor, up to 8.
+        ahead: maximum number of decoded images in memory, not counting the batch (on a GPU, three batches).
+        batch: maximum number of images scored in one pass. Default: the scorer's `batch_size`.
+        **options: options of `DenseScorer`, unless `model` is a scorer.
 
     Raises:
-        DensescoreError: the model or an argument does not fit; never because of an image.
+        DensescoreError: the model or an argument is invalid; never because of an image.
 
     Example:
         >>> import skimage
@@ -72,7 +74,7 @@ def score_many(
             raise DensescoreError(f"{name} must be at least 1, got {value}")
     if isinstance(model, DenseScorer):
         if options:
-            raise DensescoreError(f"a scorer has its options already, got {', '.join(options)}, too")
+            raise DensescoreError(f"a scorer has its options already, got also {', '.join(options)}")
         scorer = model
     else:
         scorer = shared_scorer(model, options)
@@ -82,67 +84,84 @@ def score_many(
     return _stream(images, scorer, context, decoders, ahead + batch - 1, batch)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Batch:
-    """Images that are scored together.
-
-    Attributes:
-        images: as they were given, and decoded.
-        staged: their levels on the device; None where they do not go there together.
-    """
+    """Images that are scored together; on a GPU they are copied there together, and their scoring is launched."""
 
     images: Sequence[tuple[ImageLike, Future[Pixels]]]
-    staged: Future[list[Staged]] | None
+    prefetched: Future[list[Prefetched]] | None
+    launched: list[Launched] | None = None
 
 
 def _stream(
     images: Iterable[ImageLike], scorer: DenseScorer, context: Context, decoders: int, ahead: int, size: int
 ) -> Iterator[Scored]:
+    """Scores of images in batches of `size`, while `ahead` more are decoded."""
     sources = iter(images)
-    stages = scorer.batching == "canvases" and context == "image" and size > 1
-    pool = ThreadPoolExecutor(decoders, thread_name_prefix="densescore-decoder")
-    stager = ThreadPoolExecutor(1, thread_name_prefix="densescore-stager")
-    waiting: deque[tuple[ImageLike, Future[Pixels]]] = deque()
+    prefetches = scorer.batching == "canvases" and context == "image" and size > 1
+    decoder = ThreadPoolExecutor(decoders, thread_name_prefix="densescore-decoder")
+    prefetcher = ThreadPoolExecutor(1, thread_name_prefix="densescore-prefetcher")
+    stream = torch.cuda.Stream(scorer.device) if scorer.device.type == "cuda" else None
+    decoding: deque[tuple[ImageLike, Future[Pixels]]] = deque()
     batches: deque[_Batch] = deque()
     try:
         while True:
-            for source in islice(sources, ahead - len(waiting)):
-                waiting.append((source, pool.submit(read_image, source)))
-            if waiting:
-                taken = [waiting.popleft() for _ in range(min(size, len(waiting)))]
-                batches.append(_Batch(taken, stager.submit(_stage, scorer, taken) if stages else None))
+            # Decode ahead; on a GPU two batches are on their way before the first is read, and the third is copied
+            while len(batches) < (3 if prefetches else 1):
+                for source in islice(sources, ahead - len(decoding)):
+                    decoding.append((source, decoder.submit(read_image, source)))
+                if not decoding:
+                    break
+                batch = [decoding.popleft() for _ in range(min(size, len(decoding)))]
+                batches.append(_Batch(batch, prefetcher.submit(_prefetch, scorer, batch) if prefetches else None))
             if not batches:
                 return
-            if not (stages and waiting and len(batches) == 1):  # one is staged while another is scored
-                yield from _score(batches.popleft(), scorer, context)
-    finally:  # also where the caller stops early
-        pool.shutdown(cancel_futures=True)
-        stager.shutdown(cancel_futures=True)
+            # Launch, and score the oldest batch
+            for waiting in islice(batches, 2):
+                _launch(waiting, scorer, stream)
+            yield from _score(batches.popleft(), scorer, context)
+    finally:  # also when the caller stops early
+        decoder.shutdown(cancel_futures=True)
+        prefetcher.shutdown(cancel_futures=True)
 
 
-def _stage(scorer: DenseScorer, taken: Sequence[tuple[ImageLike, Future[Pixels]]]) -> list[Staged]:
-    decoded = [future.result() for _, future in taken if future.exception() is None]
-    return [stage(scorer, group) for group in groups(scorer, decoded)]
+def _prefetch(scorer: DenseScorer, images: Sequence[tuple[ImageLike, Future[Pixels]]]) -> list[Prefetched]:
+    return list(scorer.prefetch([future.result() for _, future in images if future.exception() is None]))
+
+
+def _launch(batch: _Batch, scorer: DenseScorer, stream: torch.cuda.Stream | None) -> None:
+    """Launch a batch on a stream of its own, so that whoever reads an earlier one does not wait for it."""
+    if batch.prefetched is None or batch.launched is not None:
+        return
+    try:
+        prefetched = batch.prefetched.result()
+        if stream is not None:  # memory of results that the caller has dropped is used again after the caller's work
+            stream.wait_stream(torch.cuda.current_stream(scorer.device))
+        with torch.cuda.stream(stream):  # None: no stream
+            batch.launched = [scorer.launch(part) for part in prefetched]
+    except Exception:  # found again by `_score`, for the image at fault
+        batch.prefetched = None
 
 
 def _score(batch: _Batch, scorer: DenseScorer, context: Context) -> Iterator[Scored]:
-    """Score images together; where that fails, one by one, so that an image costs only itself."""
-    if len(batch.images) > 1:
+    """Score images together; if that fails, one by one, so that only the image at fault yields an error."""
+    if batch.launched or len(batch.images) > 1:
         try:
-            found = iter(_score_together(batch, scorer, context))
-        except Exception:  # the next lines find out whose it is
-            found = None
-        if found is not None:
+            results = iter(_score_together(batch, scorer, context))
+        except Exception:  # found again below, for the image at fault
+            results = None
+        if results is not None:
             for source, decoded in batch.images:
-                yield _score_one(source, decoded, lambda _: next(found))
+                yield _score_one(source, decoded, lambda _: next(results))
             return
     for source, decoded in batch.images:
         yield _score_one(source, decoded, lambda pixels: scorer.score(pixels, context=context))
 
 
 def _score_together(batch: _Batch, scorer: DenseScorer, context: Context) -> list[DenseScores]:
-    if batch.staged is not None:
-        return [scores for staged in batch.staged.result() for scores in score_staged(scorer, staged)]
+    """The scores of all images that could be decoded."""
+    if batch.launched is not None:
+        return [scores for part in batch.launched for scores in part.read()]
     decoded = [future.result() for _, future in batch.images if future.exception() is None]
     return scorer.score_batch(decoded, context=context)
 
@@ -150,8 +169,59 @@ def _score_together(batch: _Batch, scorer: DenseScorer, context: Context) -> lis
 def _score_one(source: ImageLike, decoded: Future[Pixels], score: Callable[[Pixels], DenseScores]) -> Scored:
     try:
         scores = score(decoded.result())
-        return Scored(source, replace(scores, source=file_of(source)), None)  # the pixels go with the stream
+        return Scored(source, replace(scores, source=file_of(source)), None)  # without the pixels
     except DensescoreError as error:
         return Scored(source, None, str(error))
-    except Exception as error:  # one odd image among a million must not end the run; its row says what happened
+    except Exception as error:  # one odd image among a million must not end the run; its row has the error
         return Scored(source, None, f"{type(error).__name__}: {error}")
+
+
+class ScoredFrame(NamedTuple):
+    """A frame of a video: its time in seconds since the first, and its scores."""
+
+    time: float
+    scores: DenseScores
+
+
+def score_video(
+    path: str | os.PathLike[str],
+    model: str | os.PathLike[str] | DenseScorer = "lite0",
+    *,
+    fps: float = 1.0,
+    **options: Any,
+) -> Iterator[ScoredFrame]:
+    """Score the frame that a viewer sees of a video every ``1/fps`` seconds, lazily and in constant memory.
+
+    The next frames are decoded while one is scored. docs/gallery.md explains times, rotation and colors.
+
+    Args:
+        path: video file.
+        model: a scorer, or a model as for `DenseScorer`.
+        fps: scored frames per second of the video.
+        **options: options of `score_many`, and of `DenseScorer` unless `model` is a scorer.
+
+    Raises:
+        DensescoreError: the file is no video, or an argument is invalid; if the video is cut off or damaged, after the
+            frames before the damage. The message names the file.
+
+    Example:
+        >>> import tempfile, skimage
+        >>> from densescore.io.video import write_video
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with write_video(f"{folder}/cat.mp4", fps=10) as add:
+        ...         for _ in range(15):
+        ...             add(skimage.data.chelsea())
+        ...     for time, scores in score_video(f"{folder}/cat.mp4", scales=(1, 1.3)):
+        ...         print(time, scores.top(1)[0].label)
+        0.0 Egyptian cat
+        1.0 Egyptian cat
+    """
+    stream = score_many(frame_names(path, fps), model, **options)
+    try:
+        for item in stream:
+            if item.scores is None:
+                raise DensescoreError(item.error or "")
+            yield ScoredFrame(split_frame_name(str(item.source))[1] or 0.0, item.scores)
+    finally:
+        stream.close()  # type: ignore[attr-defined]
+        close_videos()

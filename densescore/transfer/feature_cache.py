@@ -1,7 +1,6 @@
-"""Features of every patch of an image, computed once and kept on disk."""
+"""Features of every patch of an image, computed once and cached on disk."""
 
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -15,34 +14,38 @@ from numpy.typing import NDArray
 from densescore.errors import DensescoreError
 from densescore.io.files import atomic_write, clear_scratch
 from densescore.io.images import Pixels, read_image
-from densescore.scoring.fingerprint import Context
-from densescore.scoring.scorer import DenseScorer
+from densescore.io.names import to_json
+from densescore.scoring.scorer import Context, DenseScorer
 
 DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "densescore" / "features"
 DEFAULT_BYTES = 20 * 10**9
-"""Most that a cache holds: about 3,000 VOC photographs at the paper's scales with lite0 (6.5 MB each)."""
+"""Quota of a cache: about 3,000 VOC photographs at the paper's scales with lite0 (6.5 MB each)."""
 
 _VERSION = 1  # raise it when the engine's features change for the same key
 _FLOAT16_MAX = 65504
-_NAME = re.compile(r"[0-9a-f]{64}\.npy")  # of our files; others in the folder are not counted, and never deleted
+_NAME = re.compile(r"[0-9a-f]{64}\.npy")  # cached files; others in the folder are not counted, and never deleted
 
 
 class FeatureCache:
-    """Per level of an image (and of its mirror image), the float16 features of its patches, as one ``.npy`` file.
+    """A cache of patch features: float16 features of a level of an image, or of its mirror image, per ``.npy`` file.
 
     A file's name is a digest of everything that determines its content: the trunk's weights, the preprocessing, the
-    scale, context, dtype, the image's bytes, mirrored or not. So files are never out of date, any number of trainings
-    may share a cache, and a new choice of scales computes only the new levels. Files appear whole or not at all. Beyond
-    `max_bytes`, the least recently used files are deleted.
+    scale, context, dtype, the image's bytes, mirrored or not. So files never go stale, any number of trainings may
+    share a cache, and new scales compute only the new levels. Files are written whole or not at all.
 
     Args:
-        scorer: computes what is not there.
-        folder: of the files.
-        max_bytes: most that the files may take together; at least one file is kept.
+        scorer: scorer that computes missing features.
+        folder: folder of the files.
+        max_bytes: quota of all files together; beyond it, the least recently used files are deleted, except the newest.
         context: as in `DenseScorer.score`.
 
     Raises:
         DensescoreError: the folder cannot be made, or written to.
+
+    Example:
+        >>> cache = FeatureCache(scorer, "features")  # doctest: +SKIP
+        >>> cache.features(Path("cat.jpg")).shape  # doctest: +SKIP
+        (537, 1280)
     """
 
     def __init__(
@@ -69,11 +72,11 @@ class FeatureCache:
         self._sizes = {file: file.stat().st_size for file in self._by_age()}
 
     def features(self, image: Path, *, flip: bool = False) -> NDArray[np.float16]:
-        """Features of every patch of an image, computed now or earlier.
+        """Features of every patch of an image, from the cache or computed now.
 
         Args:
-            image: a picture's file.
-            flip: of its mirror image; patches are those of the mirror image, too.
+            image: file of the picture.
+            flip: features of the mirror image's patches.
 
         Returns:
             float16 ``[M, D]``, rows in the order of ``scorer.pyramid(height, width).boxes()``.
@@ -100,10 +103,10 @@ class FeatureCache:
 
     def _path(self, digest: str, scale: float, flip: bool) -> Path:
         key = {**self._maker, "scale": float(scale), "image": digest, "flip": flip}
-        return self.folder / (hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest() + ".npy")
+        return self.folder / (hashlib.sha256(to_json(key, sort_keys=True).encode()).hexdigest() + ".npy")
 
     def _compute(self, pixels: Pixels, scales: Sequence[float]) -> list[NDArray[np.float16]]:
-        """The features of some levels, in one pass."""
+        """Features of missing levels, in one pass."""
         relative = self.scorer.patch_sizes is None
         scorer = self.scorer.with_scales(scales) if relative else self.scorer.with_scales(patch_sizes=scales)
         features = scorer.features(pixels, context=self.context).float().cpu().numpy()
@@ -117,13 +120,14 @@ class FeatureCache:
         self._shrink(keep=path)
 
     def _by_age(self) -> list[Path]:
-        ours = [file for file in self.folder.glob("*.npy") if _NAME.fullmatch(file.name)]
-        return sorted(ours, key=lambda file: file.stat().st_mtime)
+        files = [file for file in self.folder.glob("*.npy") if _NAME.fullmatch(file.name)]
+        return sorted(files, key=lambda file: file.stat().st_mtime)
 
     def _shrink(self, keep: Path) -> None:
         if sum(self._sizes.values()) <= self.max_bytes:
             return
-        self._sizes = {file: file.stat().st_size for file in self._by_age()}  # others may have read and written
+        # Other processes may have read and written
+        self._sizes = {file: file.stat().st_size for file in self._by_age()}
         total = sum(self._sizes.values())
         for file in [file for file in self._sizes if file != keep]:
             if total <= self.max_bytes:
@@ -133,7 +137,7 @@ class FeatureCache:
 
 
 def _load(path: Path) -> NDArray[np.float16] | None:
-    """What a file holds, marked as just used; None if it is absent or damaged."""
+    """Features in a file, which is marked as just used; None if it is absent or damaged."""
     try:
         features: NDArray[np.float16] = np.load(path, allow_pickle=False)
         os.utime(path)

@@ -1,8 +1,8 @@
-"""Which class a patch shows, from an image's boxes: Section 3.2 of the paper.
+"""Labels of patches from an image's boxes: Section 3.2 of the paper.
 
 A patch P is positive for class o if some box B of o has ``|P∩B| ≥ 0.2 |P|`` (the object fills enough of the patch) and
 ``|P∩B| ≥ 0.6 |B|`` (the patch holds most of the object), and P overlaps no more than one object. Background overlaps
-no object. All other patches are ambiguous and left out.
+no object. All other patches are ambiguous: training ignores them.
 
 Source: Oquab, Bottou, Laptev, Sivic, CVPR 2014, Section 3.2 ("Generating training data for the target task").
 """
@@ -17,33 +17,26 @@ from numpy.typing import NDArray
 from densescore.errors import DensescoreError
 
 Overlap = Literal["touch", "part", "rule", "class"]
-"""When P overlaps a second object, which the text leaves open; from the strictest reading to the loosest:
+"""Overlap of P with a second object, which the text leaves open; from the strictest reading to the loosest:
 
 - ``"touch"``: they share any area. The literal reading. Crowded images lose most of their positives.
 - ``"part"``: P holds at least `LabelRule.part` of the second object, or the second object fills as much of P.
-- ``"rule"``: the second object, too, meets both conditions above: P would be positive for both.
+- ``"rule"``: the second object also meets both conditions above, so P would be positive for both.
 - ``"class"``: as ``"rule"``, but two objects of one class are no conflict.
 """
 
 AMBIGUOUS = -1
-"""Label of a patch that is left out."""
+"""Label of patches ignored in training."""
 
 
 @dataclass(frozen=True)
 class LabelRule:
-    """The thresholds of Section 3.2.
+    """Thresholds of Section 3.2."""
 
-    Attributes:
-        patch_share: least ``|P∩B| / |P|`` of a positive.
-        object_share: least ``|P∩B| / |B|`` of a positive.
-        overlap: what counts as overlapping a second object.
-        part: share for ``overlap="part"``.
-    """
-
-    patch_share: float = 0.2
-    object_share: float = 0.6
+    patch_share: float = 0.2  # least |P∩B| / |P| of a positive
+    object_share: float = 0.6  # least |P∩B| / |B| of a positive
     overlap: Overlap = "class"
-    part: float = 0.2
+    part: float = 0.2  # threshold for overlap="part"
 
     def __post_init__(self) -> None:
         for name in ("patch_share", "object_share", "part"):
@@ -54,15 +47,7 @@ class LabelRule:
 
 
 def shared_area(patches: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.float64]:
-    """|P∩B| of every patch with every box.
-
-    Args:
-        patches: ``[M, 4]``, ``x0 y0 x1 y1``.
-        boxes: ``[B, 4]``, the same.
-
-    Returns:
-        float64 ``[M, B]``, in square pixels.
-    """
+    """|P∩B| of patches ``[M, 4]`` and boxes ``[B, 4]``, ``x0 y0 x1 y1``: float64 ``[M, B]``, in square pixels."""
     p, b = patches.astype(np.float64)[:, None], boxes.astype(np.float64)[None]  # [M, 1, 4], [1, B, 4]
     sides = np.minimum(p[..., 2:], b[..., 2:]) - np.maximum(p[..., :2], b[..., :2])  # [M, B, 2]
     return np.prod(np.maximum(sides, 0), axis=-1)
@@ -76,29 +61,19 @@ def label_patches(
     rule: LabelRule | None = None,
     difficult: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
-    """One label per patch, for a softmax over the classes and background.
+    """One label per patch, int64 ``[M]``: a class, `count` for background, or `AMBIGUOUS`; for a softmax.
 
-    Args:
-        patches: ``[M, 4]``, ``x0 y0 x1 y1`` in image pixels; their parts past the image's border count in |P|.
-        boxes: ``[B, 4]``, the same.
-        classes: ``[B]``, class of each box, in ``0 … count - 1``.
-        count: C, number of classes.
-        rule: thresholds; the defaults of `LabelRule`.
-        difficult: ``[B]``; such objects make nothing positive, but count as objects in all else.
-
-    Returns:
-        int64 ``[M]``: a class, `count` for background, or `AMBIGUOUS`.
+    Patches ``[M, 4]`` and boxes ``[B, 4]`` in pixels. `difficult` ``[B]`` objects make no patch positive.
     """
     rule = rule or LabelRule()
-    shared, positive = _positives(patches, boxes, rule)
-    usable = positive if difficult is None else positive & ~difficult
+    shared, _, usable = _positives(patches, boxes, rule, difficult)
     labels = np.full(len(patches), AMBIGUOUS, np.int64)
     labels[~(shared > 0).any(1)] = count
     if len(boxes) == 0:
         return labels
-    chooser = _chooser(shared, usable)
-    chosen = usable.any(1) & ~_conflicts(patches, boxes, classes, chooser, rule).any(1)  # [M]
-    labels[chosen] = classes[chooser][chosen]
+    owner = _owner(shared, usable)
+    shows = usable.any(1) & ~_conflicts(patches, boxes, classes, owner, rule).any(1)  # [M]
+    labels[shows] = classes[owner][shows]
     return labels
 
 
@@ -110,18 +85,7 @@ def why_left_out(
     rule: LabelRule | None = None,
     difficult: NDArray[np.bool_] | None = None,
 ) -> list[str]:
-    r"""Why `label_patches` leaves patches out, in a few words each.
-
-    Args:
-        patches: ``[M, 4]``, of the label `AMBIGUOUS`.
-        boxes: as in `label_patches`.
-        classes: as in `label_patches`.
-        names: of the classes.
-        rule: as in `label_patches`.
-        difficult: as in `label_patches`.
-
-    Returns:
-        M texts, such as ``"also shows dog"``, ``"cat fills 8 % of it, under 20 %"``.
+    r"""A reason for each of `label_patches`' ambiguous patches, with the classes' names.
 
     Example:
         >>> patches, cat = np.array([[0, 0, 10, 10]], np.float32), np.array([[5, 0, 15, 10]], np.float32)
@@ -129,9 +93,8 @@ def why_left_out(
         ['holds 50\xa0% of cat, under 60\xa0%']
     """
     rule = rule or LabelRule()
-    shared, positive = _positives(patches, boxes, rule)
-    usable = positive if difficult is None else positive & ~difficult
-    conflicts = _conflicts(patches, boxes, classes, _chooser(shared, usable), rule)
+    shared, positive, usable = _positives(patches, boxes, rule, difficult)
+    conflicts = _conflicts(patches, boxes, classes, _owner(shared, usable), rule)
     fills, holds = shared / _areas(patches)[:, None], shared / np.maximum(_areas(boxes), 1e-12)  # [M, B]
     nearest = np.argmax(np.minimum(fills / rule.patch_share, holds / rule.object_share), axis=1)  # [M]
     verb = {"touch": "also touches", "part": "also holds a part of"}.get(rule.overlap, "also shows")
@@ -152,12 +115,12 @@ def why_left_out(
 
 
 def _percent(share: float) -> str:
-    """Rounded down, so that a share under a limit does not read as the limit."""
+    """Rounded down: a share under a threshold never reads as the threshold."""
     return "under 1%" if share < 0.01 else f"{int(100 * share)}%"
 
 
-def _chooser(shared: NDArray[np.float64], usable: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """``[M]``: the usable box that shares the largest area."""
+def _owner(shared: NDArray[np.float64], usable: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The usable box that shares the largest area with each patch: ``[M]``."""
     return np.argmax(np.where(usable, shared, -1.0), axis=1)
 
 
@@ -165,16 +128,18 @@ def _conflicts(
     patches: NDArray[np.float32],
     boxes: NDArray[np.float32],
     classes: NDArray[np.int64],
-    chooser: NDArray[np.int64],
+    owner: NDArray[np.int64],
     rule: LabelRule,
 ) -> NDArray[np.bool_]:
-    """Which boxes, beside the chosen one, a patch overlaps in the sense of the rule: ``[M, B]``."""
-    shared, positive = _positives(patches, boxes, rule)
-    overlaps = {"touch": shared > 0, "part": _parts(patches, boxes, shared, rule)}.get(rule.overlap, positive)
-    overlaps = overlaps | positive  # a box that meets the rule overlaps by any reading
+    """Boxes except the owner that a patch overlaps in the sense of the rule: bool ``[M, B]``."""
+    shared, overlaps, _ = _positives(patches, boxes, rule)  # a box that meets the rule overlaps by any reading
+    if rule.overlap == "touch":
+        overlaps = shared > 0
+    elif rule.overlap == "part":
+        overlaps |= (shared >= rule.part * _areas(boxes)) | (shared >= rule.part * _areas(patches)[:, None])
     if rule.overlap == "class":
-        return overlaps & (classes != classes[chooser][:, None])
-    return overlaps & (np.arange(len(boxes)) != chooser[:, None])
+        return overlaps & (classes != classes[owner][:, None])
+    return overlaps & (np.arange(len(boxes)) != owner[:, None])
 
 
 def label_patches_per_class(
@@ -185,23 +150,11 @@ def label_patches_per_class(
     rule: LabelRule | None = None,
     difficult: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int8]:
-    """A label per patch and class, for independent sigmoids: a patch may show several classes.
+    """A label per patch and class, for independent sigmoids: int8 ``[M, C]``; arguments as in `label_patches`.
 
-    Args:
-        patches: as in `label_patches`.
-        boxes: as in `label_patches`.
-        classes: as in `label_patches`.
-        count: C.
-        rule: its two shares; `LabelRule.overlap` plays no part.
-        difficult: as in `label_patches`.
-
-    Returns:
-        int8 ``[M, C]``: 1 where a box of the class meets both conditions; -1 where no box of the class shares any area
-        with the patch; 0, to be left out, between.
+    1: a box of the class meets both conditions; -1: none touches the patch; 0: between. `LabelRule.overlap` is ignored.
     """
-    rule = rule or LabelRule()
-    shared, positive = _positives(patches, boxes, rule)
-    usable = positive if difficult is None else positive & ~difficult
+    shared, _, usable = _positives(patches, boxes, rule or LabelRule(), difficult)
     member = classes[:, None] == np.arange(count)  # [B, C]
     touched, shown = (shared > 0) @ member, usable @ member  # [M, C] bool
     return np.where(shown, 1, np.where(touched, 0, -1)).astype(np.int8)
@@ -213,21 +166,10 @@ def shown_object(
     rule: LabelRule | None = None,
     difficult: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
-    """The object that each patch shows best: of the boxes that it is positive for, the one with the largest overlap.
-
-    Args:
-        patches: as in `label_patches`.
-        boxes: as in `label_patches`.
-        rule: as in `label_patches_per_class`.
-        difficult: as in `label_patches`.
-
-    Returns:
-        int64 ``[M]``: index of a box, or -1 for a patch that is positive for none.
-    """
+    """The box with the largest overlap among those that each patch is positive for: int64 ``[M]``, -1 for none."""
     if len(boxes) == 0:
         return np.full(len(patches), -1)
-    shared, positive = _positives(patches, boxes, rule or LabelRule())
-    usable = positive if difficult is None else positive & ~difficult
+    shared, _, usable = _positives(patches, boxes, rule or LabelRule(), difficult)
     overlap = shared / (_areas(patches)[:, None] + _areas(boxes) - shared)  # [M, B]
     return np.where(usable.any(1), np.argmax(np.where(usable, overlap, -1.0), axis=1), -1)
 
@@ -238,16 +180,12 @@ def _areas(boxes: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _positives(
-    patches: NDArray[np.float32], boxes: NDArray[np.float32], rule: LabelRule
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """|P∩B|, and whether both conditions hold: each ``[M, B]``."""
+    patches: NDArray[np.float32],
+    boxes: NDArray[np.float32],
+    rule: LabelRule,
+    difficult: NDArray[np.bool_] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """|P∩B|, boxes that meet both conditions, and those of them that are not difficult: each ``[M, B]``."""
     shared = shared_area(patches, boxes)
-    fills = shared >= rule.patch_share * _areas(patches)[:, None]
-    holds = shared >= rule.object_share * _areas(boxes)
-    return shared, fills & holds
-
-
-def _parts(
-    patches: NDArray[np.float32], boxes: NDArray[np.float32], shared: NDArray[np.float64], rule: LabelRule
-) -> NDArray[np.bool_]:
-    return (shared >= rule.part * _areas(boxes)) | (shared >= rule.part * _areas(patches)[:, None])
+    positive = (shared >= rule.patch_share * _areas(patches)[:, None]) & (shared >= rule.object_share * _areas(boxes))
+    return shared, positive, positive if difficult is None else positive & ~difficult

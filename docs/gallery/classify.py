@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
+import cyclopts
 import skimage
-import typer
 from matplotlib.figure import Figure
 
 import densescore
-from densescore.results.overlay import describe_peak, draw_map
 
 
 def main(out: Path = Path(__file__).with_suffix(".jpg")) -> None:
@@ -21,10 +20,9 @@ def main(out: Path = Path(__file__).with_suffix(".jpg")) -> None:
     left, right = figure.subplots(1, 2)
     left.imshow(photo)
     left.set_axis_off()
-    draw_map(right, photo, scores, label)  # as `densescore heatmap` draws it
-    right.set_title(describe_peak(scores, label))
+    scores.plot(label, ax=right)  # as `densescore heatmap` draws it
     figure.savefig(out, dpi=100, pil_kwargs={"quality": 85})
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

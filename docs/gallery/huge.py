@@ -3,10 +3,10 @@
 import tempfile
 from pathlib import Path
 
+import cyclopts
 import numpy as np
 import skimage
 import tifffile
-import typer
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -50,4 +50,4 @@ def main(out: Path = Path(__file__).with_suffix(".jpg"), rows: int = 5, cols: in
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import cv2
+import cyclopts
 import skimage
 import supervision
-import typer
 from PIL import Image
 
 import densescore
@@ -34,4 +34,4 @@ def main(out: Path = Path(__file__).with_suffix(".jpg"), results: Path | None = 
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

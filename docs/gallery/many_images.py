@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cyclopts
 import pandas
 import skimage
-import typer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -43,4 +43,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

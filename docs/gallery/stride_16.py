@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+import cyclopts
 import skimage
-import typer
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
@@ -29,4 +29,4 @@ def main(out: Path = Path(__file__).with_suffix(".jpg"), strides: str = "32,16")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cyclopts
 import numpy as np
 import skimage
-import typer
 from PIL import Image, ImageDraw
 
 from densescore import DenseScorer
 from densescore.data.load import load_boxed
-from densescore.models.adaptation import save_head
+from densescore.models.head import save_head
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.pipeline import train_model
 from densescore.transfer.recipe import RECIPES
@@ -91,4 +91,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+import cyclopts
 import numpy as np
 import skimage
-import typer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -45,4 +45,4 @@ def main(out: Path = Path(__file__).with_suffix(".jpg")) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+import cyclopts
 import numpy as np
 import skimage
-import typer
 from matplotlib.figure import Figure
 
 import densescore
@@ -33,4 +33,4 @@ def main(out: Path = Path(__file__).with_suffix(".png")) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+import cyclopts
 import skimage
-import typer
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
@@ -27,4 +27,4 @@ def main(out: Path = Path(__file__).with_suffix(".jpg")) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import cyclopts
 import numpy as np
 import skimage
 import torch
-import typer
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 
@@ -59,4 +59,4 @@ def main(out: Path = Path(__file__).with_suffix(".jpg")) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

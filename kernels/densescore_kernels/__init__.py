@@ -1,8 +1,13 @@
 """Power mean and response maps: one operation, three ways.
 
-Each operation has a slow float64 definition (``reference.py``), a vectorized torch version (what a CPU runs) and a
-Triton version (what a GPU runs), behind one public function that is registered with ``torch.library``.
+Each operation is a folder of four files, behind one public function that is registered with ``torch.library``:
 
+    op.py             argument checks, fake tensors, gradients, and the choice of a backend
+    reference.py      definition: plain float64 loops, never edited to match a kernel
+    torch_version.py  vectorized torch: runs on a CPU, and documents the kernels
+    triton.py         kernels, their launches, launch configurations and compile budgets: runs on a GPU
+
+A new operation is such a folder, a name in ``_MODULES`` and a module in ``aot.OPERATIONS``.
 The functions are imported when they are first used, so that ``densescore_kernels.errors`` does not load torch.
 """
 
@@ -14,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from densescore_kernels.errors import DensescoreError
     from densescore_kernels.grid import Grid, GridLevel
-    from densescore_kernels.power_mean.op import power_mean, softmax_power_mean
+    from densescore_kernels.power_mean.op import power_mean
     from densescore_kernels.response_map.op import response_map
 
-__all__ = ["DensescoreError", "Grid", "GridLevel", "power_mean", "response_map", "softmax_power_mean"]
+__all__ = ["DensescoreError", "Grid", "GridLevel", "power_mean", "response_map"]
 
 _MODULES = {
     "DensescoreError": "errors",
@@ -25,7 +30,6 @@ _MODULES = {
     "GridLevel": "grid",
     "power_mean": "power_mean.op",
     "response_map": "response_map.op",
-    "softmax_power_mean": "power_mean.op",
 }
 
 

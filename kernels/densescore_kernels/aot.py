@@ -1,8 +1,8 @@
-"""Compile every kernel form that can be launched, without a GPU, and check it against a budget.
+"""Compile every launch configuration of every kernel, without a GPU, and check it against its budget.
 
 ``python -m densescore_kernels.aot`` prints a table of registers, spills, shared memory and load widths, and exits with
-1 when a form spills, exceeds its budget, or lacks the 128-bit loads that its alignment allows. It takes about a minute
-on two cores and needs no GPU: the compilers and ptxas come with the triton package.
+1 when a configuration spills, exceeds its budget, or lacks the 128-bit loads that its alignment allows. It takes about
+a minute on two cores and needs no GPU: the compilers and ptxas come with the triton package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from importlib import import_module
+from typing import Any
+
+from densescore_kernels.launch import Budget, Config, Configs
 
 TARGETS = {
     "sm_80": ("cuda", 80, 32),  # A100
@@ -29,34 +32,20 @@ TARGETS = {
 }
 
 
-class Budget(NamedTuple):
-    """The most that a form of a kernel may use, on any target."""
-
-    wide: int  # registers a thread, in forms with 128-bit loads
-    single: int  # registers a thread, in forms whose rows are not aligned
-    shared: int  # bytes of shared memory
-
-
-# 65,536 registers on a multiprocessor: 64 a thread leave room for 1,024 threads, 128 for 512.
-BUDGETS = {
-    "power_sums": Budget(48, 64, 2048),
-    "power_grads": Budget(48, 72, 1024),
-    "add_chunks": Budget(48, 56, 4096),
-    "softmax_sums": Budget(64, 112, 8192),
-    "softmax_grads": Budget(64, 120, 8192),
-    "long_softmax_sums": Budget(48, 56, 8192),
-    "long_softmax_grads": Budget(64, 80, 8192),
-    "window_sums": Budget(48, 64, 4096),
-    "spread": Budget(64, 64, 8192),
-}
+OPERATIONS = (
+    "depthwise",
+    "image_levels",
+    "power_mean",
+    "response_map",
+)  # folders, each with a triton.py that lists its CONFIGS
 
 
 @dataclass(frozen=True)
 class Report:
-    """The compiler's report on one form for one target."""
+    """The compiler's report on one launch configuration for one target."""
 
     kernel: str
-    form: str
+    config: str
     target: str
     aligned: bool  # rows are aligned: 128-bit loads are possible
     registers: int  # for each thread
@@ -66,53 +55,63 @@ class Report:
     loads: int  # all loads from global memory in the code
 
     def faults(self) -> list[str]:
-        """What breaks the budget; empty when nothing does."""
-        budget = BUDGETS[self.kernel]
+        """Excesses over the budget."""
+        budget = budgets()[self.kernel]
         registers = budget.wide if self.aligned else budget.single
-        found = []
+        faults = []
         if self.spills:
-            found.append(f"spills {self.spills}, expected none")
+            faults.append(f"spills {self.spills}, expected none")
         if self.registers > registers:
-            found.append(f"{self.registers} registers, expected at most {registers}")
+            faults.append(f"{self.registers} registers, expected at most {registers}")
         if self.shared > budget.shared:
-            found.append(f"{self.shared} bytes of shared memory, expected at most {budget.shared}")
+            faults.append(f"{self.shared} bytes of shared memory, expected at most {budget.shared}")
         if self.aligned and not self.wide_loads:
-            found.append("no 128-bit load, expected one: its rows are aligned")
-        return [f"{self.target} {self.kernel} [{self.form}]: {fault}" for fault in found]
+            faults.append("no 128-bit load, expected one: its rows are aligned")
+        return [f"{self.target} {self.kernel} [{self.config}]: {fault}" for fault in faults]
 
 
-def all_forms() -> list[Any]:
-    """Every form that the library can launch, in a fixed order."""
-    from densescore_kernels.power_mean import triton_launch as power_mean
-    from densescore_kernels.response_map import triton_launch as response_map
-
-    return [*power_mean.FORMS.listed.values(), *response_map.FORMS.listed.values()]
+def all_configs() -> list[Config]:
+    """Every launch configuration of the library, in a fixed order."""
+    return [config for configs in _operations() for config in configs.by_key.values()]
 
 
-def compile_form(number: int, target: str) -> Report:
-    """Compile form ``number`` of :func:`all_forms` for ``target``, and read what came out."""
+def budgets() -> dict[str, Budget]:
+    """Budget of each kernel by its name."""
+    return {name: budget for configs in _operations() for name, budget in configs.budgets.items()}
+
+
+def _operations() -> list[Configs]:
+    return [import_module(f"densescore_kernels.{name}.triton").CONFIGS for name in OPERATIONS]
+
+
+def compile_config(number: int, target: str) -> Report:
+    """Compile launch configuration ``number`` of :func:`all_configs` for ``target``."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    form, lanes = all_forms()[number], TARGETS[target][2]
-    constants = dict(form.constants)
-    names = form.kernel.arg_names
-    signature = dict(zip(names, form.arguments, strict=False)) | dict.fromkeys(constants, "constexpr")
-    aligned = {(at,): [["tt.divisibility", 16]] for at, kind in enumerate(form.arguments) if kind.startswith("*")}
+    # Compile
+    config, warp = all_configs()[number], TARGETS[target][2]
+    constants = dict(config.constants)
+    names = config.kernel.arg_names
+    signature = dict(zip(names, config.arguments, strict=False)) | dict.fromkeys(constants, "constexpr")
+    aligned = {(at,): [["tt.divisibility", 16]] for at, kind in enumerate(config.arguments) if kind.startswith("*")}
     source = ASTSource(
-        form.kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned
+        config.kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned
     )
+    options = {"num_warps": config.threads // warp}
     log = io.StringIO()
     with contextlib.redirect_stdout(log):
-        compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": form.warps(lanes)})
-    pointers = "/".join(kind[1:] for kind in form.arguments if kind in ("*fp32", "*fp16", "*bf16"))
-    text = f"{pointers} " + " ".join(f"{name}={value}" for name, value in constants.items())
+        compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
+
+    # Read what came out
+    pointers = "/".join(kind[1:] for kind in config.arguments if kind in ("*fp32", "*fp16", "*bf16"))
+    kernel = config.kernel.__name__
     common: dict[str, Any] = {
-        "kernel": form.kernel.__name__,
-        "form": text,
+        "kernel": kernel,
+        "config": f"{pointers} " + " ".join(f"{name}={value}" for name, value in constants.items()),
         "target": target,
-        "aligned": constants["VEC"] > 1 or form.kernel.__name__ == "spread",  # windows are padded to whole vectors
+        "aligned": constants.get("VEC", 1) > 1 or budgets()[kernel].always_wide,
         "shared": compiled.metadata.shared,
     }
     if "ptx" in compiled.asm:
@@ -140,10 +139,10 @@ def read_amd(assembly: str) -> dict[str, Any]:
     """Registers, spills and load widths from the assembly's notes."""
 
     def note(name: str) -> int:
-        found = re.search(rf"\.{name}:\s+(\d+)", assembly)
-        if found is None:
+        match = re.search(rf"\.{name}:\s+(\d+)", assembly)
+        if match is None:
             raise RuntimeError(f"the assembly says nothing about {name}")
-        return int(found[1])
+        return int(match[1])
 
     loads = re.findall(r"\b(?:global|buffer|flat)_load_\w+", assembly)
     return {
@@ -155,14 +154,14 @@ def read_amd(assembly: str) -> dict[str, Any]:
 
 
 def compile_all(targets: Sequence[str], workers: int) -> list[Report]:
-    """Compile all forms for all targets, in processes of their own, with an empty cache."""
-    jobs = [(number, target) for target in targets for number in range(len(all_forms()))]
+    """Compile all launch configurations for all targets, in worker processes, with an empty cache."""
+    jobs = [(number, target) for target in targets for number in range(len(all_configs()))]
     context = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory() as cache,
         ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare, initargs=(cache,)) as pool,
     ):
-        return list(pool.map(compile_form, *zip(*jobs, strict=True), chunksize=8))
+        return list(pool.map(compile_config, *zip(*jobs, strict=True), chunksize=8))
 
 
 def _prepare(cache: str) -> None:
@@ -170,22 +169,22 @@ def _prepare(cache: str) -> None:
 
 
 def available_targets() -> list[str]:
-    """Targets that the installed triton has a compiler for."""
+    """Targets that the installed triton can compile for."""
     from triton.backends import backends
 
     return [name for name, target in TARGETS.items() if {"cuda": "nvidia", "hip": "amd"}[str(target[0])] in backends]
 
 
 def table(reports: Iterable[Report], every: bool) -> str:
-    """A table with a line for each form, or with the largest number of each kernel and target."""
+    """A table with a line for each configuration, or with the largest numbers of each kernel and target."""
     groups: dict[tuple[str, ...], list[Report]] = {}
     for report in reports:
         width = "128-bit" if report.aligned else "single"
-        key = (report.kernel, report.target, width, report.form if every else "")
+        key = (report.kernel, report.target, width, report.config if every else "")
         groups.setdefault(key, []).append(report)
-    lines = [("kernel", "target", "loads", "forms", "registers", "spills", "shared", "128-bit loads", "budget")]
-    for (kernel, target, width, form), group in groups.items():
-        budget = BUDGETS[kernel]
+    lines = [("kernel", "target", "loads", "configs", "registers", "spills", "shared", "128-bit loads", "budget")]
+    for (kernel, target, width, config), group in groups.items():
+        budget = budgets()[kernel]
         registers = budget.wide if group[0].aligned else budget.single
         fewest = min(group, key=lambda report: report.wide_loads)
         lines.append(
@@ -193,7 +192,7 @@ def table(reports: Iterable[Report], every: bool) -> str:
                 kernel,
                 target,
                 width,
-                form or str(len(group)),
+                config or str(len(group)),
                 str(max(report.registers for report in group)),
                 str(max(report.spills for report in group)),
                 str(max(report.shared for report in group)),
@@ -215,16 +214,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--target", action="append", choices=tuple(TARGETS), help="default: all that triton can compile"
     )
-    parser.add_argument("--every", action="store_true", help="a line for each form, instead of the largest numbers")
+    parser.add_argument(
+        "--every", action="store_true", help="a line for each configuration, instead of the largest numbers"
+    )
     parser.add_argument("--json", action="store_true", help="print the reports as JSON")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes to compile in")
-    chosen = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled; unset it", file=sys.stderr)
         return 2
-    reports = compile_all(chosen.target or available_targets(), chosen.workers)
+    reports = compile_all(options.target or available_targets(), options.workers)
     faults = [fault for report in reports for fault in report.faults()]
-    print(json.dumps([asdict(report) for report in reports], indent=1) if chosen.json else table(reports, chosen.every))
+    print(
+        json.dumps([asdict(report) for report in reports], indent=1) if options.json else table(reports, options.every)
+    )
     for fault in faults:
         print(fault, file=sys.stderr)
     print(f"{len(reports)} compiled, {len(faults)} over budget", file=sys.stderr)

@@ -109,11 +109,7 @@ class Axis(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def axis(pixels: int, length: int, cells: int, patch: int, stride: int) -> Axis:
-    """Segments of one axis: ``pixels`` image pixels, ``length`` level pixels, ``cells`` cells.
-
-    Raises:
-        DensescoreError: when a pixel is held by no cell.
-    """
+    """Segments of one axis: ``pixels`` image pixels, each in at least one of ``cells``; ``length`` level pixels."""
     center = (2 * np.arange(pixels, dtype=np.int64) + 1) * length  # 2·W·u
     last = np.minimum(center // (2 * pixels * stride), cells - 1)  # [pixels]
     first = np.maximum((center - 2 * pixels * patch) // (2 * pixels * stride) + 1, 0)  # [pixels]

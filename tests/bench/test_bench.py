@@ -1,29 +1,34 @@
-"""The benchmark: what differs is not timed, what is not installed is said, and the numbers add up."""
+"""The benchmark: contenders with other scores are not timed, missing runtimes are named, and the numbers add up."""
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from typer.testing import CliRunner
 
-from densescore.bench import contenders
+from densescore.bench import contenders, gpu
 from densescore.bench.case import CONTENDERS, Case
-from densescore.bench.measure import Timing, deviation, direct_flop
+from densescore.bench.run import deviation, direct_flop, time_ratios
 from densescore.cli.bench import app
 from densescore.geometry import Pyramid
+from densescore.models.registry import MODELS, ModelEntry
 from densescore.network.surgery import to_dense
+from tests.cli.runner import CliRunner
 from tests.conftest import Toy
 
 SMALL = ["--model", "lite0", "--scales", "1,1.2", "--rounds", "2", "--crop-cells", "3", "--runtime", "torch"]
 
 
-def run(tmp_path: Path, *arguments: str) -> dict[str, object]:
+def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     out = tmp_path / "result.json"
     done = CliRunner().invoke(app, [*SMALL, "--json", str(out), "--overwrite", *arguments])
     assert done.exit_code == 0, done.output
-    result: dict[str, object] = json.loads(out.read_text())
+    result: dict[str, Any] = json.loads(out.read_text())
     return result
 
 
@@ -36,7 +41,7 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, object]:
         (["--json", "same", "--csv", "./same"], "two of them name the same file"),
     ],
 )
-def test_where_results_go_is_checked_before_anything_is_timed(
+def test_output_files_are_checked_before_timing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -51,72 +56,89 @@ def test_where_results_go_is_checked_before_anything_is_timed(
 def test_contenders_are_equal_then_timed_in_turn(tmp_path: Path) -> None:
     result = run(tmp_path, "--contenders", "crops,dense-modules,dense-timm")
     rows = result["contenders"]
-    assert isinstance(rows, dict)
     assert set(rows) == {"crops", "dense-modules", "dense-timm", "densescore"}
     assert all(len(row["seconds_all"]) == 2 and min(row["seconds_all"]) > 0 for row in rows.values())
     assert rows["densescore"]["times_densescore"] == 1
     stages = result["stages"]
-    assert isinstance(stages, dict)
     assert {"pyramid", "trunk", "head", "image scores"} <= set(stages)
     assert result["left_out"] == {}
     overhead, share = result["file_to_answer_over_engine"], result["share_of_peak"]
-    assert isinstance(overhead, dict)
     assert overhead["spread"][0] > 1
-    assert isinstance(share, float)
     assert share > 0
 
 
-def test_a_contender_that_gives_other_scores_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_contender_with_other_scores_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lying(subject: contenders.Subject, dense: bool) -> contenders.Run:
         return lambda pixels: subject.form(dense)(pixels).roll(1, dims=1)
 
     monkeypatch.setitem(contenders.RUNTIMES, "dense-openvino", lying)
     result = run(tmp_path, "--contenders", "crops,dense-openvino")
-    assert isinstance(result["left_out"], dict)
     assert "its scores differ by" in result["left_out"]["dense-openvino"]
-    assert isinstance(result["contenders"], dict)
     assert "dense-openvino" not in result["contenders"]
 
 
-def test_what_cannot_run_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    result = run(tmp_path, "--contenders", "crops,dense-onnxruntime")
-    assert isinstance(result["left_out"], dict)
+def test_contenders_that_cannot_run_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    result = run(tmp_path, "--classes", "5", "--contenders", "dense-onnxruntime,dense-timm")
     assert "not installed" in result["left_out"]["dense-onnxruntime"]
-
-
-def test_timms_pooling_is_for_timms_networks(tmp_path: Path) -> None:
-    result = run(tmp_path, "--classes", "5", "--contenders", "dense-timm")
-    assert isinstance(result["left_out"], dict)
     assert "timm's networks" in result["left_out"]["dense-timm"]
 
 
-def test_unknown_contenders_are_refused() -> None:
-    done = CliRunner().invoke(app, ["--contenders", "magic"])
+def test_all_for_a_gpu_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "toy", ModelEntry("a toy", lambda _: Toy(), lambda: {}, "none", "tests", patch_size=20))
+    monkeypatch.setattr(gpu, "ALL_CONTENDERS", ("crops", "dense-modules"))  # a compiler takes minutes
+    monkeypatch.setattr("densescore.bench.run.matmul_peak", lambda dtype: 1e9)  # bfloat16 is slow on old processors
+    monkeypatch.setattr(gpu, "COUNTS", tmp_path / "counts.json")
+    monkeypatch.setitem(gpu.COUNTED, "toy", "Toy")
+    gpu.COUNTS.write_text(json.dumps({"after": {"Toy/bfloat16/2/4": {"pass_seconds": 0.25}}}))
+    options = ["--model", "toy", "--device", "cpu", "--all", "--batch", "4"]
+    result: Any = run(tmp_path, *options)
+    assert len(result["equality"]) > 8
+    assert all(row["equal"] and row["deviation"] < 0.03 for row in result["equality"])
+    assert {"crops", "dense-modules", "densescore"} == set(result["contenders"])
+    assert [row["batch"] for row in result["batches"]] == [1, 2, 4]
+    assert all(row["seconds"] > 0 and row["floor_seconds"] > 0 for row in result["kernels"])
+    (predicted,) = result["predicted"]
+    assert predicted["predicted_seconds"] == 0.25
+    assert predicted["measured_seconds"] == pytest.approx(1 / result["batches"][2]["images_per_second"])
+
+    monkeypatch.setattr(gpu, "image_levels", lambda *arguments, **options: torch.rand(1))
+    done = CliRunner().invoke(app, [*SMALL, *options, "--overwrite"])
     assert done.exit_code == 2
-    assert "unknown magic" in done.stderr
+    assert "differs from the CPU: image_levels" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_all_without_a_gpu_is_refused() -> None:
+    done = CliRunner().invoke(app, [*SMALL, "--device", "cuda", "--all"])
+    assert done.exit_code == 2
+    assert "device 'cuda' cannot be used" in done.stderr
 
 
 def test_ratios_are_round_by_round() -> None:
-    assert Timing((2.0, 9.0)).ratios_to(Timing((1.0, 3.0))) == [2.0, 3.0]
+    assert time_ratios([2.0, 9.0], [2.0, 3.0]) == [1.0, 3.0]
+    assert time_ratios([9.0, 2.0], [3.0, 1.0]) == [2.0, 3.0]
     assert deviation(torch.tensor([0.5, 0.0]), torch.tensor([0.4, 0.1])) == pytest.approx(0.25)
 
 
-def test_curves_grow(tmp_path: Path) -> None:
+def test_curves_of_patches_and_resolution(tmp_path: Path) -> None:
     picture = tmp_path / "curves.png"
-    curves = ["--growth", "400", "--resolutions", "0.2,0.05", "--plot", str(picture)]
+    curves = ["--growth", "200", "--resolutions", "0.2,0.05", "--plot", str(picture)]
     result = run(tmp_path, "--contenders", "", *curves)
     growth, resolution = result["growth"], result["resolution"]
-    assert isinstance(growth, list)
-    assert isinstance(resolution, list)
-    assert {row["way"] for row in growth} == {"more scales", "larger images"}  # a longer image has thousands
-    patches = [row["patches"] for row in growth]
-    assert patches == sorted(patches)
-    assert 4 <= patches[0] < patches[-1] <= 400
-    assert all(row["seconds"] > 0 for row in growth)
+    # Patches by hand: 224×299 pixels at scale 1 hold 1×4; 320 pixels hold 4×4, and 640 hold 14×14, at a stride of 32
+    patches = {(row["way"], *row["image"]): row["patches"] for row in growth[::-1]}  # the fewest of each
+    assert patches == {("more scales", 375, 500): 4, ("larger images", 320, 320): 16, ("larger images", 640, 640): 196}
+    assert [row["patches"] for row in growth] == sorted(row["patches"] for row in growth)
+    for row in growth:
+        assert 0 < row["seconds"] == pytest.approx(row["microseconds_per_patch"] * row["patches"] / 1e6)
     assert [row["megapixels"] for row in resolution] == [0.05, 0.2]
+    assert resolution[0]["file_MB"] < resolution[1]["file_MB"]
     assert {"decode", "pyramid", "trunk", "head"} == set(resolution[0]["stages"])
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert min(resolution[1]["stages"].values()) > 0
+    panels = np.array_split(np.asarray(Image.open(picture).convert("RGB")).astype(int), 2, axis=1)
+    for panel in panels:  # each has colored lines or bars, not axes alone
+        assert (np.ptp(panel, axis=2) > 100).mean() > 1e-3
 
 
 def test_flop_are_counted_by_the_definition() -> None:
@@ -129,21 +151,17 @@ def test_flop_are_counted_by_the_definition() -> None:
     assert direct_flop(subject) == counter.get_total_flops() > 0
 
 
-def test_every_contender_that_is_named_can_be_built() -> None:
+def test_a_case_names_its_command_and_every_contender_has_a_runtime() -> None:
     assert tuple(contenders.RUNTIMES) == CONTENDERS
-
-
-def test_a_case_names_the_command_that_runs_it() -> None:
     words = Case("alexnet", None, 21, contenders=("crops", "dense-timm")).command.split()
     assert words[:7] == ["densescore-bench", "--model", "alexnet", "--weights", "random", "--classes", "21"]
     assert words[-1] == "crops,dense-timm"
 
 
-def test_batches_are_timed_against_one_at_a_time(tmp_path: Path) -> None:
+def test_batches_are_timed_against_single_images(tmp_path: Path) -> None:
     plot = tmp_path / "batches.png"
     result = run(tmp_path, "--contenders", "", "--batch", "3", "--scales", "1", "--rounds", "1", "--plot", str(plot))
     rows = result["batches"]
-    assert isinstance(rows, list)
     assert [row["batch"] for row in rows] == [1, 2, 3]
     assert rows[0]["times_one"] == 1
     assert all(

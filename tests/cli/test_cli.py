@@ -1,21 +1,21 @@
-"""The commands as a user types them."""
+"""Commands as a user types them."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from typer.testing import CliRunner, Result
 
-from densescore.cli.main import app
+from densescore import DensescoreError, DenseScorer
+from tests.cli.runner import refuse, run, succeed
 
 FAST = ["--scales", "1,1.6"]
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -29,14 +29,13 @@ def photos(tmp_path: Path, cat: NDArray[np.uint8], coffee: NDArray[np.uint8]) ->
 
 
 def test_classify_prints_a_ranked_table(photos: Path) -> None:
-    result = run("classify", photos / "cat.png", "--top", "3", *FAST)
-    assert result.exit_code == 0, result.output
+    result = succeed("classify", photos / "cat.png", "--top", "3", *FAST)
     lines = [line for line in result.output.splitlines() if "│" in line]
     assert len(lines) == 3
     assert "Egyptian cat" in lines[0]
 
 
-def test_a_broken_image_is_reported_and_skipped(photos: Path) -> None:
+def test_broken_image_is_reported_and_skipped(photos: Path) -> None:
     result = run("classify", photos, "--json", *FAST)
     assert result.exit_code == 1
     broken, cat, coffee = [json.loads(line) for line in result.stdout.splitlines()]
@@ -49,11 +48,10 @@ def test_a_broken_image_is_reported_and_skipped(photos: Path) -> None:
     assert "1 of 3 images failed" in result.stderr
 
 
-def test_heatmap_writes_a_folder_per_image_and_never_over_another(photos: Path, tmp_path: Path) -> None:
+def test_heatmap_folder_is_replaced_only_with_overwrite(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "maps"
     arguments: list[str | Path] = ["heatmap", photos / "cat.png", "--out", out, *FAST]
-    first = run(*arguments, "--classes", "tabby, Egyptian cat")
-    assert first.exit_code == 0, first.output
+    succeed(*arguments, "--classes", "tabby, Egyptian cat")
     assert {file.name for file in (out / "cat").iterdir()} == {
         ".densescore", "tabby.png", "tabby.npz", "Egyptian_cat.png", "Egyptian_cat.npz", "manifest.json",
     }  # fmt: skip
@@ -76,25 +74,22 @@ def test_heatmap_writes_a_folder_per_image_and_never_over_another(photos: Path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--colors", "loud"], "--colors: expected relative or absolute or rescaled, got 'loud'"),
+        (["--colors", "loud"], 'Invalid value "loud" for --colors'),
         (["--colormap", "torbo"], "colormap: matplotlib has none named 'torbo'"),
         (["--sheet", "--colors", "rescaled"], "a sheet has one scale"),
     ],
 )
-def test_pictures_that_cannot_be_drawn_are_refused_before_any_work(
+def test_wrong_drawing_options_are_refused_before_any_work(
     photos: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    result = run("heatmap", photos / "cat.png", "--out", tmp_path / "maps", *arguments)
-    assert result.exit_code == 2
-    assert message in result.stderr
+    refuse("heatmap", photos / "cat.png", "--out", tmp_path / "maps", *arguments, message=message)
     assert not (tmp_path / "maps").exists()
 
 
-def test_pictures_of_one_stem_get_a_folder_each(photos: Path, tmp_path: Path) -> None:
+def test_images_of_one_stem_get_a_folder_each(photos: Path, tmp_path: Path) -> None:
     twin = tmp_path / "cat.png"
     twin.write_bytes((photos / "coffee.png").read_bytes())
-    result = run("heatmap", photos / "cat.png", twin, "--out", tmp_path / "maps", *FAST)
-    assert result.exit_code == 0, result.output
+    succeed("heatmap", photos / "cat.png", twin, "--out", tmp_path / "maps", *FAST)
     for name, source in (("cat", photos / "cat.png"), ("cat-2", twin)):
         manifest = json.loads((tmp_path / "maps" / name / "manifest.json").read_text())
         assert manifest["image"]["source"] == str(source)
@@ -105,34 +100,98 @@ def test_pictures_of_one_stem_get_a_folder_each(photos: Path, tmp_path: Path) ->
     [
         (["--model", "lenet"], "unknown model 'lenet'"),
         (["--model", "krizhevsky"], "no published weights"),
-        (["--scales", "1,x"], "--scales: expected numbers with commas between, got '1,x'"),
         (["--patch-sizes", "-3"], "patch_sizes must be one or more positive"),
         (["--k", "0"], "k: got 0.0, expected a number from 1"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),
     ],
 )
-def test_usage_errors_exit_with_2_and_no_traceback(photos: Path, arguments: list[str], message: str) -> None:
-    result = run("classify", photos / "cat.png", *arguments)
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.output
+def test_usage_errors(photos: Path, arguments: list[str], message: str) -> None:
+    refuse("classify", photos / "cat.png", *arguments, message=message)
 
 
-def test_an_unknown_class_is_refused_before_any_work(photos: Path, tmp_path: Path) -> None:
-    result = run("heatmap", photos, "--classes", "tabbi", "--out", tmp_path / "maps")
-    assert result.exit_code == 2
-    assert "did you mean tabby" in result.stderr
-    assert not (tmp_path / "maps").exists()
+def test_classify_ranks_only_the_requested_classes_and_explains_groups(photos: Path) -> None:
+    result = succeed("classify", photos / "cat.png", "--classes", "Dog,cat,Tabby,cat", "--json", *FAST)
+    expected = DenseScorer("lite0", scales=(1, 1.6)).score(photos / "cat.png").select(["dog", "cat", "tabby"]).top()
+    ranking = json.loads(result.stdout)["top"]
+    assert [entry["label"] for entry in ranking] == ["cat", "tabby", "dog"]
+    for entry, best in zip(ranking, expected, strict=True):
+        assert entry["confidence"] == pytest.approx(best.confidence, rel=1e-4)
+    assert ranking[0]["confidence"] > 0.5
+    seven = run(
+        "classify", photos / "cat.png", "--classes", "dog,cat,tabby,car,bird,fish,boat", "--json", "--quiet", *FAST
+    )
+    assert len(json.loads(seven.stdout)["top"]) == 7  # more than --top
+    assert "cat: 7 classes: tabby, tiger cat, Persian cat, …" in result.stderr
+    assert "dog: 118 classes: " in result.stderr
 
 
-def test_models_lists_licenses() -> None:
+def test_heatmap_of_a_group(photos: Path, tmp_path: Path) -> None:
+    succeed("heatmap", photos / "cat.png", "--classes", "CAT", "--out", tmp_path / "maps", *FAST)
+    assert (tmp_path / "maps" / "cat" / "cat.png").is_file()
+    manifest = json.loads((tmp_path / "maps" / "cat" / "manifest.json").read_text())
+    assert manifest["classes"][0]["map_maximum"] > 0.5  # all cats' probabilities together
+    assert manifest["top"][0]["label"] == "Egyptian cat"
+
+
+@pytest.mark.parametrize("command", ["classify", "heatmap", "score", "huge"])
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [("dogs", "no class 'dogs': did you mean dog,"), ("dog,toy", "class 'toy' has 2 meanings; choose one")],
+)
+def test_unknown_and_ambiguous_classes_are_refused_before_any_work(command: str, classes: str, message: str) -> None:
+    arguments = ["--out", "out.parquet"] if command in ("score", "huge") else []
+    refuse(command, "no such photo.jpg", "--classes", classes, *arguments, message=message)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "lite0-stages"),
+        (["--recipe", "paper"], "lite0"),
+        (["--recipe", "paper", "--model", "lite0-stages"], "lite0-stages"),
+        (["--model", "lite0"], "lite0"),
+    ],
+)
+def test_default_model_of_each_recipe(
+    options: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / "photos" / label / "0.png")
+
+    def fail(_: Any, scorer: DenseScorer, *rest: Any, **more: Any) -> None:
+        raise DensescoreError(f"asked for {scorer.name}.")
+
+    monkeypatch.setattr("densescore.transfer.pipeline.train_model", fail)
+    out = tmp_path / "head.safetensors"
+    arguments: list[str | Path] = ["--data", tmp_path / "photos", "-o", out, "--cache", tmp_path / "cache", *options]
+    refuse("train", *arguments, message=f"asked for {expected}.")
+
+
+def test_models_list_licenses() -> None:
     names = [json.loads(line)["name"] for line in run("models", "--json").stdout.splitlines()]
     assert names[0] == "lite0"
     assert "krizhevsky" in names
     assert "Apache-2.0" in run("models").stdout
 
 
-def test_the_version_is_the_packages() -> None:
-    import densescore
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["models"], ["models", "--json"], ["train", "--help"]])
+def test_a_full_disk_below_standard_output_is_an_error(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        process = subprocess.run([sys.executable, "-m", "densescore", *words], stdout=full, stderr=subprocess.PIPE)
+    assert (process.returncode, process.stderr) == (2, b"error: standard output: No space left on device\n")
 
-    assert run("--version").stdout.strip() == f"densescore {densescore.__version__}"
+
+@pytest.mark.parametrize("length", [245, 252, 300])
+@pytest.mark.parametrize(("command", "suffix"), [("score", ".parquet"), ("report", ".html"), ("heatmap", "")])
+def test_long_names_are_written_or_refused(
+    command: str, suffix: str, length: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = Path("a" * (length - len(suffix)) + suffix)
+    words = ["--classes", "tabby"] if command == "heatmap" else []
+    result = run(command, photos / "cat.png", *words, "--scales", "1", "--out", out)
+    assert result.exception is None
+    assert os.path.exists(out) == (result.exit_code == 0)
+    assert result.exit_code == 0 or (result.exit_code == 2 and "too long" in result.stderr)

@@ -1,4 +1,4 @@
-"""Options in groups, errors in a line, interrupts, and what the help says by default."""
+"""Groups of options, one-line errors, interrupts, exit statuses, and defaults in the help."""
 
 import ast
 import os
@@ -10,37 +10,50 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import pytest
-import typer
-from typer.testing import CliRunner
+from cyclopts import Parameter
 
-from densescore.cli.actions import train_actions
-from densescore.cli.command import Without, command, register
-from densescore.cli.main import COMMANDS, app
-from densescore.cli.options import ClassOptions, ScorerOptions
-from densescore.cli.training_options import CacheOptions, RuleOptions
+import densescore.jobs.many.table  # noqa: F401  # before the scorer that its annotations name is replaced
+from densescore.cli.main import app
+from densescore.cli.options import NOT_AN_OPTION, ClassOptions, RuleOptions, ScorerOptions
+from densescore.cli.program import make_app
+from densescore.cli.train import train
 from densescore.errors import DensescoreError, DensescoreWarning
 from densescore.transfer.patch_labels import LabelRule
+from densescore.transfer.recipe import RECIPES
+from tests.cli.runner import CliRunner, command_names, options_of
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Group:
+    size: Annotated[int, Parameter(("--size", "-s"), help="Size.")] = 3
+    name: Annotated[str, Parameter(help="Name.")] = "x"
+    hidden: str = "h"
 
 
 @dataclass(frozen=True)
-class Group:
-    size: Annotated[int, typer.Option("--size", "-s", help="How many.")] = 3
-    name: Annotated[str, typer.Option(help="Which.")] = "x"
-    hidden: Annotated[str, typer.Option(help="What.")] = "h"
+class Variant(Group):
+    size: Annotated[int, Parameter(("--size", "-s"), help="Size.")] = 5
+    hidden: Annotated[str, NOT_AN_OPTION] = "default"
 
 
-GOT: list[Any] = []
+CALLS: list[Any] = []
+small_app = make_app("small")
 
 
-@command("program --size 4")
-def small(group: Annotated[Group, Without("hidden")] = Group(size=5, hidden="kept"), fail: str = "") -> None:
+@small_app.default
+def small(*, group: Variant = Variant(), fail: str = "") -> None:
     """A program."""
-    GOT.append(group)
+    CALLS.append(group)
     if fail == "error":
         raise DensescoreError("[/x] is wrong")
+    if fail == "system":
+        raise OSError(98, "address in use")
+    if fail == "file":
+        raise OSError(36, "File name too long", "/x/aaa")
     if fail == "interrupt":
         raise KeyboardInterrupt
     if fail == "warning":
@@ -48,11 +61,7 @@ def small(group: Annotated[Group, Without("hidden")] = Group(size=5, hidden="kep
         warnings.warn("of another library", UserWarning, stacklevel=2)
 
 
-small_app = typer.Typer()
-register(small_app, small)
-
-
-def test_a_warning_is_one_plain_line() -> None:
+def test_warning_is_one_line() -> None:
     with pytest.warns(UserWarning, match="of another library") as others:
         result = CliRunner().invoke(small_app, ["--fail", "warning"])
     assert result.exit_code == 0
@@ -61,8 +70,8 @@ def test_a_warning_is_one_plain_line() -> None:
     assert CliRunner().invoke(small_app, ["--fail", "warning", "--quiet"]).stderr.count("picture left out") == 0
 
 
-def test_every_warning_of_densescore_is_one_that_commands_print_in_a_line() -> None:
-    """Each ``warnings.warn`` in the package has the category, so none comes out with a path of the package."""
+def test_every_warning_of_densescore_has_its_category() -> None:
+    """So that commands print each ``warnings.warn`` of the package in one line."""
     calls = [
         (path, node)
         for path in (Path(__file__).parents[2] / "densescore").rglob("*.py")
@@ -73,47 +82,69 @@ def test_every_warning_of_densescore_is_one_that_commands_print_in_a_line() -> N
     assert [path for path, node in calls if "DensescoreWarning" not in map(ast.unparse, node.args)] == []
 
 
-def test_help_names_no_option_that_the_command_lacks() -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    for name, found in commands.items():
-        own = {option for parameter in found.params for option in parameter.opts}
-        help_texts = " ".join(getattr(parameter, "help", None) or "" for parameter in found.params)
-        named = set(re.findall(r"--[a-z][a-z-]+", re.sub("`[^`]*`", "", help_texts)))  # not in `other commands`
-        assert named <= own, f"{name}: {sorted(named - own)}"
+@pytest.mark.parametrize("name", command_names(app))
+def test_help_text_names_only_options_of_its_command(name: str) -> None:
+    options = options_of(app, name)
+    texts = " ".join(parameter.help or "" for parameter in options.values())
+    named = set(re.findall(r"--[a-z][a-z-]+", re.sub("`[^`]*`", "", texts)))  # not in `other commands`
+    assert named <= options.keys()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "group"),
+    ("words", "group"),
     [
-        ([], Group(5, "x", "kept")),
-        (["-s", "7"], Group(7, "x", "kept")),
-        (["--name", "[y]", "--size", "8"], Group(8, "[y]", "kept")),
+        ([], Variant(5, "x", "default")),
+        (["-s", "7"], Variant(7, "x", "default")),
+        (["-s", "7", "--size", "8"], Variant(8, "x", "default")),  # the last wins
+        (["--name", "[y]", "-q"], Variant(5, "[y]", "default")),
+        (["-v", "--name=x", "--size", "8"], Variant(8, "x", "default")),
     ],
 )
-def test_a_group_of_options_is_one_object(arguments: list[str], group: Group) -> None:
-    GOT.clear()
-    assert CliRunner().invoke(small_app, arguments).exit_code == 0
-    assert [group] == GOT
+def test_group_of_options_is_one_object(words: list[str], group: Group) -> None:
+    CALLS.clear()
+    assert CliRunner().invoke(small_app, words).exit_code == 0
+    assert [group] == CALLS
 
 
-def test_help_has_the_groups_options_and_the_examples() -> None:
+def test_help_shows_options_of_groups_and_examples() -> None:
     text = CliRunner().invoke(small_app, ["--help"]).stdout
-    for said in ("--size", "default: 5", "--quiet", "--verbose", "program --size 4"):
-        assert said in text
+    for part in ("--size", "default: 5", "--quiet", "--verbose"):
+        assert part in text
     assert "--hidden" not in text
     assert "--group" not in text
+    text = CliRunner().invoke(app, ["classify", "-h"]).stdout
+    panels = ["Rank the classes", "Arguments", "Options", "Patches and scores", "Network", "densescore classify photo"]
+    assert sorted(panels, key=text.index) == panels
 
 
 @pytest.mark.parametrize(
-    ("fail", "status", "line"), [("error", 2, "error: [/x] is wrong\n"), ("interrupt", 130, "stopped\n"), ("", 0, "")]
+    ("words", "status", "stderr"),
+    [
+        ([], 0, ""),
+        (["--fail", "error"], 2, "error: [/x] is wrong\n"),
+        (["--fail", "system"], 2, "error: [Errno 98] address in use\n"),
+        (["--fail", "file"], 2, "error: /x/aaa: File name too long\n"),
+        (["--fail", ""], 2, "error: --fail: got an empty text\n"),
+        (["--fail="], 2, "error: --fail: got an empty text\n"),
+        (["--fail", "interrupt"], 130, "stopped\n"),
+        (["--hidden", "x"], 2, "error: Unknown option: --hidden.\nsee small --help\n"),
+        (["--size", "x", "-q"], 2, 'error: Invalid value for --size: unable to convert "x" into int.\n'),
+        (["--no-quiet"], 2, "error: Unknown option: --no-quiet.\nsee small --help\n"),
+    ],
 )
-def test_how_a_command_ends(fail: str, status: int, line: str) -> None:
-    result = CliRunner().invoke(small_app, ["--fail", fail])
-    assert (result.exit_code, result.stderr) == (status, line)
+def test_exit_status(words: list[str], status: int, stderr: str) -> None:
+    result = CliRunner().invoke(small_app, words)
+    assert (result.exit_code, result.stderr) == (status, stderr)
 
 
-def test_an_interrupt_while_the_program_is_imported(tmp_path: Path) -> None:
-    """A module that stands for torch is slow to import, and is interrupted."""
+def test_mistyped_option_among_inputs() -> None:
+    """Inputs may be ``-``, standard input, but no other word that begins with a hyphen."""
+    result = CliRunner().invoke(app, ["score", "-", "--topp", "-o", "scores.parquet"])
+    assert (result.exit_code, result.stderr) == (2, "error: unknown option: --topp\n")
+
+
+def test_interrupt_during_import(tmp_path: Path) -> None:
+    """A stand-in for torch is slow to import, and is interrupted."""
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
     (tmp_path / "a.png").write_bytes(b"")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
@@ -132,7 +163,7 @@ def test_an_interrupt_while_the_program_is_imported(tmp_path: Path) -> None:
     assert (program.returncode, stderr) == (130, "stopped\n")
 
 
-def test_scorer_options_are_the_scorers_arguments(tmp_path: Path) -> None:
+def test_scorer_options_are_arguments_of_the_scorer() -> None:
     options = ScorerOptions("alexnet", None, "1,2", "", 16, 3.0, "cpu", "bfloat16", "torch")
     assert options.arguments() == {
         "model": "alexnet", "weights": None, "scales": (1.0, 2.0), "stride": 16, "k": 3.0, "device": "cpu",
@@ -142,16 +173,16 @@ def test_scorer_options_are_the_scorers_arguments(tmp_path: Path) -> None:
 
 
 def test_random_weights_are_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
 
     def scorer(**arguments: Any) -> None:
-        asked.append(arguments)
+        calls.append(arguments)
         raise DensescoreError("enough")
 
     monkeypatch.setattr("densescore.scoring.scorer.DenseScorer", scorer)
     for words in (["--weights", "random"], ["--weights", "random.pt"], []):
         assert CliRunner().invoke(app, ["classify", __file__, *words]).exit_code == 2
-    assert [arguments["weights"] for arguments in asked] == [None, "random.pt", "default"]
+    assert [arguments["weights"] for arguments in calls] == [None, "random.pt", "default"]
 
 
 @pytest.mark.parametrize(
@@ -167,60 +198,47 @@ def test_classes(options: ClassOptions, names: tuple[str, ...]) -> None:
     assert options.names == names
 
 
-def test_a_rule_changes_where_it_is_asked_to() -> None:
+def test_rule_options_change_a_rule() -> None:
     base = LabelRule(patch_share=0.3, overlap="touch")
     assert RuleOptions().change(base) == base
     assert RuleOptions(object_share=0.5, overlap="rule").change(base) == LabelRule(0.3, 0.5, "rule")
 
 
-def test_defaults_that_the_help_names_are_the_librarys() -> None:
-    """Options whose defaults belong to modules that are slow to import."""
-    from densescore.paper.actions.training import ActionRecipe
+def test_defaults_in_help_are_the_librarys() -> None:
+    """Defaults and choices from modules that are slow to import."""
+    from densescore.data.boxed_set import Labels
+    from densescore.paper.actions.network import ActionRecipe
     from densescore.paper.caffe import CAFFE_MEAN
+    from densescore.paper.from_scratch import CROPS
     from densescore.transfer.feature_cache import DEFAULT_BYTES
-    from densescore.transfer.from_scratch import CROPS
+    from densescore.transfer.patch_labels import Overlap
 
-    assert _shown("train", "crops") == str(CROPS)
-    assert _shown("train", "cache_size") == f"{DEFAULT_BYTES / 1e9:g}"
-    assert _shown("train-actions", "epochs") == str(ActionRecipe.epochs)
-    assert _shown("convert-caffe", "mean") == ",".join(map(str, CAFFE_MEAN))
-
-
-def _shown(name: str, option: str) -> str:
-    group: Any = typer.main.get_command(app)
-    (found,) = (parameter for parameter in group.commands[name].params if parameter.name == option)
-    return str(found.show_default)
-
-
-def test_an_option_of_several_commands_is_one_option() -> None:
-    """The same help wherever a shared option appears, and the same short forms."""
-    group: Any = typer.main.get_command(app)
-    seen: dict[str, set[str]] = {}
-    for found in group.commands.values():
-        names = {option for parameter in found.params for option in parameter.opts}
-        assert {"--quiet", "-q", "--verbose", "-v"} <= names
-        assert ("-o" in names) == ("--out" in names)
-        for parameter in found.params:
-            if parameter.name in ("weights", "device", "dtype", "runtime", "stride", "scales", "k",
-                                  "context", "split", "seed", "cache", "cache_size", "classes", "class_"):  # fmt: skip
-                if found.name in ("pretrain", "source-classes") and parameter.name == "classes":
-                    continue  # ImageNet's classes to train on, not classes of a model
-                if found.name == "reproduce" and parameter.name == "cache_size":
-                    continue
-                seen.setdefault(parameter.name, set()).add(parameter.help)
-    assert len(seen) == 14
-    assert {name for name, helps in seen.items() if len(helps) > 1} == set()
+    for name, option, default in (
+        ("train", "--crops", str(CROPS)),
+        ("train", "--cache-size", f"{DEFAULT_BYTES / 1e9:g}"),
+        ("train", "--patch-share", str(LabelRule.patch_share)),
+        ("train", "--object-share", str(LabelRule.object_share)),
+        ("train-actions", "--epochs", str(ActionRecipe.epochs)),
+        ("convert-caffe", "--mean", ",".join(map(str, CAFFE_MEAN))),
+    ):
+        assert default in re.findall(r"[\d.,]*\d", options_of(app, name)[option].help), option
+    assert get_args(get_type_hints(train)["recipe"]) == tuple(RECIPES)
+    for option, choices in (("--labels", Labels), ("--overlap", Overlap)):
+        text = options_of(app, "train")[option].help
+        assert all(re.search(rf"\b{choice}\b", text) for choice in get_args(choices)), option
 
 
-def test_training_and_measuring_choose_how_the_network_runs() -> None:
-    group: Any = typer.main.get_command(app)
-    for name in ("train", "evaluate", "tune-k"):
-        options = {option for parameter in group.commands[name].params for option in parameter.opts}
-        assert {"--dtype", "--runtime", "--stride", "--device"} <= options
-
-
-def test_the_papers_commands_come_last() -> None:
-    assert [*COMMANDS][-1] == "Reproducing the paper"
-    assert train_actions in COMMANDS["Reproducing the paper"]
-    assert COMMANDS["Score images"][0].__name__ == "classify"
-    assert CacheOptions().cache is None
+def test_shared_option_has_one_help_text() -> None:
+    texts: dict[str, set[str]] = {}
+    for name in command_names(app):
+        options = options_of(app, name)
+        assert {"--quiet", "-q", "--verbose", "-v"} <= options.keys()
+        assert ("-o" in options) == ("--out" in options)
+        for option in ("--weights", "--device", "--dtype", "--runtime", "--stride", "--scales", "--k", "--context",
+                       "--set", "--seed", "--cache", "--cache-size", "--classes", "--class"):  # fmt: skip
+            own = (option, name) in (("--classes", "pretrain"), ("--classes", "source-classes"),
+                                     ("--cache-size", "reproduce"))  # fmt: skip
+            if option in options and not own:
+                texts.setdefault(option, set()).add(options[option].help)
+    assert len(texts) == 14
+    assert {option for option, different in texts.items() if len(different) > 1} == set()

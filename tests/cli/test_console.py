@@ -1,4 +1,4 @@
-"""What is printed is printed literally, whatever a file or a label is called."""
+"""Names of files and labels are printed literally."""
 
 import json
 import os
@@ -13,31 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from densescore import DenseScorer
 from densescore.cli import console
-from densescore.cli.console import complain, printable, say, say_json, show_table
-from densescore.cli.main import app
-from densescore.cli.progress import Progress
+from densescore.cli.console import Progress, error, info, print_json, print_table, printable
 from densescore.io.names import as_text, from_text
-from densescore.models.adaptation import AdaptationHead, HeadFile, save_head
+from densescore.models.head import AdaptationHead, HeadFile, save_head
+from tests.cli.runner import refuse, run, succeed
 
 NAMES = [
-    "[v1]",
-    "[/x]",
-    "[bold red]",
-    "[link=http://x.org]y[/link]",
-    ":smile:",
-    "{task.description}",
-    "two  spaces",
-    "\\[a]",
-    "100 %",
-    "名前",
-]
-"""Nothing of these is obeyed: each stands in the output as it is."""
+    "[v1]", "[/x]", "[bold red]", "[link=http://x.org]y[/link]", ":smile:", "{task.description}", "two  spaces",
+    "\\[a]", "100 %", "名前",
+]  # fmt: skip
+"""Names that are printed as they are."""
 
-OBEYED = {
+ESCAPED = {
     "\x1b[31mred": r"\x1b[31mred",
     "\x1b]0;title\x07": r"\x1b]0;title\x07",
     "a\nerror: b": r"a\nerror: b",
@@ -50,25 +40,25 @@ OBEYED = {
     "byte\udcff": r"byte\xff",
     "half\ud83d": r"half\ud83d",
 }
-"""What a terminal obeys, or cannot encode, and what is printed instead."""
+"""Text that a terminal executes or cannot encode, and its escaped form."""
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_not_markup(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert printable(name) == name
-    say(f"see {name}")
-    complain(f"{name}: broken")
-    show_table((name, "score"), [(name, 1)], title=name, last=(name, ""))
+    info(f"see {name}")
+    error(f"{name}: broken")
+    print_table((name, "score"), [(name, 1)], title=name, last=(name, ""))
     captured = capsys.readouterr()
     assert captured.out.count(name) == 5
     assert captured.err == f"error: {name}: broken\n"
 
 
-@pytest.mark.parametrize(("name", "shown"), OBEYED.items())
-def test_what_a_terminal_obeys_is_made_visible(name: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
-    say(name)
-    complain(name)
-    show_table((name, "score"), [(name, 1)], title=name)
+@pytest.mark.parametrize(("name", "shown"), ESCAPED.items())
+def test_control_characters_are_escaped(name: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    info(name)
+    error(name)
+    print_table((name, "score"), [(name, 1)], title=name)
     captured = capsys.readouterr()
     assert captured.out.count(shown) == 4
     assert captured.err == f"error: {shown}\n"
@@ -76,7 +66,7 @@ def test_what_a_terminal_obeys_is_made_visible(name: str, shown: str, capsys: py
 
 
 @given(st.text(st.characters(codec=None)))
-def test_anything_becomes_one_line_of_characters_that_are_shown(text: str) -> None:
+def test_any_text_becomes_one_printable_line(text: str) -> None:
     shown = printable(text)
     assert "\x1b" not in shown
     assert len(shown.splitlines()) <= 1
@@ -87,36 +77,30 @@ def test_anything_becomes_one_line_of_characters_that_are_shown(text: str) -> No
 
 @pytest.fixture
 def head(tmp_path: Path) -> Path:
-    """A head on lite0 with labels that a terminal must not obey."""
+    """A head on lite0 with labels that hold markup and control characters."""
     path = tmp_path / "[head].safetensors"
     labels = ("[/dog]", "\x1b[31mcat, wild")
     save_head(path, HeadFile(AdaptationHead(1280, 2, 4), labels, "lite0", (0.5,) * 3, (0.5,) * 3, 224, scales=(1.0,)))
     return path
 
 
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 def test_paths_and_labels_through_the_commands(head: Path, tmp_path: Path) -> None:
     picture = tmp_path / "[v1] \x1b[2J.png"
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(picture)
     plain: list[str | Path] = [picture, "--model", head, "--runtime", "torch"]
-    table = run("classify", *plain).stdout.replace("\n", "")
+    table = succeed("classify", *plain).stdout.replace("\n", "")
     assert r"[v1] \x1b[2J.png" in table
     assert "[/dog]" in table
     assert r"\x1b[31mcat, wild" in table
     found = json.loads(run("classify", *plain, "--json").stdout)
     assert {ranked["label"] for ranked in found["top"]} == {"[/dog]", "\x1b[31mcat, wild"}
-    mapped = run("heatmap", *plain, "-o", tmp_path / "[/maps]", "--class", "\x1b[31mcat, wild", "--classes", "[/dog]")
-    assert mapped.exit_code == 0, mapped.output
+    heatmap: list[str | Path] = ["heatmap", *plain, "-o", tmp_path / "[/maps]"]
+    mapped = succeed(*heatmap, "--class", "\x1b[31mcat, wild", "--classes", "[/dog]")
     assert [line.split("  ")[1].split(": confidence")[0] for line in mapped.stdout.splitlines()] == [
         "[/dog]", r"\x1b[31mcat, wild",
     ]  # fmt: skip
     assert "[/maps]" in mapped.stdout
-    refused = run("heatmap", *plain, "-o", tmp_path / "[/maps]", "--class", "[/dog")
-    assert refused.exit_code == 2
-    assert refused.stderr == "error: no class '[/dog': did you mean [/dog]?\n"
+    refuse(*heatmap, "--class", "[/dog", message="error: no class '[/dog': did you mean [/dog]?\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes")
@@ -134,13 +118,13 @@ def test_names_that_are_not_utf8(tmp_path: Path, encoding: str) -> None:
 
 
 @pytest.fixture
-def talk() -> Iterator[console.Talk]:
-    yield console.talk
-    console.talk.quiet = console.talk.verbose = False
+def verbosity() -> Iterator[console.Verbosity]:
+    yield console.verbosity
+    console.verbosity.quiet = console.verbosity.verbose = False
 
 
 def test_json_is_valid_unicode(capsys: pytest.CaptureFixture[str]) -> None:
-    say_json({"image": "caf\udce9.png", "by\udcff": [{"label": "\ud83d"}, "plain", '"quoted"'], "k": 5.0})
+    print_json({"image": "caf\udce9.png", "by\udcff": [{"label": "\ud83d"}, "plain", '"quoted"'], "k": 5.0})
     record = json.loads(capsys.readouterr().out)
     str(record).encode()
     assert record == {
@@ -151,7 +135,7 @@ def test_json_is_valid_unicode(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_a_terminal_a_line_every_ten_seconds(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], talk: console.Talk
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verbosity: console.Verbosity
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
@@ -166,15 +150,15 @@ def test_without_a_terminal_a_line_every_ten_seconds(
     assert lines[1].endswith("left, 2 failed")
 
 
-def test_quiet_and_verbose(talk: console.Talk, capsys: pytest.CaptureFixture[str]) -> None:
-    said = {}
+def test_quiet_and_verbose(verbosity: console.Verbosity, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = {}
     for quiet, verbose in ((False, False), (True, False), (False, True)):
-        talk.quiet, talk.verbose = quiet, verbose
-        console.note("a note")
+        verbosity.quiet, verbosity.verbose = quiet, verbose
+        console.notice("a note")
         console.detail("a detail")
-        console.complain("a failure")
-        said[quiet, verbose] = capsys.readouterr().err.splitlines()
-    assert said == {
+        console.error("a failure")
+        printed[quiet, verbose] = capsys.readouterr().err.splitlines()
+    assert printed == {
         (False, False): ["a note", "error: a failure"],
         (True, False): ["error: a failure"],
         (False, True): ["a note", "a detail", "error: a failure"],
@@ -186,25 +170,24 @@ def test_verbose_names_the_scorer(tmp_path: Path, toy_scorer: DenseScorer, monke
     picture = tmp_path / "a.png"
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(picture)
     assert run("classify", picture, "-q").stderr == ""
-    told = run("classify", picture, "-v").stderr
-    assert told.startswith(f"{toy_scorer.name!r}, {len(toy_scorer.labels)} classes; scales ")
-    assert f"float32 on cpu by {toy_scorer.runtime}" in told
+    stderr = run("classify", picture, "-v").stderr
+    assert stderr.startswith(f"{toy_scorer.name!r}, {len(toy_scorer.labels)} classes; scales ")
+    assert f"float32 on cpu by {toy_scorer.runtime}" in stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are of Unix")
 @pytest.mark.parametrize("to_file", [True, False])
-def test_results_beside_a_bar_on_a_terminal(to_file: bool, tmp_path: Path) -> None:
-    """In a file they are whole, with nothing of the bar; on the terminal each begins a line of its own."""
+def test_results_and_a_bar_on_a_terminal(to_file: bool, tmp_path: Path) -> None:
+    """Results in a file hold nothing of the bar; on the terminal each begins its own line."""
     import pty
 
     code = (
-        "from densescore.cli.console import say, say_json, show_table\n"
-        "from densescore.cli.progress import Progress\n"
+        "from densescore.cli.console import Progress, info, print_json, print_table\n"
         "with Progress() as progress:\n"
         "    for item in progress.track([1, 2], 'images'):\n"
-        "        say_json({'label': '[/x]', 'long': 'y' * 200})\n"
-        "        say(f'[v{item}]')\n"
-        "        show_table(['[a]', 'b'], [('c', item)])\n"
+        "        print_json({'label': '[/x]', 'long': 'y' * 200})\n"
+        "        info(f'[v{item}]')\n"
+        "        print_table(['[a]', 'b'], [('c', item)])\n"
     )
     terminal, inner = pty.openpty()
     results = tmp_path / "results.txt"

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner, Result
+
+from tests.cli import runner
+from tests.cli.runner import Result
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("tifffile")
@@ -23,19 +25,18 @@ import zarr
 
 import densescore.jobs.many.table  # noqa: F401  # before the scorer that its annotations name is replaced
 from densescore import DensescoreError, DenseScorer
-from densescore.cli import main
-from densescore.io.marks import MARK
-from densescore.models.adaptation import AdaptationHead, HeadFile, save_head
+from densescore.io.files import MARK
+from densescore.models.head import AdaptationHead, HeadFile, save_head
 from densescore.models.registry import load_classifier
 from densescore.network import export as network_export
-from densescore.paper.pretrain import pipeline
-from densescore.paper.pretrain.accuracy import Accuracy
-from densescore.paper.reproduce.chain import Chain
-from densescore.paper.reproduce.plan import SMOKE
+from densescore.paper.actions.voc import ActionSet
+from densescore.paper.pretrain import training
+from densescore.paper.pretrain.training import Accuracy
+from densescore.paper.reproduce.chain import SMOKE, Chain
 from densescore.transfer.feature_cache import FeatureCache
 from tests.conftest import Toy
 from tests.data.voc_set import CLASSES, write_voc
-from tests.paper.pretrain.image_tree import write_tree
+from tests.paper.pretrain.source_training import write_tree
 
 
 class Command(NamedTuple):
@@ -107,12 +108,11 @@ def place(tmp_path: Path, scorer: DenseScorer, head: HeadFile, monkeypatch: pyte
     stubs: dict[str, Any] = {
         "cli.options.known_labels": lambda *_: None,
         "scoring.scorer.DenseScorer": lambda *_, **__: scorer,
-        "transfer.pipeline.train_model": lambda *_, checkpoint, **__: _trained(head, checkpoint),
-        "paper.actions.pipeline.train_sliding": lambda *_, checkpoint, **__: _trained(head, checkpoint),
-        "paper.actions.voc.read_actions": lambda *_: SimpleNamespace(persons=[], actions=("jumping",)),
-        "results.heatmaps.draw_overlay": lambda *x, **_: Path(x[3]).write_bytes(b"drawn"),
+        "transfer.pipeline.train_model": lambda *_, **__: head,
+        "paper.actions.voc.read_actions": lambda *_: ActionSet("train", ("jumping",), ()),
+        "results.heatmaps.overlay": lambda *_: SimpleNamespace(savefig=lambda path, **_: path.write_bytes(b"drawn")),
         "evaluation.voc_results.draw_curve": lambda *x: Path(x[-1]).write_bytes(b"drawn"),
-        "transfer.patch_figure.draw_patch_labels": lambda *x, **_: Path(x[-1]).write_bytes(b"drawn"),
+        "transfer.figure.draw_patch_labels": lambda *x, **_: Path(x[-1]).write_bytes(b"drawn"),
         "transfer.feature_cache.FeatureCache": lambda *_, **__: None,
         "transfer.pipeline.cached_scores": lambda *_: lambda image: scorer.score(image.path),
     }
@@ -120,7 +120,7 @@ def place(tmp_path: Path, scorer: DenseScorer, head: HeadFile, monkeypatch: pyte
     stubs["paper.caffe.convert_caffe"] = lambda *_: converted
     for name, stub in stubs.items():
         monkeypatch.setattr(f"densescore.{name}", stub)
-    monkeypatch.setattr(pipeline, "train_source", lambda *_, **__: Accuracy(1, 0.5, 1.0, 4))
+    monkeypatch.setattr(training, "train_source", lambda *_, **__: Accuracy(1, 0.5, 1.0, 4))
     toy = load_classifier(Toy(), labels=CLASSES, patch_size=20)
     monkeypatch.setattr(network_export, "load_classifier", lambda *_, **__: toy)
     monkeypatch.setattr(network_export, "_trace", lambda *_: None)
@@ -130,13 +130,15 @@ def place(tmp_path: Path, scorer: DenseScorer, head: HeadFile, monkeypatch: pyte
     return tmp_path
 
 
-def _trained(head: HeadFile, checkpoint: Path) -> HeadFile:
-    (checkpoint / "patches.pt").write_bytes(b"a state")
-    return head
+@pytest.fixture
+def umask() -> Iterator[int]:
+    old = os.umask(0o027)
+    yield 0o027
+    os.umask(old)
 
 
 def run(*arguments: str) -> Result:
-    result = CliRunner().invoke(main.app, list(arguments))
+    result = runner.run(*arguments)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
     return result
 
@@ -214,17 +216,18 @@ def clear(place: Path, command: Command) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_without_anything_foreign_it_works_and_reads_only_what_it_should(name: str, place: Path) -> None:
+def test_a_command_writes_its_results_alone_in_the_umasks_mode(name: str, place: Path, umask: int) -> None:
     command = COMMANDS[name]
     before = contents(place)
     for arguments in ((), ("--overwrite",)):
-        result = run(*command.arguments, *arguments)
-        assert result.exit_code == 0, result.output
+        runner.succeed(*command.arguments, *arguments)
         after = contents(place)
         assert {path: after.get(path) for path in before} == before
-        new = {Path(path).relative_to(place).parts[0] for path in after.keys() - before.keys()}
-        assert new <= {command.out, *command.derived}, new  # no lock, checkpoint or scratch folder is left
-        assert command.out in new
+        new = [Path(path) for path in after.keys() - before.keys()]
+        names = {path.relative_to(place).parts[0] for path in new}
+        assert {command.out} <= names <= {command.out, *command.derived}  # no lock or scratch folder
+        modes = {path: stat.S_IMODE(path.stat().st_mode) for path in new}
+        assert modes == {path: (0o777 if path.is_dir() else 0o666) & ~umask for path in new}
     if not command.folder:
         return
     note = place / command.out / "note.txt"
@@ -233,24 +236,6 @@ def test_without_anything_foreign_it_works_and_reads_only_what_it_should(name: s
     assert refused.exit_code in (1, 2)
     assert "did not make note.txt" in refused.stderr
     assert note.read_text() == "mine"
-
-
-@pytest.mark.parametrize("mask", [0o022, 0o027])
-@pytest.mark.parametrize("name", COMMANDS)
-def test_files_get_the_umasks_mode(name: str, mask: int, place: Path) -> None:
-    command = COMMANDS[name]
-    before = set(place.rglob("*"))
-    old = os.umask(mask)
-    try:
-        result = run(*command.arguments)
-    finally:
-        os.umask(old)
-    assert result.exit_code == 0, result.output
-    new = set(place.rglob("*")) - before
-    assert new
-    for path in new:
-        usual = 0o777 if path.is_dir() else 0o666
-        assert stat.S_IMODE(path.stat().st_mode) == usual & ~mask, path
 
 
 @pytest.fixture

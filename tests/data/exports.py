@@ -1,4 +1,4 @@
-"""Exports as annotation tools lay them out, of pictures whose boxes hold one plain color, turned by EXIF or not."""
+"""Exports in annotation tools' layouts; each box of their pictures holds one plain color, turned by EXIF or not."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from densescore import read_image
-from densescore.data.boxed_set import BoxedSet
+from densescore.data.boxed_set import BoxedSet, boxed_part
 from densescore.data.labeled_set import LabeledSet
 from tests.data.voc_set import annotation
 
@@ -25,7 +25,7 @@ _INVERSE = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture on disk: stored width and height, upright ones, and the box of its class in either."""
+    """A picture on disk: width and height, stored and upright, and the box of its class in both."""
 
     label: str
     stored: tuple[int, int]
@@ -35,7 +35,7 @@ class Drawn:
 
 
 def draw(path: Path, label: str, orientation: int = 1, *, width: int = 80, height: int = 60, seed: int = 0) -> Drawn:
-    """Write a picture that shows a class as a plain rectangle, its pixels stored as EXIF's orientation says."""
+    """Write a picture that shows a class as a plain rectangle, stored in an EXIF orientation."""
     chance = np.random.default_rng([seed, orientation])
     pixels = chance.integers(90, 150, (height, width, 3), dtype=np.uint8)
     x, y = int(chance.integers(2, 20)), int(chance.integers(2, 30))
@@ -47,10 +47,8 @@ def draw(path: Path, label: str, orientation: int = 1, *, width: int = 80, heigh
     if orientation != 1:
         exif[ExifTags.Base.Orientation] = orientation
     path.parent.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = (
-        {"quality": 95, "subsampling": 0} if path.suffix.lower() in (".jpg", ".jpeg") else {"lossless": True}
-    )
-    stored.save(path, exif=exif, **options)
+    is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+    stored.save(path, exif=exif, **({"quality": 95, "subsampling": 0} if is_jpeg else {"lossless": True}))
     return Drawn(label, stored.size, upright.size, colored(np.asarray(stored), label), colored(pixels, label))
 
 
@@ -71,6 +69,17 @@ def check_pixels(labeled: LabeledSet) -> None:
             assert np.abs(np.array(colored(pixels, labeled.classes[label])) - box).max() <= 1, image.name
 
 
+def check_boxes(labeled: LabeledSet) -> None:
+    """Boxes lie within their images and are of the set's classes."""
+    assert labeled.truth().shape == (len(labeled.images), len(labeled.classes))
+    assert len(set(labeled.classes)) == len(labeled.classes) > 0
+    for image in boxed_part(labeled).images:
+        assert (image.boxes >= 0).all()
+        assert (image.boxes[:, 2:] <= [image.width, image.height]).all()
+        assert (image.boxes[:, :2] < image.boxes[:, 2:]).all()
+        assert ((image.classes >= 0) & (image.classes < len(labeled.classes))).all()
+
+
 def coco_record(drawn: dict[str, Drawn], categories: list[dict[str, Any]], *, upright: bool = True) -> dict[str, Any]:
     """COCO's JSON for pictures by file name; the last category of a name is the one that annotations use."""
     ids = {str(item["name"]): item["id"] for item in categories}
@@ -79,10 +88,8 @@ def coco_record(drawn: dict[str, Drawn], categories: list[dict[str, Any]], *, up
         width, height = picture.upright if upright else picture.stored
         x0, y0, x1, y1 = picture.upright_box if upright else picture.stored_box
         images.append({"id": number, "file_name": name, "width": width, "height": height})
-        box = [x0, y0, x1 - x0, y1 - y0]
-        annotations.append(
-            {"id": number, "image_id": number, "category_id": ids[picture.label], "bbox": box, "iscrowd": 0}
-        )
+        box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": ids[picture.label], "iscrowd": 0}
+        annotations.append({"id": number, "image_id": number, **box})
     return {"images": images, "categories": categories, "annotations": annotations}
 
 

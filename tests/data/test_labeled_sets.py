@@ -1,10 +1,11 @@
-"""Sets that have labels and no boxes: folders, tables, VOC's image sets alone; and the splits drawn of them."""
+"""Sets with labels and no boxes: folders, tables, VOC's image sets alone; and drawn splits."""
 
 import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,16 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densescore import DensescoreError
-from densescore.data.boxed_set import BoxedImage, BoxedSet, Labels, boxed_part
-from densescore.data.labeled_set import NEGATIVE, POSITIVE, UNKNOWN, LabeledSet
-from densescore.data.load import load_boxed, load_set
-from densescore.data.splits import draw_val, match_split
+from densescore.data.boxed_set import BoxedImage, BoxedSet, boxed_part
+from densescore.data.labeled_set import POSITIVE, UNKNOWN, LabeledSet
+from densescore.data.load import draw_val, load_boxed, load_set, match_split
 from tests.data.exports import cvat_coco, draw, labelimg, pictures, roboflow_coco, yolo
 from tests.data.voc_set import write_voc
 
 
 def folders(root: Path, counts: dict[str, int]) -> Path:
-    """A folder per class of so many pictures, one of them turned."""
+    """A folder per class with its number of pictures; the first is turned."""
     for label, count in counts.items():
         pictures(root / label, [f"{n}.{'png' if n else 'JPG'}" for n in range(count)], (6, 1))
     return root
@@ -35,15 +35,8 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
     assert type(labeled) is LabeledSet
     assert labeled.classes == ("bird", "cat", "train")  # a folder "train" of pictures is a class of trains
     assert labeled.truth().tolist() == [[1, -1, -1]] * 3 + [[-1, 1, -1]] * 2 + [[-1, -1, 1]]
-    assert [image.name for image in labeled.images] == [
-        "bird/0",
-        "bird/1",
-        "bird/2",
-        "cat/dog/0",
-        "cat/dog/1",
-        "train/0",
-    ]
-    assert (labeled.images[0].height, labeled.images[0].width) == (60, 80)
+    names = "bird/0 bird/1 bird/2 cat/dog/0 cat/dog/1 train/0"
+    assert [image.name for image in labeled.images] == names.split()
     assert labeled.find("train/0.JPG").truth.tolist() == [-1, -1, 1]
     with pytest.raises(DensescoreError, match="no image set 'val'; there are none; .*--val-share"):
         load_set(root, "val")
@@ -56,11 +49,11 @@ def test_folders_of_splits(tmp_path: Path) -> None:
         folders(tmp_path / split, {"cat": count, "dog": 1})
     assert len(load_set(tmp_path, "train").images) == 4
     assert [image.name for image in load_set(tmp_path, "val").images] == ["cat/0", "cat/1", "dog/0"]
-    with pytest.raises(DensescoreError, match="has a set 'validation' of its own"):
+    with pytest.raises(DensescoreError, match="has a set 'validation', so val_share cannot draw one"):
         load_set(tmp_path, "train", val_share=0.5)
 
 
-def test_all_faults_of_folders_are_said_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_folders_are_in_one_error(tmp_path: Path) -> None:
     root = folders(tmp_path, {"cat": 2, "dog": 1})
     (root / "empty").mkdir()
     (root / "stray.jpg").write_bytes(b"")
@@ -71,19 +64,18 @@ def test_all_faults_of_folders_are_said_at_once(tmp_path: Path) -> None:
         assert message in str(caught.value)
 
 
+JSON_LINES = """{"image": "a.jpg", "labels": ["cat", "dog"]}
+
+{"image": "b.jpg", "labels": []}
+{"image": "c.jpg", "labels": "?cat"}
+{"image": "d.jpg", "labels": ["dog", "?"]}
+"""
 TABLES = {
     "csv": ("labels.csv", "image,labels\na.jpg,cat;dog\nb.jpg,\nc.jpg,?cat\nd.jpg, dog ; ?\n"),
     "rows": ("my.csv", "id,label,image\n1,cat,a.jpg\n2,dog,a.jpg\n3,,b.jpg\n4,?cat,c.jpg\n5,dog,d.jpg\n6,?,d.jpg\n"),
     "tsv": ("labels.tsv", "filename\tlabels\na.jpg\tcat;dog\nb.jpg\t\nc.jpg\t?cat\nd.jpg\tdog;?\n"),
-    "jsonl": (
-        "labels.jsonl",
-        '{"image": "a.jpg", "labels": ["cat", "dog"]}\n\n{"image": "b.jpg", "labels": []}\n'
-        '{"image": "c.jpg", "labels": "?cat"}\n{"image": "d.jpg", "labels": ["dog", "?"]}\n',
-    ),
-    "otherwise written": (
-        "labels.csv",
-        "image,labels\na.jpg,cat\n./a.jpg,dog\nb.jpg,\n./c.jpg,?cat\nd.jpg,dog\n.//d.jpg,?\n",
-    ),
+    "jsonl": ("labels.jsonl", JSON_LINES),
+    "otherwise written": ("labels.csv", "image,labels\na.jpg,cat\n./a.jpg,dog\nb.jpg,\n./c.jpg,?cat\n.//d.jpg,dog;?\n"),
     "quoted": ("labels.csv", 'IMAGE,Labels\n"a.jpg","cat;dog"\r\n"b.jpg",""\r\n"c.jpg",?cat\r\n"d.jpg",dog;?\r\n'),
 }
 
@@ -118,54 +110,41 @@ def test_splits_of_a_table_share_its_classes(tmp_path: Path) -> None:
     assert load_set(tmp_path, "train").truth().tolist() == [[1, -1]]
 
 
-BAD_ROWS = {
-    "no such picture": ("z.jpg,cat", "labels.csv:3: .*z.jpg: no such picture"),
-    "absolute": ("/etc/passwd,cat", "labels.csv:3: image: expected a path within"),
-    "above": ("../a.jpg,cat", "labels.csv:3: image: expected a path within"),
-    "empty": (",cat", "labels.csv:3: image: expected a path within"),
-    "fields": ("b.jpg,cat,dog", "labels.csv:3: 3 fields, but the header has 2"),
-    "one field": ("b.jpg", "labels.csv:3: 1 fields, but the header has 2"),
-    "both": ("b.jpg,cat;?cat", "labels.csv:3: labels: cat is both shown and unknown in b.jpg"),
-    "quote": ('"b.jpg,cat', "labels.csv:3: not valid CSV"),
-    "long": ("b.jpg," + "x" * 200_000, "labels.csv:3: not valid CSV: field larger"),
-}
+CSV = (r"labels\.csv:3: ", "image,labels\na.jpg,cat\n{}\n")
+JSON = (r"labels\.jsonl:2: ", '{{"image": "a.jpg", "labels": "cat"}}\n{}\n')
+HEADER = (r"labels\.csv:1: ", "{}\na.jpg,cat\n")
+BAD_ROWS = [
+    (CSV, "z.jpg,cat", ".*z.jpg: no such picture"),
+    (CSV, "/etc/passwd,cat", "image: expected a path within"),
+    (CSV, "../a.jpg,cat", "image: expected a path within"),
+    (CSV, ",cat", "image: expected a path within"),
+    (CSV, "b.jpg,cat,dog", "3 fields, but the header has 2"),
+    (CSV, "b.jpg", "1 fields, but the header has 2"),
+    (CSV, "b.jpg,cat;?cat", "labels: cat is both shown and unknown in b.jpg"),
+    (CSV, '"b.jpg,cat', "not valid CSV"),
+    (CSV, "b.jpg," + "x" * 200_000, "not valid CSV: field larger"),
+    (CSV, "images/a.jpg,dog", r"image: .*a\.jpg is also the picture of another name"),
+    (JSON, "{", "not valid JSON"),
+    (JSON, "[" * 100_000, "not valid JSON"),
+    (JSON, "[]", "expected an object with image and labels"),
+    (JSON, '{"labels": []}', "image: expected a path, got None"),
+    (JSON, '{"image": 3, "labels": []}', "image: expected a path, got 3"),
+    (JSON, '{"image": "a.jpg"}', "labels: expected a text or a list of texts"),
+    (JSON, '{"image": "a.jpg", "labels": null}', "labels: expected a text or a list of texts"),
+    (JSON, '{"image": "a.jpg", "labels": [1]}', "labels: expected a text or a list of texts"),
+    (JSON, '{"image": "a.jpg", "labels": [], "split": 1}', "split: expected a text, got 1"),
+    (JSON, '{"image": "\\ud800.jpg", "labels": []}', "image: expected a path within"),
+    *((HEADER, row, "expected columns image and labels") for row in ("", "image;labels", "picture,tag", "image")),
+    (HEADER, "image,split", "expected columns image and labels"),
+]
 
 
-@pytest.mark.parametrize(("row", "message"), BAD_ROWS.values(), ids=BAD_ROWS)
-def test_rows_of_a_csv(row: str, message: str, tmp_path: Path) -> None:
-    pictures(tmp_path, ["a.jpg", "b.jpg"])
-    (tmp_path / "labels.csv").write_text(f"image,labels\na.jpg,cat\n{row}\n")
-    with pytest.raises(DensescoreError, match=message):
-        load_set(tmp_path, "train")
-
-
-BAD_LINES = {
-    "json": ("{", "not valid JSON"),
-    "deep": ("[" * 100_000, "not valid JSON"),
-    "list": ("[]", "expected an object with image and labels"),
-    "no image": ('{"labels": []}', "image: expected a path, got None"),
-    "image a number": ('{"image": 3, "labels": []}', "image: expected a path, got 3"),
-    "no labels": ('{"image": "a.jpg"}', "labels: expected a text or a list of texts"),
-    "labels null": ('{"image": "a.jpg", "labels": null}', "labels: expected a text or a list of texts"),
-    "label a number": ('{"image": "a.jpg", "labels": [1]}', "labels: expected a text or a list of texts"),
-    "split": ('{"image": "a.jpg", "labels": [], "split": 1}', "split: expected a text, got 1"),
-    "surrogate": ('{"image": "\\ud800.jpg", "labels": []}', "image: expected a path within"),
-}
-
-
-@pytest.mark.parametrize(("line", "message"), BAD_LINES.values(), ids=BAD_LINES)
-def test_lines_of_json(line: str, message: str, tmp_path: Path) -> None:
-    pictures(tmp_path, ["a.jpg"])
-    (tmp_path / "labels.jsonl").write_text('{"image": "a.jpg", "labels": "cat"}\n' + line + "\n")
-    with pytest.raises(DensescoreError, match=r"labels\.jsonl:2: " + message):
-        load_set(tmp_path, "train")
-
-
-@pytest.mark.parametrize("header", ["", "image;labels", "picture,tag", "image", "image,split"])
-def test_a_header_without_the_columns(header: str, tmp_path: Path) -> None:
-    pictures(tmp_path, ["a.jpg"])
-    (tmp_path / "labels.csv").write_text(f"{header}\na.jpg,cat\n")
-    with pytest.raises(DensescoreError, match=r"labels\.csv:1: expected columns image and labels"):
+@pytest.mark.parametrize(("table", "row", "message"), BAD_ROWS, ids=[row[:20] for _, row, _ in BAD_ROWS])
+def test_a_bad_row_is_named(table: tuple[str, str], row: str, message: str, tmp_path: Path) -> None:
+    place, text = table
+    pictures(tmp_path / "images", ["a.jpg", "b.jpg"])
+    (tmp_path / ("labels.jsonl" if table is JSON else "labels.csv")).write_text(text.format(row))
+    with pytest.raises(DensescoreError, match=place + message):
         load_set(tmp_path, "train")
 
 
@@ -182,23 +161,17 @@ def test_a_column_per_class(tmp_path: Path) -> None:
         load_set(tmp_path, "train")
 
 
-def test_two_names_of_one_picture_are_refused(tmp_path: Path) -> None:
-    pictures(tmp_path / "images", ["a.jpg"])
-    (tmp_path / "labels.csv").write_text("image,labels\na.jpg,cat\nimages/a.jpg,dog\n")
-    with pytest.raises(DensescoreError, match=r"labels\.csv:3: image: .*a\.jpg is also the picture of another name"):
-        load_set(tmp_path, "train")
-
-
-def test_a_table_of_something_else_is_no_table_of_labels(tmp_path: Path) -> None:
+def test_a_table_of_captions_is_no_table_of_labels(tmp_path: Path) -> None:
     root = folders(tmp_path, {"cat": 1, "dog": 1})
     (root / "metadata.csv").write_text("filename,caption\ncat/0.JPG,a cat\n")
     assert load_set(root, "train").classes == ("cat", "dog")
 
 
+IN_TURN = [[1, -1], [-1, 1], [1, -1], [-1, 1]]
 READERS: dict[str, tuple[Callable[[Path], Path], list[list[int]]]] = {
-    "roboflow": (roboflow_coco, [[1, -1], [-1, 1], [1, -1], [-1, 1]]),
-    "cvat": (cvat_coco, [[1, -1], [-1, 1], [1, -1], [-1, 1]]),
-    "labelimg": (labelimg, [[1, -1], [-1, 1], [1, -1], [-1, 1]]),
+    "roboflow": (roboflow_coco, IN_TURN),
+    "cvat": (cvat_coco, IN_TURN),
+    "labelimg": (labelimg, IN_TURN),
     "yolo": (yolo, [[1, -1], [-1, 1]]),
     "voc": (lambda root: write_voc(root, {"train": 3}), [[1, -1, -1], [-1, 1, -1], [1, -1, 1]]),
 }
@@ -209,24 +182,12 @@ def test_labels_alone_of_a_set_with_boxes(make: Callable[[Path], Path], truth: l
     root = make(tmp_path)
     labeled = load_set(root, "train", labels="image")
     assert not any(isinstance(image, BoxedImage) for image in labeled.images)
-    both, auto = load_set(root, "train", labels="both"), load_set(root, "train")
-    assert isinstance(both, BoxedSet)
-    assert isinstance(auto, BoxedSet)
-    for loaded in (labeled, both, auto):
+    boxed = [load_set(root, "train", labels="both"), load_set(root, "train")]
+    assert all(isinstance(loaded, BoxedSet) for loaded in boxed)
+    for loaded in (labeled, *boxed):
         np.testing.assert_array_equal(loaded.truth(), load_boxed(root, "train").truth())
         assert [image.name for image in loaded.images] == [image.name for image in labeled.images]
     assert labeled.truth().tolist() == truth
-
-
-def test_bad_boxes_do_not_hinder_labels(tmp_path: Path) -> None:
-    root = cvat_coco(tmp_path)
-    path = root / "annotations" / "instances_default.json"
-    record = json.loads(path.read_text())
-    record["annotations"][0]["bbox"] = None
-    record["annotations"][1].pop("bbox")
-    record["images"][2]["width"] = None
-    path.write_text(json.dumps(record))
-    assert load_set(root, "train", labels="image").truth().tolist() == [[1, -1], [-1, 1], [1, -1], [-1, 1]]
 
 
 def test_images_with_boxes_and_images_without(tmp_path: Path) -> None:
@@ -262,58 +223,68 @@ def test_coco_objects_without_boxes_are_labels(tmp_path: Path) -> None:
     assert [isinstance(image, BoxedImage) for image in mixed.images] == [False, True, True, True]
     with pytest.raises(DensescoreError, match="annotation 1: has no box"):
         load_set(root, "train")
+    record["annotations"][1]["bbox"] = None  # labels alone are read whatever the boxes are
+    record["images"][2]["width"] = None
+    path.write_text(json.dumps(record))
+    assert load_set(root, "train", labels="image").truth().tolist() == IN_TURN
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, float("nan"), float("inf")])
-def test_shares_are_between_0_and_1(share: float, tmp_path: Path) -> None:
-    with pytest.raises(DensescoreError, match="val_share: expected a share between 0 and 1"):
-        load_set(folders(tmp_path, {"cat": 2, "dog": 2}), "train", val_share=share)
+BAD_OPTIONS: list[tuple[str, object, str]] = [
+    *(("val_share", share, "expected a share between 0 and 1") for share in (0.0, 1.0, -0.1, np.nan, np.inf)),
+    *(("labels", labels, "expected auto, image, box, both, got") for labels in ("boxes", "", "Image")),
+]
 
 
-@pytest.mark.parametrize("labels", ["boxes", "", "Image"])
-def test_labels_are_one_of_four(labels: Labels, tmp_path: Path) -> None:
-    with pytest.raises(DensescoreError, match="labels: expected auto, image, box, both, got"):
-        load_set(folders(tmp_path, {"cat": 2}), "train", labels=labels)
+@pytest.mark.parametrize(("option", "value", "message"), BAD_OPTIONS)
+def test_bad_options_are_refused(option: str, value: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DensescoreError, match=f"{option}: {message}"):
+        load_set(folders(tmp_path, {"cat": 2, "dog": 2}), "train", **{option: value})
 
 
-def test_a_drawn_split_is_whole_stratified_and_the_same_again(tmp_path: Path) -> None:
+def test_a_drawn_split_is_complete_stratified_and_reproducible(tmp_path: Path) -> None:
     root = folders(tmp_path, {"cat": 20, "dog": 10, "bird": 5})
     train, val = (load_set(root, split, val_share=0.2, seed=3) for split in ("train", "val"))
-    names = [image.name for image in val.images]
-    assert sorted([*names, *(image.name for image in train.images)]) == sorted(
-        image.name for image in load_set(root, "train").images
-    )
+
+    def names(labeled: LabeledSet) -> list[str]:
+        return [image.name for image in labeled.images]
+
+    assert sorted(names(val) + names(train)) == names(load_set(root, "train"))
     assert ((val.truth() == POSITIVE).sum(0) == [1, 4, 2]).all()
-    assert names == [image.name for image in load_set(root, "val", val_share=0.2, seed=3).images]
-    assert names != [image.name for image in load_set(root, "val", val_share=0.2, seed=4).images]
+    assert names(val) == names(load_set(root, "val", val_share=0.2, seed=3))
+    assert names(val) != names(load_set(root, "val", val_share=0.2, seed=4))
     with pytest.raises(DensescoreError, match="val_share draws the sets train and val, not 'test'"):
         load_set(root, "test", val_share=0.2)
     with pytest.raises(DensescoreError, match=re.escape("val_share: 0.01 of 35 images leaves none for val")):
         load_set(root, "val", val_share=0.01)
 
 
+LABEL = st.sampled_from([1, 0, -1])
+
+
 @given(
     truth=st.integers(1, 5).flatmap(
-        lambda count: st.lists(st.lists(st.sampled_from([1, 0, -1]), min_size=count, max_size=count), max_size=60)
+        lambda count: st.lists(st.tuples(*[st.sampled_from([1, 0, -1])] * count), max_size=60)
     ),
     share=st.floats(0.05, 0.95),
     seed=st.integers(0, 9),
 )
-def test_each_class_gives_its_share(truth: list[list[int]], share: float, seed: int) -> None:
+def test_each_class_has_its_share_in_val(truth: list[tuple[int, ...]], share: float, seed: int) -> None:
     rows = np.array(truth, np.int8).reshape(len(truth), -1 if truth else 1)
     drawn = draw_val(rows, share, seed)
     assert drawn.shape == (len(rows),)
-    assert abs(int(drawn.sum()) - share * len(rows)) <= 0.5 + 1e-9
+    shown = rows == POSITIVE
+    assert shown[~drawn].any(0)[shown.any(0)].all()  # train keeps an image of each class
+    assert -0.5 - rows.shape[1] - 1e-9 <= int(drawn.sum()) - share * len(rows) <= 0.5 + 1e-9
     np.testing.assert_array_equal(drawn, draw_val(rows, share, seed))
     single = (rows == POSITIVE).sum(1) <= 1
-    if single.all():  # without images of several classes, no class is more than an image off
+    if single.all():  # without images of several classes, each class is at most one image off
         for column in range(rows.shape[1] if len(rows) else 0):
             shown = rows[:, column] == POSITIVE
             assert abs(int(drawn[shown].sum()) - share * shown.sum()) <= 1 + 1e-9
 
 
 @pytest.mark.parametrize(
-    ("split", "names", "found"),
+    ("split", "names", "match"),
     [
         ("val", ["train", "valid"], "valid"),
         ("val", ["Validation", "Train"], "Validation"),
@@ -327,8 +298,8 @@ def test_each_class_gives_its_share(truth: list[list[int]], share: float, seed: 
         ("[", ["("], None),
     ],
 )
-def test_which_split_is_meant(split: str, names: list[str], found: str | None) -> None:
-    assert match_split(split, names) == found
+def test_names_of_splits(split: str, names: list[str], match: str | None) -> None:
+    assert match_split(split, names) == match
 
 
 def test_the_yaml_itself_names_a_set(tmp_path: Path) -> None:
@@ -339,10 +310,10 @@ def test_the_yaml_itself_names_a_set(tmp_path: Path) -> None:
 
 def test_no_known_layout(tmp_path: Path) -> None:
     draw(tmp_path / "a.jpg", "cat")
-    with pytest.raises(DensescoreError, match="neither VOC .* nor a folder per class"):
-        load_set(tmp_path, "train")
-    with pytest.raises(DensescoreError, match="neither a folder, a table nor a YAML file"):
-        load_set(tmp_path / "a.jpg", "train")
-    with pytest.raises(DensescoreError, match="no such folder"):
-        load_set(tmp_path / "none", "train")
-    assert NEGATIVE < UNKNOWN < POSITIVE
+    for name, message in (
+        (".", "neither VOC .* nor a folder per class"),
+        ("a.jpg", "neither a folder, a table nor a YAML file"),
+        ("none", "no such folder"),
+    ):
+        with pytest.raises(DensescoreError, match=message):
+            load_set(tmp_path / name, "train")

@@ -1,35 +1,29 @@
-"""Malformed requests to a running page, for `tests.fuzz`: each is answered, in the one form of errors if it is one."""
+"""Malformed requests to a running page, for `tests.fuzz`: each gets an answer, or an error in the one form."""
 
 import json
 import random
 import socket
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
+from urllib.parse import urlsplit
 
 from densescore import DensescoreError, DenseScorer
 from densescore.demo.limits import Limits
-from densescore.demo.server import build_app, make_server
 from densescore.demo.service import Service
-from tests.demo.raw import connect, form, post, read_all, wait_until
+from tests.demo.conftest import running
+from tests.demo.raw import connect, form, post, read_all
 
 _PATHS = ("score", "map", "view", "maps", "models", "health", "", "page.js", "examples", "examples/0", "openapi.json",
-          "gradio_api/queue/join", "file=/etc/passwd", "../../etc/passwd", "%2e%2e/%00", "//", "*")  # fmt: skip
+          "queue/join", "file=/etc/passwd", "../../etc/passwd", "%2e%2e/%00", "//", "*")  # fmt: skip
 _VALUES = ("a", "", "0", "1", "-1", "1e9", "99999999999999999999", "%00", "%ff", "/etc/passwd", "http://127.0.0.1:9/",
            "toy", "%F0%9F%92%A3", "nan")  # fmt: skip
 _KINDS = ("application/octet-stream", "image/png", "application/json", "multipart/form-data",
           "multipart/form-data; boundary=edge", "multipart/form-data; boundary=" + "x" * 300, "é", "")  # fmt: skip
-_STATUS = {200, 400, 404, 405, 413, 422, 429, 503}
+_STATUS = {200, 400, 404, 405, 413, 421, 422, 429, 431, 503}
 
 
 class PageFuzz:
-    """A server in this process, and requests to it.
-
-    Args:
-        scorer: a small one.
-        pictures: encoded images, some broken.
-        mutate: changes bytes.
-    """
+    """A server in this process, and requests to it: `pictures` are encoded, some broken; `mutate` changes bytes."""
 
     def __init__(
         self, scorer: DenseScorer, pictures: Sequence[bytes], mutate: Callable[[bytes, random.Random], bytes]
@@ -37,21 +31,11 @@ class PageFuzz:
         self._pictures, self._mutate = pictures, mutate
         limits = Limits(upload=100_000, pixels=1_000_000, cells=2000, header_seconds=1, idle_seconds=1)
         self._service = Service({"toy": lambda: scorer}, limits)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self._server = make_server(build_app(self._service), "127.0.0.1", self._port)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        wait_until(lambda: self._server.started)
+        self._stack = ExitStack()
+        self._port = urlsplit(self._stack.enter_context(running(self._service))).port or 0
 
     def send(self, source: random.Random) -> None:
-        """One request.
-
-        Raises:
-            DensescoreError: it was refused, as it should be.
-            AssertionError: no answer, or one that should not be.
-        """
+        """Send one request; `DensescoreError` if it is refused in the right form, AssertionError for a wrong answer."""
         request = self._request(source)
         broken = source.random() < 0.3
         if broken:
@@ -72,9 +56,9 @@ class PageFuzz:
         assert status in _STATUS, (status, request[:300], body[:300])
         assert b"root:" not in body
         if status != 200:
-            said = json.loads(body)
-            assert list(said) == ["error"], said
-            raise DensescoreError(said["error"])
+            error = json.loads(body)
+            assert list(error) == ["error"], error
+            raise DensescoreError(error["error"])
 
     def _request(self, source: random.Random) -> bytes:
         path = source.choice(_PATHS[:4] if source.random() < 0.7 else _PATHS)
@@ -94,8 +78,5 @@ class PageFuzz:
 
     def close(self) -> None:
         """End the server; it must still be there."""
-        assert self._thread.is_alive()
-        self._server.should_exit = True
-        self._thread.join(30)
-        assert not self._thread.is_alive()
+        self._stack.close()
         self._service.close()

@@ -1,6 +1,5 @@
-"""The process that decodes: what it takes, and that it can be ended."""
+"""The process that decodes: its formats, its limits, and its replacement."""
 
-import io
 import os
 import signal
 import subprocess
@@ -15,45 +14,44 @@ from densescore import DensescoreError
 from densescore.demo.decode_child import FORMATS
 from densescore.demo.decoder import Decoder
 from densescore.demo.limits import TooLargeError, TooSlowError
-from tests.demo.test_service import png
+from tests.demo.raw import encode, flat, png
 
 
-def test_the_process_starts_without_what_takes_seconds_to_load() -> None:
+def test_the_process_starts_without_packages_that_take_seconds_to_load() -> None:
     code = "import sys, densescore.demo.decode_child; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "PIL" in loaded
     assert {"torch", "timm", "matplotlib", "fastapi", "av"}.isdisjoint(loaded)
 
 
-def test_the_decoder_takes_its_formats_only(decoder: Decoder) -> None:
+def test_other_formats_are_refused(decoder: Decoder) -> None:
     Image.init()
-    taken = set()
+    refused = [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"qoif" + bytes(100), b"<svg/>", b"%PDF-1.4"]
+    decoded = set()
     for kind in sorted(Image.SAVE):
-        file = io.BytesIO()
         try:
-            Image.new("RGB", (64, 64), "red").save(file, kind)
+            data = encode(Image.new("RGB", (64, 64), "red"), kind)
         except Exception:
             continue  # Pillow writes it from other modes only
         if kind in (*FORMATS, "MPO"):  # a camera's JPEG of several pictures
-            pixels = decoder.decode(file.getvalue(), 10_000, 30)
+            pixels = decoder.decode(data, 10_000, 30)
             np.testing.assert_allclose(pixels.reshape(-1, 3).mean(0), [255, 0, 0], atol=3)
-            taken.add(kind)
+            decoded.add(kind)
         else:
-            with pytest.raises(DensescoreError, match="not an image of a kind that is taken here"):
-                decoder.decode(file.getvalue(), 10_000, 30)
-    assert set(FORMATS) <= taken
-    for data in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"qoif" + bytes(100), b"<svg/>", b"%PDF-1.4"):
+            refused.append(data)
+    assert set(FORMATS) <= decoded
+    for data in refused:
         with pytest.raises(DensescoreError, match="not an image of a kind that is taken here"):
             decoder.decode(data, 10_000, 30)
 
 
-def test_a_decoder_that_takes_too_long_is_ended_and_replaced() -> None:
+def test_a_slow_or_dead_process_is_replaced() -> None:
     decoder = Decoder()
     noise = png(1500, 1500)
     assert decoder.decode(noise, 10**7, 60).shape == (1500, 1500, 3)
-    if Path(f"/proc/{decoder._process.pid}/limits").exists():
-        limits = Path(f"/proc/{decoder._process.pid}/limits").read_text()
-        line = next(line for line in limits.splitlines() if line.startswith("Max address space"))
+    limits = Path(f"/proc/{decoder._process.pid}/limits")
+    if limits.exists():
+        line = next(line for line in limits.read_text().splitlines() if line.startswith("Max address space"))
         assert int(line.split()[3]) < 2**36
     before = decoder._process.pid
     with pytest.raises(TooSlowError, match=r"not decoded within 0\.001 seconds"):
@@ -67,9 +65,7 @@ def test_a_decoder_that_takes_too_long_is_ended_and_replaced() -> None:
     decoder.close()
 
 
-def test_pixels_are_counted_before_they_are_decoded(decoder: Decoder) -> None:
-    for width, height in ((101, 100), (30_000, 30_000)):  # of the second Pillow itself says that it is a bomb
-        file = io.BytesIO()
-        Image.new("1", (width, height)).save(file, "PNG")
-        with pytest.raises(TooLargeError, match=f"{width}×{height} = {width * height:,} pixels; at most 10,000"):
-            decoder.decode(file.getvalue(), 10_000, 30)
+@pytest.mark.parametrize(("width", "height"), [(101, 100), (30_000, 30_000)])  # Pillow itself refuses the second
+def test_pixels_are_counted_before_they_are_decoded(decoder: Decoder, width: int, height: int) -> None:
+    with pytest.raises(TooLargeError, match=f"{width}×{height} = {width * height:,} pixels; at most 10,000"):
+        decoder.decode(flat(height, width, "1"), 10_000, 30)

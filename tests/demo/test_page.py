@@ -25,6 +25,7 @@ from densescore.demo.service import Service
 from tests.conftest import keep_picture
 
 WAIT = 60_000  # milliseconds: a shared machine may be slow
+UPLOAD = "#upload input[type=file]"
 Open = Callable[..., Any]
 
 
@@ -34,18 +35,17 @@ def scorer() -> DenseScorer:
 
 
 @pytest.fixture(scope="module")
-def url(
-    serve: Callable[..., str],
-    decoder: Decoder,
-    scorer: DenseScorer,
-    cat: NDArray[np.uint8],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> str:
-    example = tmp_path_factory.mktemp("examples") / "cat.png"
-    Image.fromarray(cat).save(example)
+def photograph(cat: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("examples") / "cat.png"
+    Image.fromarray(cat).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(serve: Callable[..., str], decoder: Decoder, scorer: DenseScorer, photograph: Path) -> str:
     coarse = DenseScorer("lite0", scales=(1,), runtime="torch")
     models = {"lite0": lambda: scorer, "one scale": lambda: coarse}
-    return serve(Service(models, Limits(upload=1_000_000), decoder), [str(example)])
+    return serve(Service(models, Limits(upload=1_000_000), decoder), [str(photograph)])
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def open_page(browser: Any, url: str) -> Iterator[Open]:
         page = context.new_page()
         page.set_default_timeout(WAIT)
         page.goto(url)
-        page.wait_for_selector("#upload input[type=file]", state="attached")
+        page.wait_for_selector(UPLOAD, state="attached")
         return page
 
     yield start
@@ -66,33 +66,22 @@ def open_page(browser: Any, url: str) -> Iterator[Open]:
         context.close()
 
 
-def upload(page: Any, path: Path) -> None:
-    page.set_input_files("#upload input[type=file]", str(path))
-
-
-@pytest.fixture
-def photograph(tmp_path: Path, cat: NDArray[np.uint8]) -> Path:
-    path = tmp_path / "photograph.png"
-    Image.fromarray(cat).save(path)
-    return path
-
-
 def test_upload_choose_point_and_download(
     open_page: Open, photograph: Path, cat: NDArray[np.uint8], scorer: DenseScorer, url: str, tmp_path: Path
 ) -> None:
     page = open_page()
-    asked: list[str] = []
+    requests: list[str] = []
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    upload(page, photograph)
+    page.on("request", lambda request: requests.append(request.url))
+    page.set_input_files(UPLOAD, photograph)
     expect(page.locator("#classes label").first).to_contain_text("Egyptian cat", timeout=WAIT)
     reading = page.locator("#stage .reading")
     expect(reading).to_contain_text("Egyptian cat: peak", timeout=WAIT)
     expect(page.locator("#patches img").nth(5)).to_be_visible(timeout=WAIT)
-    captions = re.findall(r"(\d\.\d\d), (\d+)%", page.locator("#patches").inner_text())
-    assert [float(score) for score, _ in captions] == sorted((float(score) for score, _ in captions), reverse=True)
+    captions = list(map(float, re.findall(r"(\d\.\d\d), \d+%", page.locator("#patches").inner_text())))
+    assert captions == sorted(captions, reverse=True)
     assert len(captions) == 6
     keep_picture(page, "demo_light")
 
@@ -126,47 +115,43 @@ def test_upload_choose_point_and_download(
     with np.load(tmp_path / "maps.npz") as saved:
         assert saved["labels"][:2].tolist() == ["Egyptian cat", "tabby"]
         np.testing.assert_allclose(saved["maps"][1], values, rtol=1e-4, atol=1e-7)
-    assert [address for address in asked if not address.startswith((url, "data:", "blob:"))] == []
+    assert [address for address in requests if not address.startswith((url, "data:", "blob:"))] == []
     assert complaints == []
 
 
 def test_drag_and_drop(open_page: Open, photograph: Path) -> None:
     page = open_page()
     data = base64.b64encode(photograph.read_bytes()).decode()
-    dropped = page.evaluate_handle(
-        """data => {
-            const transfer = new DataTransfer();
-            const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
-            transfer.items.add(new File([bytes], '<img src=x>.png', {type: 'image/png'}));
-            return transfer;
-        }""",
-        data,
-    )
+    script = """data => {
+        const transfer = new DataTransfer();
+        const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+        transfer.items.add(new File([bytes], '<img src=x>.png', {type: 'image/png'}));
+        return transfer;
+    }"""
+    dropped = page.evaluate_handle(script, data)
     page.dispatch_event("#upload", "drop", {"dataTransfer": dropped})
     expect(page.locator("#stage .reading")).to_contain_text("Egyptian cat: peak", timeout=WAIT)
     expect(page.locator("#upload .name")).to_have_text("<img src=x>.png")  # a name is text
 
 
-def test_a_bad_file_gets_a_readable_message_and_the_next_one_works(
-    open_page: Open, photograph: Path, tmp_path: Path
-) -> None:
+def test_a_bad_file_gets_a_message_and_the_next_works(open_page: Open, photograph: Path, tmp_path: Path) -> None:
     page = open_page()
     bad = tmp_path / "holiday.jpg"
     bad.write_bytes(b"not a picture")
-    upload(page, bad)
+    page.set_input_files(UPLOAD, bad)
     message = page.locator("#message")
     expect(message).to_contain_text("This could not be scored: holiday.jpg: not an image", timeout=WAIT)
     keep_picture(page, "demo_bad_file")
     page.locator("#upload button[aria-label='Clear']").click()
     expect(message).to_be_hidden(timeout=WAIT)
-    upload(page, photograph)
+    page.set_input_files(UPLOAD, photograph)
     expect(page.locator("#classes label").first).to_contain_text("Egyptian cat", timeout=WAIT)
     expect(message).to_be_hidden()
 
 
 def test_only_the_classes_and_groups_that_are_asked_for(open_page: Open, photograph: Path, scorer: DenseScorer) -> None:
     page = open_page()
-    upload(page, photograph)
+    page.set_input_files(UPLOAD, photograph)
     expect(page.locator("#classes label")).to_have_count(8, timeout=WAIT)
     page.get_by_label("Only").fill("dog, cat")
     page.keyboard.press("Enter")
@@ -179,14 +164,11 @@ def test_only_the_classes_and_groups_that_are_asked_for(open_page: Open, photogr
     expect(page.locator("#message")).to_contain_text("no class 'dogs': did you mean dog", timeout=WAIT)
 
 
-def test_the_examples_are_thumbnails(open_page: Open) -> None:
-    picture = open_page().locator("#examples img[alt='cat.png']")
-    expect(picture).to_be_visible(timeout=WAIT)
-    assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [160, 106]
-
-
 def test_an_example_and_another_model(open_page: Open) -> None:
     page = open_page()
+    picture = page.locator("#examples img[alt='cat.png']")
+    expect(picture).to_be_visible(timeout=WAIT)
+    assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [160, 106]  # a thumbnail
     page.locator("button.gallery-item[title='cat.png']").click()
     reading = page.locator("#stage .reading")
     expect(reading).to_contain_text("Egyptian cat: peak", timeout=WAIT)
@@ -205,7 +187,7 @@ def test_an_example_and_another_model(open_page: Open) -> None:
 )
 def test_in_the_dark_and_on_a_phone(open_page: Open, photograph: Path, name: str, options: dict[str, Any]) -> None:
     page = open_page(**options)
-    upload(page, photograph)
+    page.set_input_files(UPLOAD, photograph)
     expect(page.locator("#stage .reading")).to_contain_text("peak", timeout=WAIT)
     expect(page.locator("#patches img").nth(5)).to_be_visible(timeout=WAIT)
     keep_picture(page, f"demo_{name}")

@@ -1,108 +1,88 @@
-"""The limits of what a stranger may ask for."""
+"""The service, its limits and quotas, and their documentation."""
 
-import io
-import threading
+import re
+from collections.abc import Callable
+from concurrent.futures import wait
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from densescore import DensescoreError, DenseScorer
-from densescore.demo.decoder import Decoder
-from densescore.demo.limits import BusyError, Limits, TooLargeError, TooSlowError
+from densescore.demo.decode_child import FORMATS
+from densescore.demo.limits import BusyError, Clients, Limits, Quota, TooLargeError, TooManyError, TooSlowError
 from densescore.demo.service import Answer, Service
 from densescore.geometry import Pyramid
-from densescore.results.best_patches import best_patches
-from densescore.results.scores import DenseScores
+from densescore.results.scores import DenseScores, best_patches
+from tests.demo.conftest import Gate
+from tests.demo.raw import flat, png
+
+Serving = Callable[..., Service]
 
 
-def png(height: int = 30, width: int = 40, seed: int = 0) -> bytes:
-    file = io.BytesIO()
-    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    Image.fromarray(noise).save(file, "png")
-    return file.getvalue()
+def whole(answer: Answer) -> Answer:
+    return answer
 
 
-def get_scores(answer: Answer) -> DenseScores:
-    return answer.scores
-
-
-def test_the_scorers_own_scores(service: Service, toy: DenseScorer) -> None:
-    answer = service.score(png(), "toy")
+def test_the_scores_are_the_scorers(serving: Serving, toy: DenseScorer) -> None:
+    answer = serving().submit(png(), "toy", whole).result(30)
     assert answer.pixels.shape == (30, 40, 3)
     assert torch.equal(answer.scores.patch_scores, toy.score(png()).patch_scores)
 
 
-def test_what_is_too_large_or_no_image(service: Service) -> None:
-    with pytest.raises(TooLargeError, match=r"has 200,001 bytes; at most 200,000"):
-        service.score(bytes(200_001), "toy")
-    flat = io.BytesIO()
-    Image.new("L", (2000, 1000)).save(flat, "png")  # small as a file
-    with pytest.raises(TooLargeError, match=r"2000×1000 = 2,000,000 pixels; at most 1,000,000"):
-        service.score(flat.getvalue(), "toy")
-    for data in (b"", b"not a picture", png()[:200]):
-        with pytest.raises(DensescoreError, match=f"image of {len(data)} bytes: "):
-            service.score(data, "toy")
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (bytes(200_001), TooLargeError, "has 200,001 bytes; at most 200,000"),
+        (flat(1000, 2000), TooLargeError, "2000×1000 = 2,000,000 pixels; at most 1,000,000"),
+        # Refused before the network runs: few pixels, many patches.
+        (flat(20, 20_000), TooLargeError, "20000×20 pixels has more than 1,000 patches"),
+        (flat(1, 900_000), TooLargeError, "900000×1 pixels has more than 1,000 patches"),
+        (flat(900_000, 1), TooLargeError, "1×900000 pixels has more than 1,000 patches"),
+        (b"", DensescoreError, "image of 0 bytes: "),
+        (b"not a picture", DensescoreError, "image of 13 bytes: not an image"),
+        (png()[:200], DensescoreError, "image of 200 bytes: "),
+        (__file__.encode(), DensescoreError, "not an image"),  # a path is not read
+    ],
+    ids=["bytes", "pixels", "long", "row", "column", "empty", "text", "cut off", "path"],
+)
+def test_bad_images_are_refused(serving: Serving, data: bytes, error: type[Exception], message: str) -> None:
+    service = serving(Limits(upload=200_000, pixels=1_000_000, cells=1000))
+    with pytest.raises(error, match=message):
+        service.submit(data, "toy", whole).result(30)
     with pytest.raises(DensescoreError, match="no model 'other': there are toy"):
-        service.score(png(), "other")
+        service.submit(data, "other", whole)
 
 
-def test_a_path_is_not_read(service: Service) -> None:
-    with pytest.raises(DensescoreError, match="not an image"):
-        service.score(__file__.encode(), "toy")
-
-
-def test_one_at_a_time_few_waiting_and_none_forever(toy: DenseScorer, decoder: Decoder) -> None:
-    begun, go = threading.Event(), threading.Event()
-
-    def slow() -> DenseScorer:
-        begun.set()
-        assert go.wait(30)
-        return toy
-
-    service = Service({"slow": slow}, Limits(seconds=30, waiting=1), decoder)
-    first = service.submit(png(), "slow", get_scores)
-    assert begun.wait(30)
-    waits = service.submit(png(), "slow", get_scores)
+def test_one_image_is_scored_and_few_wait(serving: Serving, gate: Gate) -> None:
+    service = serving(Limits(seconds=30, waiting=1), gate)
+    first = service.submit(png(), "toy", whole)
+    assert gate.begun.wait(30)
+    waiting = service.submit(png(), "toy", whole)
     with pytest.raises(BusyError, match="1 images are waiting already"):
-        service.submit(png(), "slow", get_scores)
+        service.submit(png(), "toy", whole)
     assert service.queued == 2
-    assert waits.cancel()  # who no longer waits leaves the place to another
-    second = service.submit(png(), "slow", get_scores)
-    go.set()
-    assert first.result(30).labels == second.result(30).labels == ("a", "b", "c")
-    assert service.submit(png(), "slow", get_scores).result(30).labels == ("a", "b", "c")  # places are free again
-    service.close()
+    assert waiting.cancel()  # its place is free again
+    second = service.submit(png(), "toy", whole)
+    gate.go.set()
+    assert first.result(30).scores.labels == second.result(30).scores.labels == ("a", "b", "c")
+    assert service.submit(png(), "toy", whole).result(30).scores.labels == ("a", "b", "c")
 
 
-def test_a_late_answer_is_not_waited_for_and_late_work_not_begun(toy: DenseScorer, decoder: Decoder) -> None:
-    go = threading.Event()
-
-    def slow() -> DenseScorer:
-        assert go.wait(30)
-        return toy
-
-    service = Service({"slow": slow}, Limits(seconds=0.2), decoder)
-    first = service.submit(png(), "slow", get_scores)
-    with pytest.raises(TooSlowError, match=r"not scored within 0\.2 seconds"):
-        service.score(png(), "slow")
-    go.set()
-    with pytest.raises(TooSlowError, match=r"not scored within 0\.2 seconds"):
-        first.result(30)
-    service.close()
-
-
-@pytest.mark.parametrize(("height", "width"), [(20, 20_000), (1, 900_000), (900_000, 1)])
-def test_too_many_patches_are_refused_before_the_network_runs(
-    toy: DenseScorer, decoder: Decoder, height: int, width: int
-) -> None:
-    service = Service({"toy": lambda: toy}, Limits(pixels=1_000_000, cells=1000), decoder)
-    flat = io.BytesIO()
-    Image.new("L", (width, height)).save(flat, "png")
-    with pytest.raises(TooLargeError, match=f"{width}×{height} pixels has more than 1,000 patches"):
-        service.score(flat.getvalue(), "toy")
-    service.close()
+def test_late_work_is_not_begun(serving: Serving, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = serving(Limits(seconds=0.2), gate)
+    calls: list[Any] = []
+    monkeypatch.setattr(gate.scorer, "score", calls.append)
+    futures = [service.submit(png(), "toy", whole) for _ in range(2)]  # late before the network, and before decoding
+    assert not wait(futures, 0.5).done
+    gate.go.set()
+    for future in futures:
+        with pytest.raises(TooSlowError, match=r"not scored within 0\.2 seconds"):
+            future.result(30)
+    assert calls == []
 
 
 def test_the_best_patches_share_the_image_score() -> None:
@@ -113,3 +93,48 @@ def test_the_best_patches_share_the_image_score() -> None:
     np.testing.assert_allclose([patch.share for patch in best], [16 / 21, 4 / 21], rtol=1e-6)
     tiny = DenseScores(torch.tensor([[1e-30], [1e-30], [0]]), ("cat",), pyramid, k=20)
     assert [patch.share for patch in best_patches(tiny, "cat")] == [0.5, 0.5, 0]
+
+
+def test_a_quota_is_shared_and_given_back() -> None:
+    quota = Quota("bytes", each=10, total=15)
+    with quota.lease("a", 1) as take_a, quota.lease("b") as take_b:
+        take_a(9)
+        with pytest.raises(TooManyError, match="bytes: one client may have 10"):
+            take_a(1)
+        take_b(5)
+        with pytest.raises(BusyError, match="bytes: all 15 are in use"):
+            take_b(1)
+        with pytest.raises(BusyError), quota.lease("c", 1):
+            pytest.fail("granted")
+        assert quota.used == 15
+    assert quota.used == 0
+    quota.take("b", 10)
+
+
+def test_clients_are_told_apart_by_address() -> None:
+    clients = Clients(Limits(), ["10.0.0.0/8", "::1"])
+    for host, key, proxy in (
+        ("10.9.8.7", "10.9.8.7", True),
+        ("::ffff:10.0.0.1", "10.0.0.1", True),
+        ("::1", "::/64", True),
+        ("11.0.0.1", "11.0.0.1", False),
+        ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64", False),
+        ("testclient", "testclient", False),
+    ):
+        assert (clients.key(host), clients.is_proxy(host)) == (key, proxy)
+    with pytest.raises(DensescoreError, match=r"a proxy must be an IP address or a network, got 'proxy\.local'"):
+        Clients(Limits(), ["proxy.local"])
+
+
+def test_the_docs_have_every_limit_and_the_formats() -> None:
+    pytest.importorskip("fastapi", reason="needs the extra: pip install 'densescore[demo]'")
+    from densescore.demo import server
+
+    text = (Path(__file__).parents[2] / "docs" / "demo.md").read_text()
+    rows = re.findall(r"^\| `(\w+)`[^|]*\| ([\d,]+) \|", text, re.MULTILINE)
+    assert {name: float(number.replace(",", "")) for name, number in rows} == asdict(Limits())
+    formats = re.search(r"It takes ([\w, ]+), and refuses", text)
+    assert formats is not None
+    assert {name.upper() for name in re.split(", | and ", formats[1])} == set(FORMATS)
+    assert f"{server._GRACE_SECONDS} more seconds" in text
+    assert f"header may have {server._HEADER_BYTES // 1024} kB" in text

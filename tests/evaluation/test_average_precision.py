@@ -31,7 +31,7 @@ def test_recall_that_rounds_still_counts_as_reached() -> None:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40).filter(any), st.randoms(use_true_random=False))
-def test_where_precision_never_rises_scikit_learn_agrees(truth: list[bool], random: object) -> None:
+def test_scikit_learn_agrees_on_falling_curves(truth: list[bool], random: object) -> None:
     """scikit-learn does not interpolate, so it gives the same only after the curve is made to fall."""
     scores = np.random.default_rng(sum(truth)).permutation(len(truth)).astype(float)
     flags = np.array(truth)
@@ -46,7 +46,7 @@ def test_where_precision_never_rises_scikit_learn_agrees(truth: list[bool], rand
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=2, max_size=20), st.randoms())
-def test_ties_do_not_hang_on_the_order_of_images(items: list[tuple[int, bool]], random: object) -> None:
+def test_ties_are_independent_of_the_order_of_images(items: list[tuple[int, bool]], random: object) -> None:
     if not any(flag for _, flag in items):
         return
     order = np.random.default_rng(len(items)).permutation(len(items))
@@ -55,12 +55,12 @@ def test_ties_do_not_hang_on_the_order_of_images(items: list[tuple[int, bool]], 
     assert average_precision(precision_recall(scores[order], truth[order])) == first
 
 
-def test_constant_scores_do_not_flatter() -> None:
+def test_constant_scores_have_the_share_of_positives() -> None:
     truth = np.array([True, False, False, False])
     assert average_precision(precision_recall(np.ones(4), truth)) == pytest.approx(1 / 4)
 
 
-def test_refusals() -> None:
+def test_wrong_arguments_raise() -> None:
     with pytest.raises(DensescoreError, match="at least one positive"):
         precision_recall(np.array([1.0]), np.array([False]))
     with pytest.raises(DensescoreError, match="1 of 2 are not finite"):
@@ -71,12 +71,12 @@ def test_refusals() -> None:
 
 def read_boxes(folder: Path, scored: bool) -> dict[str, list[tuple[float, NDArray[np.float64]]]]:
     """Per image: (confidence, x y w h)."""
-    found: dict[str, list[tuple[float, NDArray[np.float64]]]] = defaultdict(list)
+    boxes: dict[str, list[tuple[float, NDArray[np.float64]]]] = defaultdict(list)
     for path in sorted(folder.glob("*.txt")):
         for line in path.read_text().splitlines():
             numbers = [float(field) for field in line.split()[1:]]
-            found[path.stem].append((numbers[0] if scored else 1.0, np.array(numbers[-4:])))
-    return found
+            boxes[path.stem].append((numbers[0] if scored else 1.0, np.array(numbers[-4:])))
+    return boxes
 
 
 def iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -1,12 +1,13 @@
 """Average precision of boxes: answers on paper, published values, and COCO's own code."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from densescore.evaluation.detection import COCO_OVERLAPS, ImageBoxes, detection_ap, match
+from densescore.evaluation.average_precision import COCO_IOUS, ImageBoxes, detection_ap, match
 from tests.conftest import DATA
 
 
@@ -33,7 +34,7 @@ def test_a_second_object_is_left_for_the_second_detection() -> None:
     assert match(image, 0.5)[0].tolist() == [True, True]
 
 
-def test_difficult_objects_are_no_hit_and_no_miss() -> None:
+def test_difficult_objects_are_neither_hits_nor_misses() -> None:
     image = of([[0, 0, 10, 10], [0, 0, 10, 10], [30, 0, 40, 10]], [3, 2, 1], [[0, 0, 10, 10], [30, 0, 40, 10]], [1, 0])
     image = ImageBoxes(image.boxes, image.scores, image.truth, image.difficult.astype(bool))
     hit, counts = match(image, 0.5)
@@ -71,8 +72,17 @@ def test_published_values_of_a_detector() -> None:
     assert detection_ap(images, [0.3]) == pytest.approx(0.2456, abs=1e-4)  # published as 24.56 %, cut off
 
 
+def test_a_crowd_is_hit_by_the_area_of_the_detection() -> None:
+    image = of([[0, 0, 10, 10]], [1], [[0, 0, 20, 15]], [True])  # a third of the object
+    assert [match(image, iou)[1].tolist() for iou in (0.3, 0.4)] == [[False], [True]]
+    crowd = replace(image, crowd=image.difficult)
+    assert [match(crowd, iou)[1].tolist() for iou in (0.4, 0.95)] == [[False], [False]]
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+@pytest.mark.parametrize("levels", [None, 4, 1], ids=["distinct", "ties", "all tied"])
 @pytest.mark.parametrize("seed", range(3))
-def test_coco_gives_the_same(seed: int) -> None:
+def test_coco_agrees(seed: int, levels: int | None, crowded: bool) -> None:
     coco = pytest.importorskip("pycocotools.coco")
     from pycocotools.cocoeval import COCOeval
 
@@ -85,11 +95,15 @@ def test_coco_gives_the_same(seed: int) -> None:
         truth = np.concatenate([corner, corner + draw.uniform(10, 60, corner.shape)], 1).astype(np.float32)
         boxes = np.repeat(truth, 2, 0) + draw.normal(0, 4, (2 * len(truth), 4)).astype(np.float32)
         scores = draw.random(len(boxes)).astype(np.float32)
-        images.append(of(boxes, scores, truth))
-        for box in truth.astype(float):
+        if levels is not None:
+            scores = (np.ceil(scores * levels) / levels).astype(np.float32)
+        crowd = draw.random(len(truth)) < 0.3 if crowded else np.zeros(len(truth), bool)
+        truth[crowd, 2:] += 40  # around several objects
+        images.append(replace(of(boxes, scores, truth, crowd), crowd=crowd))
+        for box, many in zip(truth.astype(float), crowd.tolist(), strict=True):
             sides = [*box[:2], *(box[2:] - box[:2])]
             truths.append({"id": len(truths) + 1, "image_id": number, "category_id": 1, "bbox": sides,
-                           "area": sides[2] * sides[3], "iscrowd": 0})  # fmt: skip
+                           "area": sides[2] * sides[3], "iscrowd": int(many)})  # fmt: skip
         for box, score in zip(boxes.astype(float), scores.astype(float), strict=True):
             sides = [*box[:2], *(box[2:] - box[:2])]
             found.append({"image_id": number, "category_id": 1, "bbox": sides, "score": score})
@@ -102,5 +116,5 @@ def test_coco_gives_the_same(seed: int) -> None:
     evaluation.summarize()
     mean, at_half = evaluation.stats[:2]
     assert 0.1 < mean < 0.9
-    assert detection_ap(images, COCO_OVERLAPS, "coco") == pytest.approx(mean, abs=1e-9)
+    assert detection_ap(images, COCO_IOUS, "coco") == pytest.approx(mean, abs=1e-9)
     assert detection_ap(images, [0.5], "coco") == pytest.approx(at_half, abs=1e-9)

@@ -16,14 +16,14 @@ def gray(levels: Sequence[int], height: int = 48, width: int = 64) -> list[NDArr
 
 
 def numbered(count: int) -> list[NDArray[np.uint8]]:
-    """Frames that say their number, up to 1,023: ten stripes that are black or white, which no encoder blurs away."""
+    """Frames that show their number, up to 1,023, as ten black or white stripes, which survive every encoder."""
     bits = np.arange(count)[:, None] >> np.arange(10) & 1  # [count, 10]
     stripes = np.repeat(bits * 255, 16, axis=1).astype(np.uint8)  # [count, 160]
     return [np.broadcast_to(row[None, :, None], (48, 160, 3)).copy() for row in stripes]
 
 
 def number(pixels: NDArray[np.uint8]) -> int:
-    """What a frame of `numbered` says."""
+    """Number of a frame of `numbered`."""
     return int((pixels[24, 8::16].mean(1) > 128) @ (1 << np.arange(10)))
 
 
@@ -31,11 +31,11 @@ def write_clip(
     path: Path,
     frames: Sequence[NDArray[np.uint8]],
     *,
-    rate: int = 25,
+    rate: int | Fraction = 25,
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
-    container: str | None = None,
     milliseconds: Sequence[int] = (),
+    offset: Fraction | float = 0,
     matrix: Sequence[int] = (),
     pixel_ratio: Fraction | None = None,
     space: int = 2,
@@ -43,24 +43,13 @@ def write_clip(
     transfer: int = 2,
     options: dict[str, str] | None = None,
 ) -> Path:
-    """Write frames, RGB or RGBA ``[H, W, 3|4]``, to a file; codes are those of ITU-T H.273.
+    """Write frames, RGB or RGBA ``[H, W, 3|4]``; codes are those of ITU-T H.273, where 2 and 0 are "not said".
 
-    Args:
-        path: of the file.
-        frames: of one size.
-        rate: frames per second.
-        codec: the encoder's name.
-        pix_fmt: how the stream keeps its pixels.
-        container: the format; by default as the suffix says.
-        milliseconds: each frame's time, where the rate is not constant.
-        matrix: a, b, c, d of the display matrix: a frame's pixel (x, y) is shown at (ax + cy, bx + dy).
-        pixel_ratio: of a pixel's width to its height.
-        space: color space: 1 is BT.709, 5 BT.601, 2 not said.
-        color_range: 1 for brightness from 16 to 235, 2 for 0 to 255, 0 not said.
-        transfer: 16 is PQ, 18 HLG, 2 not said.
-        options: of the encoder.
+    `milliseconds` are the frames' times; `offset` is the first frame's in seconds; `matrix` is
+    a, b, c, d of the display matrix, which shows a pixel (x, y) at (ax + cy, bx + dy); `space` 1 is BT.709,
+    5 BT.601; `color_range` 1 is 16 to 235, 2 full; `transfer` 18 is HLG.
     """
-    with av.open(str(path), "w", format=container) as file:
+    with av.open(str(path), "w", format="h264" if path.suffix == ".h264" else None) as file:
         stream: Any = file.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pix_fmt
@@ -75,6 +64,8 @@ def write_clip(
             frame = av.VideoFrame.from_ndarray(pixels, format="rgba" if pixels.shape[2] == 4 else "rgb24")
             if space != 2 or color_range:
                 frame = frame.reformat(format=pix_fmt, dst_colorspace=space, dst_color_range=color_range or 1)
+            if offset:
+                frame.pts, frame.time_base = index + round(offset * rate), 1 / Fraction(rate)
             if milliseconds:
                 frame.pts, frame.time_base = milliseconds[index], Fraction(1, 1000)
             file.mux(stream.encode(frame))
@@ -83,7 +74,7 @@ def write_clip(
 
 
 def write_sound(path: Path, *, cover: NDArray[np.uint8] | None = None) -> Path:
-    """A second of silence, perhaps with a picture of its cover."""
+    """A second of silence, with or without a cover picture."""
     with av.open(str(path), "w") as file:
         stream: Any = file.add_stream("aac", rate=44100)
         picture: Any = None

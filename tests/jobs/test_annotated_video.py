@@ -7,13 +7,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+
+from tests.cli.runner import CliRunner
 
 pytest.importorskip("av")
 
 from densescore import DensescoreError, DenseScorer, annotate_video, read_image
 from densescore.cli.main import app
-from densescore.io.video_writer import write_video
+from densescore.io.video import write_video
 
 
 @pytest.fixture(scope="session")
@@ -64,25 +65,20 @@ def test_without_classes_the_best_of_the_video_is_drawn(clip: Path, tmp_path: Pa
     assert (tmp_path / "out" / "Egyptian_cat.mp4").stat().st_size > 1000
 
 
-def test_a_video_that_is_cut_off_leaves_nothing(clip: Path, tmp_path: Path, scorer: DenseScorer) -> None:
-    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
-    with pytest.raises(DensescoreError, match=r"clip\.mp4: is (cut off|damaged)"):
-        annotate_video(clip, scorer, tmp_path / "out", ["espresso"], fps=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["in"]
-
-
-def test_an_interrupt_leaves_nothing(clip: Path, tmp_path: Path, scorer: DenseScorer) -> None:
+@pytest.mark.parametrize("fault", ["cut off", "interrupt"])
+def test_a_failed_run_leaves_nothing(fault: str, clip: Path, tmp_path: Path, scorer: DenseScorer) -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    if fault == "cut off":
+        clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    expected = {"cut off": DensescoreError, "interrupt": KeyboardInterrupt}[fault]
+    with pytest.raises(expected, match=r"clip\.mp4: is (cut off|damaged)" if fault == "cut off" else None):
         annotate_video(clip, scorer, tmp_path / "out", ["espresso"], fps=1, callback=stop)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_the_command_draws_photographs_and_videos(
-    clip: Path, tmp_path: Path, scorer: DenseScorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_heatmap_command(clip: Path, tmp_path: Path, scorer: DenseScorer, monkeypatch: pytest.MonkeyPatch) -> None:
     cv2.imwrite(str(clip.with_name("dark.png")), np.zeros((80, 90, 3), np.uint8))
     empty = clip.with_name("empty.mov")
     empty.touch()
@@ -92,10 +88,7 @@ def test_the_command_draws_photographs_and_videos(
     assert result.exit_code == 1
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line.get("video", {}).get("frames") for line in lines] == [2, None, None]
-    assert lines[2] == {
-        "image": str(empty),
-        "error": f"{empty}: cannot be read as a video: the file is empty",
-    }
+    assert lines[2] == {"image": str(empty), "error": f"{empty}: cannot be read as a video: the file is empty"}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip", "dark"]
     assert (tmp_path / "out" / "clip" / "espresso.mp4").is_file()
     photographs = CliRunner().invoke(app, [*arguments[:-1], str(tmp_path / "pictures")])

@@ -1,4 +1,4 @@
-"""The ahead-of-time compiler: every form that can be launched, within its budget."""
+"""The ahead-of-time compiler: every launch configuration, within its budget."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 pytest.importorskip("triton", reason="needs the triton package, which is for Linux only")
 
 from densescore_kernels.aot import (
-    BUDGETS,
     Report,
-    all_forms,
+    all_configs,
     available_targets,
+    budgets,
     compile_all,
     main,
     read_amd,
@@ -28,12 +28,12 @@ pytestmark = pytest.mark.skipif(
 GOOD = Report("spread", "fp32", "sm_90", True, 40, 0, 4096, wide_loads=4, loads=9)
 
 
-def test_every_form_compiles_within_its_budget() -> None:
+def test_every_launch_configuration_compiles_within_its_budget() -> None:
     targets = available_targets()
     assert {"sm_80", "sm_90", "sm_100"} <= set(targets)
     reports = compile_all(targets, workers=2)
-    assert len(reports) == len(targets) * len(all_forms())
-    assert {report.kernel for report in reports} == set(BUDGETS)
+    assert len(reports) == len(targets) * len(all_configs())
+    assert {report.kernel for report in reports} == set(budgets())
     assert all(report.registers > 8 and report.loads for report in reports)  # a parser that reads nothing would pass
     assert [fault for report in reports for fault in report.faults()] == []
     assert len(table(reports, every=True).splitlines()) == 2 + len(reports)
@@ -58,7 +58,7 @@ def test_an_excess_ends_the_command_with_one(
     reports = [GOOD]
     monkeypatch.setattr(aot, "compile_all", lambda targets, workers: reports)
     assert main(["--target", "sm_90"]) == 0
-    assert "| spread | sm_90  | 128-bit | 1     | 40 " in capsys.readouterr().out
+    assert "| spread | sm_90  | 128-bit | 1       | 40 " in capsys.readouterr().out
     reports.append(dataclasses.replace(GOOD, spills=8))
     assert main(["--target", "sm_90", "--json"]) == 1
     assert "sm_90 spread [fp32]: spills 8" in capsys.readouterr().err

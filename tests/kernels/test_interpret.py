@@ -5,7 +5,6 @@ Run in a process of its own: ``TRITON_INTERPRET=1 pytest -m triton_interpret tes
 
 from __future__ import annotations
 
-import math
 import os
 
 import pytest
@@ -13,13 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densescore_kernels import Grid, GridLevel, power_mean, response_map, softmax_power_mean
+from densescore_kernels import power_mean
 from tests.kernels.kernel_cases import (
     DTYPES,
+    SMALL,
     assert_relative,
+    check_depthwise,
+    check_image_levels,
+    check_nan,
     check_power_mean,
     check_response_map,
-    check_softmax_power_mean,
+    check_subnormal_powers,
+    check_zero_scores,
     grid_of,
     poisoned,
 )
@@ -32,7 +36,6 @@ pytestmark = [
 drawn = settings(max_examples=10, deadline=None, derandomize=True)
 dtypes = st.sampled_from(DTYPES)
 exponents = st.sampled_from([1.0, 1.03125, 2.0, 2.5, 5.0, 7.25])
-SMALL = Grid(19, 31, patch=7, stride=3, levels=(GridLevel(17, 25, 5, 7), GridLevel(20, 40, 6, 12)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -41,33 +44,18 @@ def test_power_mean(classes: int, dtype: torch.dtype) -> None:
     check_power_mean(63, classes, images=3, dtype=dtype, backend="triton")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("classes", [1, 21, 32, 40, 136, 257, 1025, 1032])
-def test_softmax_power_mean(classes: int, dtype: torch.dtype) -> None:
-    check_softmax_power_mean(7, classes, images=3, dtype=dtype, backend="triton")
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("classes", [2049, 2056])
-def test_softmax_power_mean_of_looped_rows(classes: int, dtype: torch.dtype) -> None:
-    check_softmax_power_mean(3, classes, images=2, dtype=dtype, backend="triton")
-
-
 def test_the_most_classes() -> None:
-    check_softmax_power_mean(1, 21_841, images=1, backend="triton")
     check_power_mean(2, 21_841, images=1, backend="triton")
 
 
 @pytest.mark.parametrize("classes", [21, 40, 2049])
 def test_chunks_of_several_tiles(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from densescore_kernels.power_mean import triton_launch as launches
+    from densescore_kernels.power_mean import triton as triton_version
 
-    monkeypatch.setattr(launches, "PROGRAMS", 2)
-    monkeypatch.setattr(launches, "LONG_PROGRAMS", 2)
-    launches.chunks.cache_clear()
+    monkeypatch.setattr(triton_version, "PROGRAMS", 2)
+    triton_version._chunks.cache_clear()
     check_power_mean(331, classes, images=2, backend="triton")
-    check_softmax_power_mean(7 if classes > 2048 else 331, classes, images=2, backend="triton")
-    launches.chunks.cache_clear()
+    triton_version._chunks.cache_clear()
 
 
 @drawn
@@ -76,42 +64,21 @@ def test_power_mean_of_any_shape(rows: int, classes: int, images: int, k: float,
     check_power_mean(rows, classes, images, k, dtype, backend="triton")
 
 
-@drawn
-@given(st.integers(1, 70), st.integers(1, 60), st.integers(1, 5), exponents, dtypes)
-def test_softmax_power_mean_of_any_shape(rows: int, classes: int, images: int, k: float, dtype: torch.dtype) -> None:
-    check_softmax_power_mean(rows, classes, images, k, dtype, backend="triton")
-
-
 @pytest.mark.parametrize("k", [1.0, 2.0, 2.5, 16.0, 17.0])
 def test_zero_scores_have_a_value_and_a_slope(k: float) -> None:
-    scores = torch.zeros(4, 3, requires_grad=True)
-    mean = power_mean(scores, k=k, backend="triton")
-    mean.sum().backward()
-    assert (mean == 0).all()
-    assert scores.grad is not None
-    assert (scores.grad == (0.25 if k == 1 else 0)).all()
+    check_zero_scores(k, backend="triton")
 
 
 @pytest.mark.parametrize("k", [5.0, 4.5])
 def test_powers_below_the_normal_range_keep_their_digits(k: float) -> None:
-    scores = torch.full((6, 5), 3e-8)  # y^5 is 2.4e-38 in float64, and 1e-7 times smaller halfway through the sum
-    scores[0] = 4e-9  # y^5 is 1e-42: subnormal in float32
-    check = power_mean(scores, k=k, backend="triton")
-    assert_relative(check, scores.double().pow(k).mean(0, keepdim=True), 5e-6)
+    check_subnormal_powers(k, backend="triton")
 
 
 def test_nan_is_not_hidden() -> None:
-    scores = torch.rand(5, 4)
-    scores[2, 1] = math.nan
-    assert power_mean(scores, backend="triton").isnan().tolist() == [[False, True, False, False]]
-    means = softmax_power_mean(scores, torch.tensor([0, 2, 5]), backend="triton")
-    assert means.isnan().any(1).tolist() == [False, True]
-    grid = Grid(4, 4, patch=2, stride=2, levels=(GridLevel(4, 4, 2, 2),))
-    cells = torch.tensor([[math.nan], [1.0], [1.0], [1.0]])
-    assert int(response_map(cells, grid, backend="triton").isnan().sum()) == 4
+    check_nan(backend="triton")
 
 
-def test_an_unaligned_view_is_read_right() -> None:
+def test_unaligned_views_are_copied() -> None:
     scores = poisoned(torch.rand(9, 8)).flatten()[3:67].view(8, 8)
     assert scores.data_ptr() % 16
     assert_relative(power_mean(scores, backend="triton"), scores.double().pow(5).mean(0, keepdim=True), 5e-6)
@@ -146,6 +113,22 @@ def test_response_map_of_any_grid(data: st.DataObject) -> None:
 
 
 def test_the_same_bits_each_time() -> None:
-    logits = torch.randn(300, 21)
-    first, again = (softmax_power_mean(logits, backend="triton") for _ in range(2))
+    scores = torch.rand(300, 21)
+    first, again = (power_mean(scores, backend="triton") for _ in range(2))
     assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize(
+    ("k", "stride", "channels", "dtype"),
+    [(3, 1, 40, torch.float32), (3, 2, 8, torch.bfloat16), (5, 2, 36, torch.float32), (7, 1, 8, torch.float16)],
+    ids=str,
+)
+def test_depthwise(k: int, stride: int, channels: int, dtype: torch.dtype) -> None:
+    check_depthwise(k, stride, channels, dtype, backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "dtype"), [(torch.uint8, torch.bfloat16), (torch.uint8, torch.float32), (torch.float32, torch.float32)]
+)
+def test_image_levels(pixels: torch.dtype, dtype: torch.dtype) -> None:
+    check_image_levels(pixels, dtype, backend="triton")

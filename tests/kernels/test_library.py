@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from densescore_kernels import DensescoreError, power_mean, response_map, softmax_power_mean
+from densescore_kernels import DensescoreError, power_mean, response_map
+from densescore_kernels.launch import Configs, vector
 from densescore_kernels.response_map.op import _pack, _unpack
-from densescore_kernels.triton_forms import Forms, vector
 from tests.kernels.kernel_cases import PAPER, assert_relative, grid_of
 
 OFFSETS = torch.tensor([0, 2, 5])
@@ -25,12 +25,8 @@ compiled = pytest.mark.skipif(
 def test_opcheck_of_the_power_mean(offsets: torch.Tensor | None) -> None:
     ops, x = torch.ops.densescore, torch.rand(5, 3)
     torch.library.opcheck(ops.power_mean.default, (x.requires_grad_(), offsets, 5.0, "torch"))
-    for wanted in (True, False):
-        arguments = (torch.randn(5, 3, requires_grad=True), offsets, 5.0, wanted, "torch")
-        torch.library.opcheck(ops.softmax_power_mean.default, arguments)
     grad = torch.rand(1 if offsets is None else 2, 3)
     torch.library.opcheck(ops.power_mean_backward.default, (grad, x.detach(), offsets, 5.0, "torch"))
-    torch.library.opcheck(ops.softmax_power_mean_backward.default, (grad, None, x.detach(), offsets, 5.0, "torch"))
 
 
 @pytest.mark.parametrize("classes", [None, torch.tensor([2, 0])], ids=["all", "two"])
@@ -49,8 +45,8 @@ def test_compiles_into_one_graph_with_gradients() -> None:
     assert grid.cells == 5
 
     def score(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        means, y = softmax_power_mean(2 * logits, OFFSETS, return_probabilities=True)
-        return power_mean(y, OFFSETS, 3.0) + means, response_map(y.detach(), grid, [1, 0])
+        y = (2 * logits).softmax(1)
+        return power_mean(y, OFFSETS, 3.0), response_map(y.detach(), grid, [1, 0])
 
     plain, fused = (torch.rand(5, 3, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2))
     want = score(plain)
@@ -84,12 +80,12 @@ def test_the_package_works_without_triton() -> None:
     assert done.stdout.startswith("1.0\nbackend: got 'triton', which cannot run here: the package triton cannot be")
 
 
-def test_a_form_that_nobody_compiled_cannot_be_launched() -> None:
+def test_a_configuration_that_was_never_compiled_is_not_launched() -> None:
     class Kernel:
         __name__ = "new"
 
     with pytest.raises(RuntimeError, match="not among the 0 that are compiled ahead of time"):
-        Forms([]).launch(Kernel(), (1,), torch.ones(1), BLOCK=2)
+        Configs([], {}).launch(Kernel(), (1,), torch.ones(1), BLOCK=2)
 
 
 def test_vectors_are_as_wide_as_rows_allow() -> None:

@@ -11,7 +11,14 @@ from types import ModuleType
 
 import pytest
 
-from tests.kernels.kernel_cases import check_power_mean, check_response_map, check_softmax_power_mean, grid_of
+from densescore_kernels.aot import OPERATIONS
+from tests.kernels.kernel_cases import (
+    check_depthwise,
+    check_image_levels,
+    check_power_mean,
+    check_response_map,
+    grid_of,
+)
 
 pytestmark = [
     pytest.mark.triton_interpret,
@@ -24,41 +31,29 @@ def power() -> None:
     check_power_mean(63, 21, images=3, backend="triton")
 
 
-def softmax() -> None:
-    check_softmax_power_mean(63, 21, images=3, backend="triton")
-
-
-def long_softmax() -> None:
-    check_softmax_power_mean(2, 2051, images=1, backend="triton")
-
-
 def maps() -> None:
     check_response_map([grid_of(19, 31, (1, 1.7), 7, 3), grid_of(12, 18, (1, 2), 8, 4)], 5, backend="triton")
+
+
+def convolution() -> None:
+    check_depthwise(3, 2, 40, maps=((0, 0, 0, 18, 22), (1, 2, 14, 8, 9)), backend="triton")
+
+
+def levels() -> None:
+    check_image_levels(backend="triton")
 
 
 Check = Callable[[], None]
 # kernel, the check that runs it, the text to change, what it becomes
 MUTATIONS: list[tuple[str, Check, str, str]] = [
     ("power_sums", power, "(i + rows < count)", "(i + rows <= count)"),  # wrong mask
-    ("power_sums", power, "rows[:, None] * C", "rows[:, None] * (C + 1)"),  # wrong stride
-    ("power_sums", power, "tl.sum(total, 0), cols < C)", "tl.sum(total, 0), cols < C - 1)"),
+    ("power_sums", power, "rows[:, None] * row_length", "rows[:, None] * (row_length + 1)"),  # wrong stride
+    ("power_sums", power, "tl.sum(total, 0), cols < row_length)", "tl.sum(total, 0), cols < row_length - 1)"),
     ("power_grads", power, "(i + rows < count)", "(i + rows + 1 < count)"),
-    ("power_grads", power, "image * C + cols", "image * BLOCK_C + cols"),
-    ("power_grads", power, "start = (first + i) * C", "start = (first + i + 1) * C"),
+    ("power_grads", power, "image * row_length + cols", "image * BLOCK_C + cols"),
+    ("power_grads", power, "start = (first + i) * row_length", "start = (first + i + 1) * row_length"),
     ("add_chunks", power, "(i + rows < count)", "(i + rows < count - 1)"),
-    ("add_chunks", power, "partials + (first + i) * C", "partials + (first + i) * BLOCK_C"),
-    ("softmax_sums", softmax, "tl.where(held, tl.exp2(k * x + HEADROOM), 0.0)", "tl.exp2(k * x + HEADROOM)"),
-    ("softmax_sums", softmax, "rows[:, None] * C", "rows[:, None] * (C + 1)"),
-    ("softmax_sums", softmax, "inside & (wanted != 0)", "inside & (cols < C - 1)[None, :]"),
-    ("softmax_grads", softmax, "(cols < C)[None, :]\n        start", "(cols <= C)[None, :]\n        start"),
-    ("softmax_grads", softmax, "rows[:, None] * C", "rows[:, None] * (C + 1)"),
-    ("log2_softmax", softmax, "(cols < C)", "(cols <= C)"),
-    ("long_softmax_sums", long_softmax, "& (i > 0)", "& (i >= 0)"),
-    ("long_softmax_sums", long_softmax, "rows[:, None] * C", "rows[:, None] * (C + 1) + 1"),
-    ("long_softmax_grads", long_softmax, "(cols < C)[None, :]", "(cols < C - 1)[None, :]"),
-    ("long_softmax_grads", long_softmax, "image * C + cols", "image * C + cols + 1"),
-    ("row_statistics", long_softmax, "(cols < C)[None, :]", "(cols < C // 2)[None, :]"),
-    ("row_statistics", long_softmax, "(top - higher)", "(higher - top)"),
+    ("add_chunks", power, "partials + (first + i) * row_length", "partials + (first + i) * BLOCK_C"),
     ("window_sums", maps, "(j < cols)", "(j <= cols)"),  # off-by-one window
     ("window_sums", maps, "(i < rows)", "(i + 1 < rows)"),
     ("window_sums", maps, "i * step", "i * (step + 1)"),
@@ -66,6 +61,23 @@ MUTATIONS: list[tuple[str, Check, str, str]] = [
     ("spread", maps, "inside = (k < K)[:, None] & (x < W)", "inside = (k < K)[:, None] & (x <= W)"),
     ("spread", maps, "range(height)", "range(height - 1)"),
     ("spread", maps, "k.to(tl.int64)[:, None] * area", "k.to(tl.int64)[:, None] * (area + 1)"),
+    ("depthwise", convolution, "& (y < height)", "& (y <= height)"),  # sees the neighbor
+    ("depthwise", convolution, "(column >= 0) & ", ""),
+    ("depthwise", convolution, "tl.where(inside, value, pad_value)", "tl.where(inside, value, 0.0)"),
+    ("depthwise", convolution, "i * STRIDE - top", "i * STRIDE - left"),
+    ("depthwise", convolution, "value = tl.minimum(value, in_high", "value = tl.minimum(value, high"),
+    ("depthwise", convolution, "weight + tap * C", "weight + (K * K - 1 - tap) * C"),
+    ("depthwise", convolution, "written = (i < out_height)", "written = (i <= out_height)"),
+    ("depthwise", convolution, "tile // across", "tile // (across + 1)"),
+    ("level_pixels", levels, "written = position < padded", "written = position <= padded"),
+    ("level_pixels", levels, "(new_x + 0.5) * step_x - 0.5", "new_x * step_x"),  # half a pixel
+    ("level_pixels", levels, "step_y.to(tl.int32), 0) + 2", "step_y.to(tl.int32), 0) + 1"),
+    ("level_pixels", levels, "old_y * W", "old_y * H"),
+    ("level_pixels", levels, "target + y * row", "target + y * padded_width"),
+    ("reflect", levels, "2 * (size - 1)", "2 * size"),
+    ("tap_weight", levels, "step > 1", "step > 2"),
+    ("row_share", levels, "weight * 4) / 4", "weight * 2) / 2"),
+    ("row_share", levels, "row * weight)", "row)"),
 ]
 
 
@@ -73,8 +85,7 @@ def mutated(module: ModuleType, name: str, old: str, new: str, folder: Path) -> 
     """A copy of a kernel module in which one piece of one function is changed."""
     source = Path(str(module.__file__)).read_text()
     start = source.index(f"def {name}(")
-    end = source.find("\n@triton.jit", start)
-    body = source[start : end if end > 0 else None]
+    body = source[start : source.index("\n\n\n", start)]
     assert old in body, f"{old!r} is not in {name}: the mutation no longer applies"
     path = folder / f"mutated_{module.__name__.rpartition('.')[2]}.py"
     path.write_text(source.replace(body, body.replace(old, new)))
@@ -92,26 +103,17 @@ def mutated(module: ModuleType, name: str, old: str, new: str, folder: Path) -> 
 def test_a_bug_is_caught(
     name: str, check: Check, old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from densescore_kernels.power_mean import triton_kernels as power_kernels
-    from densescore_kernels.power_mean import triton_launch as power_launches
-    from densescore_kernels.power_mean import triton_long_rows as long_kernels
-    from densescore_kernels.response_map import triton_kernels as map_kernels
-    from densescore_kernels.response_map import triton_launch as map_launches
-
-    sources = (power_kernels, long_kernels, map_kernels)
-    source = next(module for module in sources if f"def {name}(" in inspect.getsource(module))
-    copy = mutated(source, name, old, new, tmp_path)
-    launches = map_launches if source is map_kernels else power_launches
-    replaced = 0
-    for kernel in [form.kernel.__name__ for form in launches.FORMS.listed.values()]:
-        if hasattr(copy, kernel) and hasattr(launches, kernel):
-            monkeypatch.setattr(launches, kernel, getattr(copy, kernel))
-            replaced += 1
-    assert replaced
+    versions = [importlib.import_module(f"densescore_kernels.{folder}.triton") for folder in OPERATIONS]
+    version = next(module for module in versions if f"def {name}(" in inspect.getsource(module))
+    copy = mutated(version, name, old, new, tmp_path)
+    kernels = {config.kernel.__name__ for config in version.CONFIGS.by_key.values()}
+    assert kernels
+    for kernel in kernels:
+        monkeypatch.setattr(version, kernel, getattr(copy, kernel))
     with pytest.raises(AssertionError):
         check()
 
 
-@pytest.mark.parametrize("check", [power, softmax, long_softmax, maps])
+@pytest.mark.parametrize("check", [power, maps, convolution, levels])
 def test_what_is_not_broken_passes(check: Check) -> None:
     check()

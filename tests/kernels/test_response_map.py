@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import pytest
@@ -14,13 +13,12 @@ from densescore_kernels import DensescoreError, Grid, GridLevel, response_map
 from tests.kernels.kernel_cases import (
     DTYPES,
     PAPER,
+    SMALL,
     assert_relative,
     check_response_map,
     grid_of,
     scores_of,
 )
-
-SMALL = Grid(19, 31, patch=7, stride=3, levels=(GridLevel(17, 25, 5, 7), GridLevel(20, 40, 6, 12)))
 
 
 def test_a_constant_stays_a_constant() -> None:
@@ -99,12 +97,6 @@ def test_the_error_does_not_grow_with_the_map() -> None:
     window = (table[7:, 7:] - table[:-7, 7:] - table[7:, :-7] + table[:-7, :-7]) / 49
     inside = want[0, 6:3994, 6:34]
     assert float(((window - inside).abs() / inside).max()) > 100 * bound
-
-
-def test_nan_reaches_the_pixels_that_its_cell_holds_and_no_others() -> None:
-    grid = Grid(4, 4, patch=2, stride=2, levels=(GridLevel(4, 4, 2, 2),))
-    seen = response_map(torch.tensor([[math.nan], [1.0], [1.0], [1.0]]), grid)
-    assert int(seen.isnan().sum()) == 4
 
 
 def test_the_same_bits_each_time() -> None:

@@ -8,26 +8,26 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from densescore import DensescoreError, DenseScorer, DenseScores, Pyramid
-from densescore.models import AdaptationHead, load_head, save_head
-from densescore.models.adaptation import HeadFile
 from densescore.models.box_layer import (
     BESIDE,
     INSIDE,
     NEIGHBORS,
     BoxLayer,
     ObjectBoxes,
-    around,
     decode,
-    evidence_of,
-    logits_of,
+    gather_neighbors,
+    gather_scores,
     neighbors,
+    score_logits,
 )
+from densescore.models.head import load_head, save_head
 from densescore.models.weights import read_metadata
-from densescore.scoring.batch import score_batch
 from tests.conftest import same_boxes
+from tests.models.test_models import head_file
 
 
 def test_neighbors_on_paper() -> None:
@@ -37,7 +37,7 @@ def test_neighbors_on_paper() -> None:
     first, second = pyramid.levels
     assert (first.rows, first.cols, second.rows, second.cols) == (1, 1, 4, 4)
     outside = len(pyramid)
-    assert found.shape == (outside, 9 + 25)
+    assert found.shape == (outside, NEIGHBORS) == (17, 9 + 25)
     # The only patch of the first level has none beside it; inside it lie those of the second, from border to border.
     assert found[0, :9].tolist() == [outside] * 4 + [0] + [outside] * 4
     inside = found[0, 9:].reshape(5, 5) - second.start
@@ -45,8 +45,7 @@ def test_neighbors_on_paper() -> None:
     ends = outside - second.start
     rows = [[ends] * 5, [ends, 0, 1, 3, 3], [ends, 4, 5, 7, 7], [ends, 12, 13, 15, 15], [ends, 12, 13, 15, 15]]
     assert inside.tolist() == rows
-    row, col = 1, 2
-    center = second.start + row * second.cols + col
+    center = second.start + 1 * second.cols + 2
     beside = [center + 4 * down + across for down in (-1, 0, 1) for across in (-1, 0, 1)]
     assert found[center, :9].tolist() == beside
     assert (found[center, 9:] == outside).all()  # no level is finer
@@ -69,12 +68,9 @@ def test_the_finer_level_is_the_one_of_patches_about_half_as_wide(
     pyramid = Pyramid.of(300, 400, scales=scales, patch=64, stride=32)
     found = neighbors(pyramid)[:, 9 + 12]  # the one at a patch's own center
     for level, expected in zip(pyramid.levels, finer, strict=True):
-        own = found[level.cells]
-        if expected is None:
-            assert (own == len(pyramid)).all()
-        else:
-            cells = pyramid.levels[expected].cells
-            assert ((own >= cells.start) & (own < cells.stop)).all()
+        cells = slice(len(pyramid), len(pyramid) + 1) if expected is None else pyramid.levels[expected].cells
+        inside = found[level.cells]
+        assert ((inside >= cells.start) & (inside < cells.stop)).all()
 
 
 @given(
@@ -102,14 +98,14 @@ def test_boxes_on_paper() -> None:
     torch.testing.assert_close(boxes, torch.tensor([[10.0, 20, 50, 60], [40, 25, 60, 35]]))
 
 
-def test_what_the_layer_sees_outside_the_grid() -> None:
+def test_neighbors_outside_the_grid() -> None:
     reduced, near = torch.arange(1.0, 4)[:, None], torch.tensor([[0, 3, 2]])
-    assert around(reduced, near).tolist() == [[1, 0, 3]]
+    assert gather_neighbors(reduced, near).tolist() == [[1, 0, 3]]
     scores = torch.tensor([[0.5, 0], [1, 0.5], [0.25, 0.9]])
-    evidence = evidence_of(logits_of(scores), near.repeat(2, 1), torch.tensor([0, 1]))
+    neighbor_scores = gather_scores(score_logits(scores), near.repeat(2, 1), torch.tensor([0, 1]))
     faint = 1 / (1 + np.exp(8))
     expected = [[0, -2, -np.log(3) / 4, 0.5, faint, 0.25], [-2, -2, np.log(9) / 4, faint, faint, 0.9]]
-    torch.testing.assert_close(evidence, torch.tensor(expected, dtype=torch.float32))
+    torch.testing.assert_close(neighbor_scores, torch.tensor(expected, dtype=torch.float32))
 
 
 def test_a_class_s_boxes_follow_from_its_own_scores() -> None:
@@ -138,89 +134,87 @@ def test_the_layer_s_boxes_by_their_definition() -> None:
     with torch.no_grad():
         found = layer(reduced, scores, pyramid)
         patch = int(found.patches[1, 7])
-        looks = torch.cat([reduced[i] if i < len(pyramid) else torch.zeros(4) for i in near[patch]])
-        said = torch.stack(
-            [torch.logit(scores[i, 1]).clamp(-8, 8) if i < len(pyramid) else torch.tensor(-8.0) for i in near[patch]]
-        )
-        first = (layer.look.weight @ looks + layer.look.bias + layer.evidence.bias).add(
-            layer.evidence.weight @ torch.cat([said / 4, said.sigmoid()])
+        reduced, column = torch.cat([reduced, torch.zeros(1, 4)]), torch.cat([scores[:, 1], torch.zeros(1)])
+        neighbor_features, logits = reduced[near[patch]].flatten(), torch.logit(column[near[patch]]).clamp(-8, 8)
+        first = (layer.look.weight @ neighbor_features + layer.look.bias + layer.evidence.bias).add(
+            layer.evidence.weight @ torch.cat([logits / 4, logits.sigmoid()])
         )
         second = torch.relu(layer.hidden.weight @ torch.relu(first) + layer.hidden.bias)
         out = layer.out.weight @ second + layer.out.bias
     box = decode(out[None], torch.from_numpy(pyramid.boxes())[patch : patch + 1])[0]
     torch.testing.assert_close(found.boxes[1, 7], torch.minimum(box.clamp(min=0), torch.tensor([400.0, 300, 400, 300])))
     torch.testing.assert_close(found.qualities[1, 7], out[4].sigmoid())
-    assert len(near[0]) == NEIGHBORS
 
 
-def head_with_boxes(features: int, backbone: str = "lite0") -> HeadFile:
+@pytest.fixture
+def layer() -> BoxLayer:
     torch.manual_seed(0)
-    head, layer = AdaptationHead(features, 3, 16).eval(), BoxLayer(features, 8, 12).eval()
-    half = (0.5, 0.5, 0.5)
-    return HeadFile(head, ("cat", "dog", "background"), backbone, half, half, 224, scales=(1.0, 1.6), box_layer=layer)
+    return BoxLayer(1280, 8, 12).eval()
 
 
-def test_a_head_with_a_box_layer_is_written_and_read(tmp_path: Path) -> None:
-    file, path, plain = head_with_boxes(10), tmp_path / "boxes.safetensors", tmp_path / "plain.safetensors"
-    save_head(path, file)
-    save_head(plain, replace(file, box_layer=None))
+@pytest.fixture
+def files(tmp_path: Path, layer: BoxLayer) -> tuple[Path, Path]:
+    """A head's file with the box layer, and one without it."""
+    path, plain = tmp_path / "boxes.safetensors", tmp_path / "plain.safetensors"
+    save_head(path, replace(head_file(), box_layer=layer))
+    save_head(plain, head_file())
+    return path, plain
+
+
+def test_a_head_with_a_box_layer_is_written_and_read(files: tuple[Path, Path], layer: BoxLayer) -> None:
+    path, plain = files
     assert read_metadata(plain)["format"] == "densescore-adaptation-1"  # which older versions read
     assert read_metadata(path)["format"] == "densescore-adaptation-2"
     assert load_head(plain).box_layer is None
     read = load_head(path).box_layer
-    assert read is not None and file.box_layer is not None  # noqa: PT018
-    for name, tensor in file.box_layer.state_dict().items():
-        assert torch.equal(read.state_dict()[name], tensor)
+    assert read
+    torch.testing.assert_close(read.state_dict(), layer.state_dict(), rtol=0, atol=0)
 
     tensors, metadata = load_file(path), read_metadata(path)
-    without = {name: tensor for name, tensor in tensors.items() if name != "boxes.look.weight"}
-    wide = {**tensors, "boxes.out.weight": torch.zeros(6, 6)}
-    bad = {**tensors, "boxes.out.bias": torch.full((5,), float("nan"))}
-    for wrong, message in ((without, "lacks .*boxes.look.weight"), (wide, "out.weight"), (bad, "not finite|NaN")):
-        save_file(wrong, path, metadata)
+    for name, wrong, message in (
+        ("look.weight", torch.tensor(0.0), "lacks .*boxes.look.weight"),
+        ("out.weight", torch.zeros(6, 6), "out.weight"),
+        ("out.bias", torch.full((5,), torch.nan), "not finite|NaN"),
+    ):
+        save_file({**tensors, f"boxes.{name}": wrong}, path, metadata)
         with pytest.raises(DensescoreError, match=message):
             load_head(path)
 
 
 def test_a_scorer_gives_the_layers_boxes_beside_the_heads_scores(
-    tmp_path: Path, cat: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]"
+    files: tuple[Path, Path], layer: BoxLayer, cat: NDArray[np.uint8]
 ) -> None:
-    made, path, plain = head_with_boxes(1280), tmp_path / "boxes.safetensors", tmp_path / "plain.safetensors"
-    save_head(path, made)
-    save_head(plain, replace(made, box_layer=None))
     cat = cat[60:180, 100:300]
-    scorer, without = (DenseScorer(file, scales=(1.0, 1.4), runtime="torch") for file in (path, plain))
+    scorer, without = (DenseScorer(file, scales=(1.0, 1.4), runtime="torch") for file in files)
     scores, expected = scorer.score(cat), without.score(cat)
     torch.testing.assert_close(scores.patch_scores, expected.patch_scores)
     assert expected.object_boxes is None
     assert scorer.fingerprint() != without.fingerprint()
 
     features = scorer.features(cat)
-    assert made.box_layer is not None
     with torch.no_grad():
-        expected_boxes = made.box_layer(made.box_layer.reduce(features), scores.patch_scores, scores.pyramid)
-    assert scores.object_boxes is not None
+        expected_boxes = layer(layer.reduce(features), scores.patch_scores, scores.pyramid)
+    assert scores.object_boxes
     same_boxes(scores.object_boxes, expected_boxes)
-    found = scores.object_boxes.boxes
-    assert (found[..., 2:] > found[..., :2]).any()
-    height, width = cat.shape[:2]
-    assert (scores.boxes > torch.tensor([width, height, width, height])).any()  # the patches themselves go past it
-    assert (found >= 0).all()
-    assert (found <= torch.tensor([width, height, width, height])).all()
+    boxes, limit = scores.object_boxes.boxes, torch.tensor([200, 120, 200, 120])
+    assert (boxes[..., 2:] > boxes[..., :2]).any()
+    assert (scores.boxes > limit).any()  # the patches themselves go past the image
+    assert ((boxes >= 0) & (boxes <= limit)).all()
     same_boxes(scorer.score_features(features, *cat.shape[:2]).object_boxes, scores.object_boxes)
-    for one in score_batch(scorer, [cat, cat]):
+    scorer.batching = "head"
+    for one in scorer.score_batch([cat, cat]):
         same_boxes(one.object_boxes, scores.object_boxes)
         torch.testing.assert_close(one.patch_scores, scores.patch_scores, rtol=1e-3, atol=1e-5)
-    chosen = scores.select(["dog", "cat"])
-    assert chosen.find_boxes("cat") == scores.find_boxes("cat")
-    assert chosen.find_boxes("dog") == scores.find_boxes("dog")
 
     best = scores.find_boxes("cat")[0]
     assert best.box != scores.boxes_from_map("cat")[0].box
     assert scores.to_coco(1, "cat")[0]["score"] == best.score
     assert scores.to_row(labels=["cat"])["regions"][0]["x0"] == best.box[0]
-    scores.save(tmp_path / "scores.safetensors")
-    assert DenseScores.load(tmp_path / "scores.safetensors").find_boxes("cat") == scores.find_boxes("cat")
+    saved = files[0].with_name("scores.safetensors")
+    scores.save(saved)
+    for other in (scores.select(["dog", "cat"]), DenseScores.load(saved)):
+        for label in ("cat", "dog"):
+            assert other.find_boxes(label) == scores.find_boxes(label)
 
 
 @pytest.mark.parametrize(
@@ -245,8 +239,8 @@ def test_boxes_of_another_image_are_refused(change: dict[str, torch.Tensor], mes
 def test_a_group_has_the_best_boxes_of_its_classes() -> None:
     scores = torch.tensor([[0.9, 0.1, 0.2], [0.3, 0.8, 0.1]])
     boxes = torch.arange(24.0).reshape(3, 2, 4)
-    found = ObjectBoxes(torch.tensor([[0, 1], [1, 0], [0, 1]]), boxes, torch.rand(3, 2))
-    group, alone = found.select([(0, 1), (2,)], scores).boxes
+    objects = ObjectBoxes(torch.tensor([[0, 1], [1, 0], [0, 1]]), boxes, torch.rand(3, 2))
+    group, alone = objects.select([(0, 1), (2,)], scores).boxes
     assert torch.equal(group, torch.stack([boxes[0, 0], boxes[1, 0]]))
     assert torch.equal(alone, boxes[2])
 

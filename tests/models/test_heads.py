@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from densescore import DensescoreError, DenseScorer
-from densescore.models import MODELS, AdaptationHead, Krizhevsky, load_classifier, load_head, save_head
-from densescore.models.adaptation import HeadFile
-from densescore.models.registry import ModelEntry
+from densescore.models.head import AdaptationHead, HeadFile, load_head, save_head
 from tests.conftest import Toy
 
 GOOD: dict[str, Any] = {
@@ -23,20 +22,10 @@ GOOD: dict[str, Any] = {
     "activation": "sigmoid", "scales": [1, 1.5], "k": 3, "training": {"seed": 0},
 }  # fmt: skip
 
+REQUIRED = ("labels", "backbone", "mean", "std", "patch_size")
 NUMBERS: list[Any] = ["text", None, True, {}, [[]], float("nan"), float("inf"), 10**400]
 WRONG: dict[str, list[Any]] = {
-    "labels": [
-        [],
-        "cat",
-        None,
-        3,
-        {"cat": 1},
-        ["cat", 3],
-        ["cat", None],
-        ["cat", "cat"],
-        ["cat", ""],
-        [["cat"], "dog"],
-    ],
+    "labels": [[], "cat", None, 3, {"cat": 1}, ["cat", 3], ["cat", None], ["cat", "cat"], ["cat", ""], [["a"], "dog"]],
     "backbone": ["", None, 3, ["toy"], {}],
     "mean": [[0, 0], [0, 0, 0, 0], 0.5, "abc", {"r": 1}, *([0, 0, value] for value in NUMBERS), None],
     "std": [[0, 1, 1], [1, -1, 1], [1, 1], 0.5, *([1, 1, value] for value in NUMBERS), None],
@@ -58,22 +47,20 @@ def write(path: Path, description: Any, tensors: dict[str, Tensor] | None = None
 def test_a_good_file_is_read(tmp_path: Path) -> None:
     file = load_head(write(tmp_path / "head.safetensors", GOOD))
     assert (file.labels, file.k, file.scales, file.activation) == (("cat", "dog"), 3.0, (1.0, 1.5), "sigmoid")
-    short = {name: GOOD[name] for name in ("labels", "backbone", "mean", "std", "patch_size")}
-    file = load_head(write(tmp_path / "head.safetensors", short))
+    file = load_head(write(tmp_path / "head.safetensors", {name: GOOD[name] for name in REQUIRED}))
     assert (file.k, file.scales, file.activation, file.training) == (5.0, None, "softmax", {})
 
 
 @pytest.mark.parametrize("field", GOOD)
 def test_every_field_of_a_wrong_kind_is_named(field: str, tmp_path: Path) -> None:
     path = tmp_path / "head.safetensors"
+    message = f"head.safetensors: .*without a valid '{field}': expected .*, got"
     for value in WRONG[field]:
-        with pytest.raises(
-            DensescoreError, match=rf"head.safetensors: .*without a valid '{field}': expected .*, got"
-        ) as caught:
+        with pytest.raises(DensescoreError, match=message) as caught:
             load_head(write(path, {**GOOD, field: value}))
         assert len(str(caught.value)) < 400
-    if field in ("labels", "backbone", "mean", "std", "patch_size"):
-        with pytest.raises(DensescoreError, match=f"without a valid '{field}': expected .*, got nothing"):
+    if field in REQUIRED:
+        with pytest.raises(DensescoreError, match=f"{message} nothing"):
             load_head(write(path, {name: value for name, value in GOOD.items() if name != field}))
 
 
@@ -93,7 +80,7 @@ def test_every_field_of_a_wrong_kind_is_named(field: str, tmp_path: Path) -> Non
         (json.dumps({**GOOD, "labels": ["cat"] * 20_000}), "'labels'"),
     ],
 )
-def test_descriptions_that_are_not_one(text: str, message: str, tmp_path: Path) -> None:
+def test_broken_descriptions_are_refused(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(DensescoreError, match=message):
         load_head(write(tmp_path / "head.safetensors", text))
 
@@ -121,30 +108,15 @@ def changed(**tensors: Tensor | None) -> dict[str, Tensor]:
         ({"fca_bias": torch.tensor([0, torch.inf, 0, 0])}, "1 of 4 values of fca.bias are not finite"),
     ],
 )  # fmt: skip
-def test_tensors_that_do_not_fit(tensors: dict[str, Tensor | None], message: str, tmp_path: Path) -> None:
+def test_tensors_of_other_shapes_are_refused(tensors: dict[str, Tensor | None], message: str, tmp_path: Path) -> None:
     with pytest.raises(DensescoreError, match=message):
         load_head(write(tmp_path / "head.safetensors", GOOD, changed(**tensors)))
 
 
-@pytest.fixture
-def toy(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A named network whose default weights are those of the seed; others come from files."""
-
-    def build(state: dict[str, Tensor] | None) -> Toy:
-        module = Toy()
-        if state:
-            module.load_state_dict(state)
-        return module
-
-    monkeypatch.setitem(MODELS, "toy", ModelEntry("a toy", build, lambda: {}, "none", "tests", patch_size=20))
-    return "toy"
-
-
 def test_many_classes_are_read_quickly(toy: str, tmp_path: Path, cat: NDArray[np.uint8]) -> None:
     labels = [f"class number {index}" for index in range(20_000)]
-    path = write(
-        tmp_path / "head.safetensors", {**GOOD, "labels": labels}, AdaptationHead(10, 20_000, width=4).state_dict()
-    )
+    state = AdaptationHead(10, 20_000, width=4).state_dict()
+    path = write(tmp_path / "head.safetensors", {**GOOD, "labels": labels}, state)
     start = time.process_time()
     scorer = DenseScorer(path, runtime="torch")
     assert time.process_time() - start < 10  # comparing each name with each other took half a minute
@@ -152,44 +124,16 @@ def test_many_classes_are_read_quickly(toy: str, tmp_path: Path, cat: NDArray[np
 
 
 def test_a_head_is_refused_on_other_weights(toy: str, tmp_path: Path, cat: NDArray[np.uint8]) -> None:
-    mine = {name: tensor * 1.5 for name, tensor in Toy().state_dict().items()}
-    torch.save(mine, tmp_path / "mine.pth")
-    scorers = {
-        weights: DenseScorer(toy, weights=weights, runtime="torch") for weights in ("default", tmp_path / "mine.pth")
-    }
-    assert len({scorer.backbone_digest for scorer in scorers.values()}) == 2
-    for weights, scorer in scorers.items():
-        path = tmp_path / "head.safetensors"
-        head = AdaptationHead(10, 2, width=4).eval()
-        record = {"backbone_digest": scorer.backbone_digest}
-        file = HeadFile(head, ("a", "b"), toy, scorer.mean, scorer.std, 20, scales=(1.0,), training=record)
-        save_head(path, file, overwrite=True)
-        other = next(name for name in scorers if name != weights)
+    path, mine = tmp_path / "head.safetensors", tmp_path / "mine.pth"
+    torch.save({name: tensor * 1.5 for name, tensor in Toy().state_dict().items()}, mine)
+    file = HeadFile(AdaptationHead(10, 2, width=4).eval(), ("a", "b"), toy, (0.5,) * 3, (0.5,) * 3, 20, scales=(1.0,))
+    for weights, other in (("default", mine), (mine, "default")):
+        record = {"backbone_digest": DenseScorer(toy, weights=weights, runtime="torch").backbone_digest}
+        save_head(path, replace(file, training=record), overwrite=True)
         with pytest.raises(DensescoreError, match="head.safetensors: the head was trained on other weights of toy"):
             DenseScorer(path, weights=other)
         for dtype in ("auto", "bfloat16"):  # the precision of the scoring is free
             scores = DenseScorer(path, weights=weights, dtype=dtype, runtime="torch").score(cat[:40, :40])
             assert scores.labels == ("a", "b")
-        save_head(path, HeadFile(head, ("a", "b"), toy, scorer.mean, scorer.std, 20, scales=(1.0,)), overwrite=True)
+        save_head(path, file, overwrite=True)
         DenseScorer(path, weights=other, runtime="torch")  # a file without a digest: nothing to compare
-
-
-@pytest.mark.parametrize("name", ["0.weight", "0.bias", "1.weight", "1.running_mean", "1.running_var"])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_modules_that_are_not_finite_are_refused(name: str, value: float) -> None:
-    module: torch.nn.Module = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3), torch.nn.ReLU6(), Toy()
-    )
-    module.register_buffer("mask", torch.full((2,), -torch.inf), persistent=False)  # no weight, as it is not saved
-    load_classifier(module, patch_size=20)
-    module.state_dict()[name].view(-1)[1] = value
-    with pytest.raises(DensescoreError, match=f"Sequential: 1 of . values of {name} are not finite"):
-        DenseScorer(module, patch_size=20)
-
-
-def test_files_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    state = Krizhevsky(classes=3, width=4).state_dict()
-    state["classifier.6.bias"][2] = torch.inf
-    save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(DensescoreError, match=r"krizhevsky: 1 of 3 values of classifier.6.bias are not finite"):
-        DenseScorer("krizhevsky", weights=tmp_path / "w.safetensors")

@@ -6,10 +6,10 @@ import torch
 from numpy.typing import NDArray
 
 from densescore import DenseScorer
-from densescore.models.efficientnet_lite import build, build_stages, shipped_weights
+from densescore.models.efficientnet_lite import build, shipped_weights
 from densescore.models.labels import IMAGENET_MODELS
 from densescore.models.registry import MODELS
-from densescore.scoring.fingerprint import Context
+from densescore.scoring.scorer import Context
 
 
 def test_scores_are_the_network_s_own_and_features_hold_its_stages(cat: NDArray[np.uint8]) -> None:
@@ -23,7 +23,7 @@ def test_scores_are_the_network_s_own_and_features_hold_its_stages(cat: NDArray[
 
 def test_features_are_means_of_the_stages_over_a_patch() -> None:
     weights = shipped_weights()
-    network, staged = build(weights).eval(), DenseScorer(build_stages(weights), mean=(0.5,) * 3, std=(0.5,) * 3)
+    network, staged = build(weights).eval(), DenseScorer(build(weights, stages=True), mean=(0.5,) * 3, std=(0.5,) * 3)
     maps: dict[int, torch.Tensor] = {}
     for number in (4, 5):
         network.get_submodule(f"blocks.{number}").register_forward_hook(

@@ -1,4 +1,4 @@
-"""The graph of convolutions gives the engine's scores, position by position."""
+"""The network as convolutions gives the engine's scores, position by position."""
 
 import pytest
 import timm
@@ -7,8 +7,9 @@ import torchvision
 from torch import nn
 
 from densescore import DensescoreError
-from densescore.models import AdaptationHead, Krizhevsky
-from densescore.network.conv_graph import convolutional_form
+from densescore.models.head import AdaptationHead
+from densescore.models.krizhevsky import Krizhevsky
+from densescore.network.export import convolutional_form
 from densescore.network.surgery import to_dense
 from tests.conftest import Toy
 
@@ -21,7 +22,7 @@ from tests.conftest import Toy
         (torchvision.models.resnet18(), 224),
         (timm.create_model("mobilenetv3_small_050"), 224),
         (timm.create_model("convnext_atto"), 64),  # a norm in the head
-        (timm.create_model("convnext_zepto_rms"), 64),  # one whose weight is used in forward itself
+        (timm.create_model("convnext_zepto_rms"), 64),  # its weight is used in forward itself
     ],
     ids=["toy", "krizhevsky", "resnet18", "mobilenetv3", "convnext", "rms"],
 )
@@ -39,9 +40,8 @@ def test_each_position_is_a_cell(module: nn.Module, patch: int) -> None:
 
 
 @torch.no_grad()
-def test_an_adaptation_head_too() -> None:
-    network = to_dense(Toy(), 20)
-    network.replace_classifier(AdaptationHead(10, 4, width=6).eval(), 10, 4)
+def test_an_adaptation_head_becomes_convolutions() -> None:
+    network = to_dense(Toy(), 20).with_classifier(AdaptationHead(10, 4, width=6).eval(), 10, 4)
     logits = convolutional_form(network)(torch.rand(1, 3, 20, 28))
     assert logits.shape == (1, 4, 1, 3)
 
@@ -57,6 +57,6 @@ class NormedWindows(nn.Module):
         return self.fc(self.norm(self.conv(x).flatten(1)))
 
 
-def test_what_has_no_such_form_is_named() -> None:
+def test_a_network_without_a_convolutional_form_is_refused() -> None:
     with pytest.raises(DensescoreError, match="only linear layers may take the flattened map"):
         convolutional_form(to_dense(NormedWindows(), 5))

@@ -1,4 +1,4 @@
-"""A dense model as a file for other runtimes gives what the engine gives, at any size."""
+"""A dense model as a file for other runtimes gives the engine's scores, at any size."""
 
 import json
 from pathlib import Path
@@ -9,16 +9,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from typer.testing import CliRunner
 
 from densescore import DensescoreError, DenseScorer
 from densescore.cli.main import app
 from densescore.io.images import level_pixels
-from densescore.models import AdaptationHead
-from densescore.models.adaptation import HeadFile, save_head
+from densescore.models.head import AdaptationHead, HeadFile, save_head
 from densescore.network import export
 from densescore.network.export import export_model
-from tests.conftest import Toy
+from tests.cli.runner import CliRunner
+from tests.conftest import Toy, need_openvino
 
 OPTIONS: dict[str, Any] = {"labels": ("a", "b", "c"), "patch_size": 20, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
 
@@ -70,9 +69,9 @@ def test_lite0_with_a_trained_head(suffix: str, tmp_path: Path, cat: NDArray[np.
 
 
 def test_openvino_takes_the_onnx_file(tmp_path: Path, cat: NDArray[np.uint8]) -> None:
-    """docs/export.md's way to OpenVINO."""
+    """docs/models.md's way to OpenVINO."""
     pytest.importorskip("onnxscript")
-    openvino = pytest.importorskip("openvino")
+    openvino = need_openvino()
     export_model(Toy(), tmp_path / "toy.onnx", **OPTIONS)
     compiled = openvino.compile_model(tmp_path / "toy.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     scorer = DenseScorer(Toy(), scales=(1, 2.3), **OPTIONS)
@@ -80,7 +79,7 @@ def test_openvino_takes_the_onnx_file(tmp_path: Path, cat: NDArray[np.uint8]) ->
     torch.testing.assert_close(actual, scorer.score(cat[:151, :187]).patch_scores, rtol=1e-3, atol=1e-5)
 
 
-def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_errors_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DensescoreError, match=r"expected a name that ends in \.onnx or \.pt2"):
         export_model(Toy(), tmp_path / "toy.engine", **OPTIONS)
     (tmp_path / "mine.pt2").touch()

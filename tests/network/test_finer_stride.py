@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from densescore import DensescoreError, DenseScorer, Pyramid
-from densescore.models import Krizhevsky
-from densescore.network.finer_stride import with_phases
+from densescore.models.krizhevsky import Krizhevsky
+from densescore.network.strides import with_phases
 from densescore.network.surgery import to_dense
-from tests.conftest import Toy
+from tests.conftest import Toy, need_openvino
 
 FINER = [("toy", 2), ("toy", 1), ("krizhevsky", 8), ("lite0", 16), ("mobilenetv3_small_100", 16)]
 
@@ -50,7 +50,7 @@ def test_shared_cells_have_the_same_scores(name: str, stride: int, cat: NDArray[
 
 @pytest.mark.parametrize("stride", [2, 1])
 def test_without_padding_each_cell_is_its_crop(stride: int, cat: NDArray[np.uint8]) -> None:
-    """Statement 4 of "the same scores", in between, too; so the cells come in the order of their boxes."""
+    """Statement 4 of "the same scores", for cells in between; so the cells come in the order of their boxes."""
     scorer = scorer_of("toy", stride=stride)
     dense, cropped = (scorer.score(cat[40:131, 70:181], context=context) for context in ("image", "patch"))
     assert dense.patch_scores.std() > 1e-3
@@ -99,8 +99,34 @@ def test_at_the_border_phases_see_what_dilated_layers_see() -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        (nn.MaxPool2d(2),),
+        (nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, padding=1)),
+        (nn.AvgPool2d(2),),
+        (nn.Conv2d(4, 4, 2, 2),),
+        (nn.Conv2d(4, 4, 2),),
+    ],
+    ids=["pool", "pool, then convolution", "average", "strided", "valid"],
+)
+@pytest.mark.parametrize("stride", [4, 2, 1])
+def test_a_patch_that_ends_in_one_position(end: tuple[nn.Module, ...], stride: int) -> None:
+    """A level of one row of cells, whose later phases have no rows."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 2, 2), nn.MaxPool2d(2))
+    module = nn.Sequential(*layers, *end, nn.Flatten(), nn.Linear(4, 3)).eval()
+    coarse, fine = (DenseScorer(module, patch_size=16, scales=(1,), stride=step) for step in (None, stride))
+    image = torch.rand(3, 16, 48)
+    at, finer = coarse.score(image), fine.score(image)
+    step = coarse.dense.stride // stride
+    assert (finer.levels[0].rows, finer.levels[0].cols) == (1, (at.levels[0].cols - 1) * step + 1)
+    assert at.patch_scores.std() > 1e-5
+    torch.testing.assert_close(finer.patch_scores[::step], at.patch_scores, rtol=1e-4, atol=1e-7)
+
+
 def test_openvino_runs_all_phases(cat: NDArray[np.uint8]) -> None:
-    pytest.importorskip("openvino")
+    need_openvino()
     by_torch, by_openvino = (
         DenseScorer("lite0", scales=(1, 1.6), stride=16, runtime=runtime).score(cat[:251, :333])
         for runtime in ("torch", "openvino")
@@ -160,6 +186,6 @@ class Branches(nn.Module):
         (nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 4, 1), nn.Flatten(), nn.Linear(100, 2)), 2, "Unshuffle"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_made_finer_is_refused(module: nn.Module, stride: int, message: str) -> None:
+def test_networks_that_cannot_be_made_finer_are_refused(module: nn.Module, stride: int, message: str) -> None:
     with pytest.raises(DensescoreError, match=message):
         DenseScorer(module, patch_size=20, stride=stride)

@@ -1,4 +1,4 @@
-"""Levels on a canvas have the maps that they have alone, for any layers; where they have not, there is no canvas."""
+"""Levels on a canvas have the maps that they have alone, for any layers; else there is no canvas."""
 
 from collections.abc import Callable
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
-from densescore.models import load_classifier
-from densescore.network.mosaic import MosaicTrunk, mosaic_of, pack
+from densescore.models.registry import load_classifier
+from densescore.network.mosaic import MosaicTrunk, pack
 from densescore.network.surgery import to_dense
 
 grids = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 30)), min_size=1, max_size=40)
@@ -81,25 +81,25 @@ def test_a_canvas_gives_each_level_its_own_map(build: Callable[[], nn.Module], p
         if isinstance(layer, nn.BatchNorm2d | nn.Conv2d) and layer.bias is not None:
             nn.init.normal_(layer.bias)  # without it the gap stays zero by itself
     network = to_dense(module, patch)
-    mosaic = mosaic_of(network)
+    mosaic = network.mosaic
     assert isinstance(mosaic, MosaicTrunk)
-    assert mosaic_of(network) is mosaic
+    assert network.mosaic is mosaic
     assert mosaic.spare <= -(-patch // network.stride) + 4
     levels = [(2, 4), (1, 1), (3, 1), (1, 2), (2, 2)]
     stride = network.stride
     pixels = [torch.rand(1, 3, patch + (rows - 1) * stride, patch + (cols - 1) * stride) for rows, cols in levels]
     (canvas,) = pack(levels, mosaic.spare, 10**6)
-    sheet = torch.randn(1, 3, patch + (canvas.rows - 1) * stride, patch + (canvas.cols - 1) * stride)
+    canvas_pixels = torch.zeros(1, 3, patch + (canvas.rows - 1) * stride, patch + (canvas.cols - 1) * stride)
     for level, row, col in canvas.places:
         height, width = pixels[level].shape[2:]
-        sheet[:, :, row * stride : row * stride + height, col * stride : col * stride + width] = pixels[level]
+        canvas_pixels[:, :, row * stride : row * stride + height, col * stride : col * stride + width] = pixels[level]
     with torch.inference_mode():
-        whole = mosaic(sheet, mosaic.outside(canvas, levels))
+        whole = mosaic(canvas_pixels, mosaic.tables(canvas, levels))
         for level, row, col in canvas.places:
             alone = network.trunk(pixels[level])
             assert alone.std() > 0
-            found = whole[:, :, row : row + alone.shape[2], col : col + alone.shape[3]]
-            torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5 * float(alone.abs().max()))
+            shared = whole[:, :, row : row + alone.shape[2], col : col + alone.shape[3]]
+            torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-5 * float(alone.abs().max()))
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,9 @@ def test_a_canvas_gives_each_level_its_own_map(build: Callable[[], nn.Module], p
         nn.ReflectionPad2d(1),
     ],
 )
-def test_where_the_border_is_not_by_a_constant_there_is_no_canvas(layer: nn.Module) -> None:
+def test_without_a_constant_border_there_is_no_canvas(layer: nn.Module) -> None:
     last = nn.Conv2d(8, 8, 3) if isinstance(layer, nn.ReflectionPad2d) else nn.Identity()
     module = nn.Sequential(
         nn.Conv2d(3, 8, 4, 4), layer, last, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
     )  # fmt: skip
-    assert mosaic_of(to_dense(module, 32)) is None
+    assert to_dense(module, 32).mosaic is None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from densescore import DenseScorer
 from densescore.network.export import export_model
 from densescore.network.surgery import to_dense
+from tests.conftest import need_openvino
 
 
 class Scaled(nn.Module):
@@ -55,7 +56,7 @@ def test_every_way_to_run_gives_the_networks_scores(
     options: dict[str, Any], tolerance: float, cat: NDArray[np.uint8]
 ) -> None:
     if options.get("runtime") == "openvino":
-        pytest.importorskip("openvino")
+        need_openvino()
     image = cat[100:151, 100:173]
     scorer = DenseScorer(Scaled(), **OPTIONS, **options)
     plain = to_dense(Scaled(), 23)

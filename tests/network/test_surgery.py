@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from densescore import DensescoreError
 from densescore.errors import NotConvolutionalError
-from densescore.models import AdaptationHead, Krizhevsky
+from densescore.models.head import AdaptationHead
+from densescore.models.krizhevsky import Krizhevsky
 from densescore.network.surgery import to_dense
 
 CONVOLUTIONAL = {
@@ -52,7 +53,7 @@ def test_named_families_keep_their_outputs(name: str) -> None:
 
 
 class Net(nn.Module):
-    """A trunk and whatever follows it."""
+    """A trunk and a tail."""
 
     def __init__(self, tail: nn.Module, stride: int = 2) -> None:
         super().__init__()
@@ -161,7 +162,7 @@ class Branches(nn.Module):
 
 
 class Mixed(nn.Module):
-    """A trunk whose one layer is anything at all."""
+    """A trunk with any layer in it."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -230,6 +231,29 @@ class Leaf(nn.Module):
 Leaf.__module__ = "torch.nn.hidden"  # fx takes what comes from torch.nn for a layer
 
 
+class Vectors(nn.Module):
+    """Adds a number to each column, or row."""
+
+    def __init__(self, make: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.make = make
+        self.table = nn.Parameter(torch.arange(64.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.make(x, self.table)
+
+
+VECTORS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+    lambda x, _: torch.linspace(0, 4, x.shape[3]),
+    lambda x, _: torch.linspace(0, 4, x.shape[2])[:, None],
+    lambda x, _: torch.arange(x.shape[3]),
+    lambda x, _: torch.ones(x.shape[3]).cumsum(0),
+    lambda x, table: table[: x.shape[3]],
+    lambda x, table: table[None, None, None, : x.shape[3]],
+    lambda x, table: nn.functional.interpolate(table.view(1, 1, 8, 8), size=x.shape[2:], mode="bilinear"),
+)
+
+
 @pytest.mark.parametrize("hide", [lambda layer: layer, Leaf], ids=["traced", "hidden"])
 @pytest.mark.parametrize(
     ("layer", "message"),
@@ -238,12 +262,13 @@ Leaf.__module__ = "torch.nn.hidden"  # fx takes what comes from torch.nn for a l
         (Positions(), "treats positions differently"),
         (Columns(), "makes each position depend on the whole image"),
         (Softmax(), "makes each position depend on the whole image"),
+        *((Vectors(make), "gives each position a number of its own") for make in VECTORS),
         (Wraps(), "wraps around the image"),
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "wraps around the image"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
-def test_what_is_not_local_is_refused(layer: nn.Module, message: str, hide: Callable[[nn.Module], nn.Module]) -> None:
+def test_nonlocal_layers_are_refused(layer: nn.Module, message: str, hide: Callable[[nn.Module], nn.Module]) -> None:
     with pytest.raises(NotConvolutionalError, match=rf"layer layer.* {message}.*by crops"):
         to_dense(Mixed(hide(layer)), 36)
 
@@ -254,13 +279,16 @@ def test_what_is_not_local_is_refused(layer: nn.Module, message: str, hide: Call
     [
         (Unfolds(), False),
         (nn.GroupNorm(2, 4), True),
+        (nn.InstanceNorm2d(4), True),
+        (nn.BatchNorm2d(4, track_running_stats=False), True),
+        (nn.BatchNorm2d(4), False),
         (SqueezeExcite(4), True),
         (nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.GELU(), nn.Conv2d(4, 4, 5, padding=2)), False),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
 @torch.no_grad()
-def test_what_is_local_or_averages_the_level_is_accepted(
+def test_local_layers_and_averages_are_accepted(
     layer: nn.Module, averages: bool, hide: Callable[[nn.Module], nn.Module]
 ) -> None:
     module = Mixed(hide(layer)).eval()
@@ -277,7 +305,7 @@ def test_what_is_local_or_averages_the_level_is_accepted(
         (
             lambda: torchvision.models.swin_t(),
             224,
-            r"layer features.1.0.attn \(ShiftedWindowAttention\) treats positions",
+            r"layer features.1.[01].attn \(ShiftedWindowAttention\)",
         ),
         (
             lambda: torchvision.models.vit_b_32(),
@@ -320,7 +348,7 @@ def test_what_is_local_or_averages_the_level_is_accepted(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
-def test_what_is_not_convolutional_is_refused_by_name(
+def test_other_networks_are_refused_by_the_name_of_a_layer(
     module: nn.Module | Callable[[], nn.Module], patch: int, message: str
 ) -> None:
     with pytest.raises(DensescoreError, match=message):
@@ -330,4 +358,4 @@ def test_what_is_not_convolutional_is_refused_by_name(
 def test_a_head_of_another_width_is_refused() -> None:
     network = to_dense(Net(Means()), 16)
     with pytest.raises(DensescoreError, match="the head takes 7 features, but the network gives 4"):
-        network.replace_classifier(AdaptationHead(7, 3), 7, 3)
+        network.with_classifier(AdaptationHead(7, 3), 7, 3)

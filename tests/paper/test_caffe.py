@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from operator import setitem
 from pathlib import Path
 from typing import Any
 
@@ -6,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from typer.testing import CliRunner
 
-from densescore.cli.main import app
 from densescore.errors import DensescoreError
 from densescore.io.images import read_image
-from densescore.models import load_classifier
+from densescore.models.registry import load_classifier
 from densescore.paper.caffe import CAFFE_MEAN, convert_caffe
+from tests.cli.runner import succeed
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -71,9 +71,11 @@ def write_caffe(
     add("Gemm", np.ascontiguousarray(weight.T), bias)
     if softmax:
         add("Softmax")
-    shapes = (("data", [1, 3, side, side]), (last, [1, CLASSES]))
-    given, made = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes)
-    graph = onnx.helper.make_graph(nodes, "caffe", [given], [made], tensors)
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("data", [1, 3, side, side]), (last, [1, CLASSES]))
+    ]
+    graph = onnx.helper.make_graph(nodes, "caffe", ends[:1], ends[1:], tensors)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
     onnx.checker.check_model(model)
     onnx.save(model, path)
@@ -94,51 +96,75 @@ def test_a_converted_network_gives_the_same_scores(
     """On a photograph, through this package's own preprocessing and the command's file."""
     path = write_caffe(tmp_path / "net.onnx", pool_first=pool_first, side=side, softmax=softmax)
     out = tmp_path / "net.safetensors"
-    result = CliRunner().invoke(app, ["convert-caffe", str(path), "--out", str(out)])
-    assert result.exit_code == 0, result.output
+    result = succeed("convert-caffe", path, "--out", out)
     assert f"weights for {name}" in " ".join(result.stdout.split())
     classifier = load_classifier(name, weights=out)
     pixels = np.ascontiguousarray(read_image(cat)[20 : 20 + side, 50 : 50 + side])
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (classifier.mean, classifier.std))
     with torch.inference_mode():
-        found = classifier.module.eval()((tensor - mean) / std)
+        actual = classifier.module.eval()((tensor - mean) / std)
     caffe = pixels[..., ::-1].astype(np.float32) - np.array(CAFFE_MEAN, np.float32)
     session = onnxruntime.InferenceSession(path)
     (expected,) = session.run(None, {"data": caffe.transpose(2, 0, 1)[None]})
-    np.testing.assert_allclose(found.softmax(1) if softmax else found, expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(actual.softmax(1) if softmax else actual, expected, rtol=1e-3, atol=1e-5)
     assert np.ptp(expected) > 0.05
 
 
-def test_networks_that_are_not_caffes(tmp_path: Path) -> None:
-    path = write_caffe(tmp_path / "net.onnx")
+@pytest.fixture(scope="module")
+def caffe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_caffe(tmp_path_factory.mktemp("caffe") / "net.onnx")
     convert_caffe(path)
-    model = onnx.load(path)
-    for node in model.graph.node:
-        if node.op_type == "LRN":
-            next(attribute for attribute in node.attribute if attribute.name == "alpha").f = 10.0
-    onnx.save(model, tmp_path / "lrn.onnx")
-    with pytest.raises(DensescoreError, match=r"lrn.onnx: the converted network's probabilities differ by"):
-        convert_caffe(tmp_path / "lrn.onnx")
+    return path
+
+
+def attribute(model: Any, node: int, name: str) -> Any:
+    return next(each for each in model.graph.node[node].attribute if each.name == name)
+
+
+def sizes(model: Any) -> Any:
+    return model.graph.input[0].type.tensor_type.shape.dim
+
+
+def truncate(model: Any) -> None:
+    del model.graph.node[-2:]
+
+
+def text_group(model: Any) -> None:
+    attribute(model, 0, "group").CopyFrom(onnx.helper.make_attribute("group", "one"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (truncate, "neither Caffe's AlexNet nor its CaffeNet: its layers are Conv, Relu"),
+        (lambda model: setattr(attribute(model, 2, "alpha"), "f", 10.0), "network's probabilities differ by"),
+        (
+            lambda model: setitem(attribute(model, 0, "strides").ints, slice(2), [2, 2]),
+            "layer Conv_0 has groups, strides",
+        ),
+        (lambda model: attribute(model, 0, "pads").ints.pop(), "has groups, strides and pads"),
+        (text_group, "has groups, strides and pads"),
+        (lambda model: model.graph.node[0].input.pop(), "lacks constant weights and biases"),
+        (lambda model: setattr(sizes(model)[2], "dim_value", 100_000), "cannot be run"),
+        (lambda model: sizes(model).pop(), "cannot be run"),
+        (lambda model: setattr(model.graph.initializer[0], "raw_data", b"12"), "cannot be read"),
+    ],
+)
+def test_other_networks_are_refused(change: Callable[[Any], None], message: str, tmp_path: Path, caffe: Path) -> None:
+    model = onnx.load(caffe)
+    change(model)
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(DensescoreError, match=f"odd.onnx.*{message}"):
+        convert_caffe(tmp_path / "odd.onnx")
+
+
+def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DensescoreError, match="features.4.weight has shape"):
         convert_caffe(write_caffe(tmp_path / "ungrouped.onnx", groups=1))
-    strides = next(attribute for attribute in model.graph.node[0].attribute if attribute.name == "strides")
-    strides.ints[:] = [2, 2]
-    onnx.save(model, tmp_path / "stride.onnx")
-    with pytest.raises(DensescoreError, match=r"layer Conv_0 has groups, strides and pads"):
-        convert_caffe(tmp_path / "stride.onnx")
-    del model.graph.node[-1], model.graph.node[-1]
-    onnx.save(model, tmp_path / "short.onnx")
-    with pytest.raises(DensescoreError, match="neither Caffe's AlexNet nor its CaffeNet: its layers are Conv, Relu"):
-        convert_caffe(tmp_path / "short.onnx")
     (tmp_path / "text.onnx").write_text("text")
     with pytest.raises(DensescoreError, match="cannot be read as ONNX"):
         convert_caffe(tmp_path / "text.onnx")
-
-
-def _replace(model: Any, name: str, values: NDArray[Any]) -> None:
-    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
-    tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
 
 
 @pytest.mark.parametrize(
@@ -161,39 +187,12 @@ def _replace(model: Any, name: str, values: NDArray[Any]) -> None:
         ("Gemm_22_1", np.ones(CLASSES + 1, np.float32), "classifier.6.weight has shape"),
     ],
 )
-def test_tensors_of_a_wrong_kind(layer: str, values: NDArray[Any], message: str, tmp_path: Path, caffe: Path) -> None:
+def test_tensors_of_other_shapes_and_types_are_refused(
+    layer: str, values: NDArray[Any], message: str, tmp_path: Path, caffe: Path
+) -> None:
     model = onnx.load(caffe)
-    _replace(model, layer, values)
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == layer)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, layer))
     onnx.save(model, tmp_path / "odd.onnx")
     with pytest.raises(DensescoreError, match=f"odd.onnx.*{message}"):
         convert_caffe(tmp_path / "odd.onnx")
-
-
-def test_other_parts_of_a_wrong_kind(tmp_path: Path, caffe: Path) -> None:
-    def refused(change: Callable[[Any], None], message: str) -> None:
-        model = onnx.load(caffe)
-        change(model)
-        onnx.save(model, tmp_path / "odd.onnx")
-        with pytest.raises(DensescoreError, match=f"odd.onnx.*{message}"):
-            convert_caffe(tmp_path / "odd.onnx")
-
-    def attribute(model: Any, name: str) -> Any:
-        return next(own for own in model.graph.node[0].attribute if own.name == name)
-
-    def dimension(model: Any) -> Any:
-        return model.graph.input[0].type.tensor_type.shape.dim
-
-    def group_as_text(model: Any) -> None:
-        attribute(model, "group").CopyFrom(onnx.helper.make_attribute("group", "one"))
-
-    refused(group_as_text, "has groups, strides and pads")
-    refused(lambda model: attribute(model, "pads").ints.pop(), "has groups, strides and pads")
-    refused(lambda model: model.graph.node[0].input.pop(), "lacks constant weights and biases")
-    refused(lambda model: setattr(dimension(model)[2], "dim_value", 100_000), "cannot be run")
-    refused(lambda model: dimension(model).pop(), "cannot be run")
-    refused(lambda model: setattr(model.graph.initializer[0], "raw_data", b"12"), "cannot be read")
-
-
-@pytest.fixture(scope="module")
-def caffe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_caffe(tmp_path_factory.mktemp("caffe") / "net.onnx")

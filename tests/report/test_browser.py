@@ -18,8 +18,7 @@ pytest.importorskip("playwright", reason="needs the extra: pip install 'densesco
 from playwright.sync_api import expect
 
 from densescore import DenseScorer
-from densescore.report.entries import Entry
-from densescore.report.page import write_report
+from densescore.report.page import Entry, write_report
 from densescore.report.sources import scored_entries
 from tests.conftest import keep_picture
 
@@ -32,18 +31,13 @@ Open = Callable[..., Any]
 def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
     """Four photographs, for a few groups, and a broken file."""
     folder = tmp_path_factory.mktemp("photos")
-    for name, pixels in {
-        "cat.png": skimage.data.chelsea(),
-        "coffee.png": skimage.data.coffee(),
-        "rocket.png": skimage.data.rocket(),
-        "astronaut.png": skimage.data.astronaut(),
-    }.items():
-        Image.fromarray(pixels).save(folder / name)
+    for name in ("chelsea", "coffee", "rocket", "astronaut"):
+        Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name}.png")
     (folder / "broken.jpg").write_bytes(b"no picture")
     scorer = DenseScorer("lite0", scales=(1, 1.6, 2.4), runtime="torch")
     classes = ["cat", "dog", "beverage", "missile"]
-    found = [*scored_entries(sorted(map(str, folder.iterdir())), scorer, classes)]
-    return [replace(entry, name=f"photos/{Path(entry.name).name}") for entry in found]
+    scored = scored_entries(sorted(map(str, folder.iterdir())), scorer, classes)
+    return [replace(entry, name=f"photos/{Path(entry.name).name}") for entry in scored]
 
 
 @pytest.fixture(scope="module")
@@ -55,26 +49,21 @@ def report(entries: list[Entry], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def open_page(browser: Any, report: Path) -> Iterator[Open]:
-    contexts = []
-    complaints: list[str] = []
+    contexts, problems, requests = [], list[str](), list[str]()
 
-    def complain_of_dialog(dialog: Any) -> None:
-        complaints.append(dialog.message)
+    def on_dialog(dialog: Any) -> None:
+        problems.append(dialog.message)
         dialog.dismiss()
-
-    def complain_of_request(request: Any) -> None:
-        if not request.url.startswith(("file:", "data:")):
-            complaints.append(request.url)
 
     def start(path: Path = report, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(WAIT)
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", complain_of_dialog)
-        page.on("request", complain_of_request)
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", on_dialog)
+        page.on("request", lambda request: requests.append(request.url))
         page.goto(path.as_uri())
         expect(page.locator("#images img").first).to_be_visible(timeout=WAIT)
         return page
@@ -82,7 +71,8 @@ def open_page(browser: Any, report: Path) -> Iterator[Open]:
     yield start
     for context in contexts:
         context.close()
-    assert complaints == []  # nothing is refused, asked for elsewhere, or run that came from a name
+    assert problems == []  # nothing is refused, or run that came from a name
+    assert all(url.startswith(("file:", "data:")) for url in requests)
 
 
 def names(page: Any) -> list[str]:
@@ -98,14 +88,13 @@ def colors(card: Any) -> Any:
 
 def test_images_are_ranked_filtered_and_their_maps_drawn(open_page: Open, entries: list[Entry]) -> None:
     page = open_page()
-    best = [entry for entry in entries if entry.findings]
-    best.sort(key=lambda entry: -entry.findings[0].confidence)
-    assert names(page) == [Path(entry.name).name for entry in best]
+    best = [(entry.name.split("/")[1], {each.label: each.confidence for each in entry.classes}) for entry in entries]
+    best = [(name, confidences) for name, confidences in best if confidences]
+    assert names(page) == [name for name, _ in sorted(best, key=lambda each: -max(each[1].values()))]
     page.get_by_label("Class").select_option(label="cat (4)")
-    ranked = sorted(best, key=lambda entry: -next(f.confidence for f in entry.findings if f.label == "cat"))
-    assert names(page) == [Path(entry.name).name for entry in ranked]
+    assert names(page) == [name for name, _ in sorted(best, key=lambda each: -each[1]["cat"])]
     card = page.locator("#images li").first
-    expect(card.locator("img")).to_have_attribute("alt", re.compile(r"cat\.png: cat, confidence 0\.\d\d"))
+    expect(card.locator("img")).to_have_attribute("alt", re.compile(r"chelsea\.png: cat, confidence 0\.\d\d"))
     expect(card.get_by_role("button", name="cat")).to_have_attribute("aria-pressed", "true")
     page.wait_for_function("document.querySelector('#images canvas').width > 90")
     drawn = colors(card)
@@ -115,7 +104,7 @@ def test_images_are_ranked_filtered_and_their_maps_drawn(open_page: Open, entrie
     assert strongest[0] > strongest[2] + 60  # turbo's upper end is red
 
     page.get_by_label("Confidence from").fill("0.3")
-    assert names(page) == ["cat.png"]
+    assert names(page) == ["chelsea.png"]
     expect(page.locator("#count")).to_have_text("1 image of 4, best first")
     page.get_by_label("Confidence from").fill("0.99")
     expect(page.locator("#count")).to_contain_text("No image is left")
@@ -127,40 +116,32 @@ def test_images_are_ranked_filtered_and_their_maps_drawn(open_page: Open, entrie
 def test_another_class_of_a_card_by_the_keyboard_and_boxes_by_their_peak(open_page: Open, entries: list[Entry]) -> None:
     page = open_page()
     page.get_by_label("Class").select_option(label="cat (4)")
-    cat = next(entry for entry in entries if entry.name.endswith("cat.png"))
-    finding = next(found for found in cat.findings if found.label == "cat")
+    cat = next(entry for entry in entries if entry.name.endswith("chelsea.png"))
+    boxes = next(each.boxes for each in cat.classes if each.label == "cat")
     card = page.locator("#images li").first
-    expect(card.locator("rect")).to_have_count(len(finding.boxes))
-    first = card.locator("rect").first
-    assert float(first.get_attribute("width")) == pytest.approx(finding.boxes[0][2] - finding.boxes[0][0], abs=0.2)
+    expect(card.locator("rect")).to_have_count(len(boxes))
+    width = float(card.locator("rect").first.get_attribute("width"))
+    assert width == pytest.approx(boxes[0][2] - boxes[0][0], abs=0.2)
     page.get_by_label("Boxes from peak").fill("1")
     expect(card.locator("rect")).to_have_count(0)
     page.get_by_label("Boxes from peak").fill("0")
     page.wait_for_function("document.querySelector('#images canvas').width > 90")
     before = colors(card)
-    card.get_by_role("button", name="dog").focus()
-    page.keyboard.press("Enter")
     dog = card.get_by_role("button", name="dog")
+    dog.focus()
+    page.keyboard.press("Enter")
     expect(dog).to_have_attribute("aria-pressed", "true")
     expect(dog).to_be_focused()
-    expect(card.locator("img")).to_have_attribute("alt", re.compile("cat.png: dog, confidence"))
+    expect(card.locator("img")).to_have_attribute("alt", re.compile("chelsea.png: dog, confidence"))
     page.wait_for_timeout(300)
     assert np.abs(colors(card).astype(int) - before).mean() > 1
 
 
-def test_errors_are_listed(open_page: Open) -> None:
-    page = open_page()
-    page.locator("#errors summary").click()
-    listed = page.locator("#errors li").all_inner_texts()
-    assert len(listed) == 1
-    assert "broken.jpg: not an image" in listed[0]
-
-
 def test_names_and_labels_are_text(open_page: Open, entries: list[Entry], tmp_path: Path) -> None:
-    found = [replace(entries[0].findings[0], label=INJECTION)]
+    summary = replace(entries[0].classes[0], label=INJECTION)
     odd = [
-        replace(entries[0], name=INJECTION, findings=found),
-        replace(entries[0], name="photos/a.png", findings=[]),
+        replace(entries[0], name=INJECTION, classes=[summary]),
+        replace(entries[0], name="photos/a.png", classes=[]),
         Entry(name=INJECTION, error=f"{INJECTION}: broken"),
         Entry(name="b.png", error=INJECTION),
     ]
@@ -176,16 +157,16 @@ def test_names_and_labels_are_text(open_page: Open, entries: list[Entry], tmp_pa
     assert page.locator("script:not([type])").count() == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("light", {}),
-        ("dark", {"color_scheme": "dark"}),
-        ("phone", {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True}),
-    ],
-)
-def test_in_the_light_in_the_dark_and_on_a_phone(open_page: Open, name: str, options: dict[str, Any]) -> None:
-    page = open_page(**options)
+SCREENS: dict[str, dict[str, Any]] = {
+    "light": {},
+    "dark": {"color_scheme": "dark"},
+    "phone": {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True},
+}
+
+
+@pytest.mark.parametrize("name", SCREENS)
+def test_in_the_light_in_the_dark_and_on_a_phone(open_page: Open, name: str) -> None:
+    page = open_page(**SCREENS[name])
     expect(page.locator("#images .labels button").first).to_be_visible(timeout=WAIT)
     keep_picture(page, f"report_{name}")
     edges = page.evaluate("[...document.querySelectorAll('body *')].map(e => e.getBoundingClientRect().right)")
@@ -207,5 +188,4 @@ def test_every_control_has_a_name_and_can_be_reached(open_page: Open) -> None:
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
     assert reached[:5] == ["class", "confidence", "peak", "opacity", "name"]
     assert "BUTTON" in reached[5:]
-    pictures = page.locator("#images img")
-    assert all(pictures.nth(index).get_attribute("alt") for index in range(pictures.count()))
+    assert all(picture.get_attribute("alt") for picture in page.locator("#images img").all())

@@ -22,12 +22,12 @@ def scores() -> DenseScores:
 
 def test_supervision_filters_and_names_them(scores: DenseScores) -> None:
     pytest.importorskip("supervision")
-    found: Any = scores.to_supervision(["cat", "dog"])
-    assert found.xyxy.tolist() == [[40, 0, 60, 20], [0, 0, 20, 20], [20, 0, 40, 20]]
+    detections: Any = scores.to_supervision(["cat", "dog"])
+    assert detections.xyxy.tolist() == [[40, 0, 60, 20], [0, 0, 20, 20], [20, 0, 40, 20]]
     cat, dog = scores.confidence().tolist()
-    np.testing.assert_allclose(found.confidence, [cat * 0.8, cat * 0.6, dog * 0.9], rtol=1e-6)
-    assert found.data["class_name"].tolist() == ["cat", "cat", "dog"]
-    assert len(found[found.class_id == 0]) == 2
+    np.testing.assert_allclose(detections.confidence, [cat * 0.8, cat * 0.6, dog * 0.9], rtol=1e-6)
+    assert detections.data["class_name"].tolist() == ["cat", "cat", "dog"]
+    assert len(detections[detections.class_id == 0]) == 2
     best: Any = scores.to_supervision()
     assert best.data["class_name"].tolist() == ["dog"]
     assert len(scores.to_supervision([])) == 0

@@ -1,6 +1,5 @@
-"""The probabilities of a group's classes add up per patch; all else of the group follows from the sums."""
+"""Groups of classes: scores, maps, places and other forms follow from the sums of their probabilities."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +7,14 @@ import pytest
 import torch
 
 from densescore import DensescoreError, DenseScores, Pyramid, best_patches, export_heatmaps
-from densescore.models.labels import find_classes, imagenet_labels
-from densescore.results.sheet import sheet
+from densescore.models.labels import imagenet_labels
 
 PYRAMID = Pyramid.of(90, 130, scales=(1, 1.6), patch=20, stride=4)
 DOGS, CATS = range(151, 269), range(281, 288)
 
 
-def make() -> DenseScores:
+@pytest.fixture(scope="module")
+def scores() -> DenseScores:
     """Scores over ImageNet's labels, a third of all probability each on dogs, on cats and on the rest."""
     logits = torch.randn(len(PYRAMID), 1000, generator=torch.Generator().manual_seed(0)) * 2
     logits[:, DOGS] += 2
@@ -23,8 +22,7 @@ def make() -> DenseScores:
     return DenseScores(logits.softmax(1), imagenet_labels(), PYRAMID)
 
 
-def test_a_group_is_scored_mapped_and_placed_by_its_sum() -> None:
-    scores = make()
+def test_a_groups_score_map_and_place_are_those_of_the_sum(scores: DenseScores) -> None:
     sums = scores.patch_scores[:, DOGS].double().sum(1).float()  # [M]
     assert 0.05 < sums.min() < sums.max() < 0.95
     alone = DenseScores(sums[:, None], ("dog",), PYRAMID)
@@ -39,14 +37,11 @@ def test_a_group_is_scored_mapped_and_placed_by_its_sum() -> None:
     ):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
     assert scores.locate("dog")[0][:2] == alone.locate()[0][:2]
-    assert [region.box for region in scores.boxes_from_map("dog")] == [
-        region.box for region in alone.boxes_from_map("dog")
-    ]
-    assert [patch.box for patch in best_patches(scores, "dog")] == [patch.box for patch in best_patches(alone, "dog")]
+    for boxes in (lambda one: one.boxes_from_map("dog"), lambda one: best_patches(one, "dog")):
+        assert [found.box for found in boxes(scores)] == [found.box for found in boxes(alone)]
 
 
-def test_groups_that_overlap_and_classes_in_them_are_each_scored_in_full() -> None:
-    scores = make()
+def test_overlapping_groups_are_each_scored_in_full(scores: DenseScores) -> None:
     chosen = scores.select(["carnivore", "dog", "Pug", "dog", "DOG", "entity", "tabby cat"])
     assert chosen.labels == ("carnivore", "dog", "pug", "entity", "tabby")
     carnivores, dogs, pugs, entity, tabby = chosen.patch_scores.T
@@ -67,60 +62,42 @@ def test_sums_above_one_are_clipped() -> None:
     assert scores.select(["dog", "Welsh corgi"]).image_scores(1).tolist() == [1, 0.5]
 
 
-def test_classes_are_what_they_were() -> None:
-    scores = make()
+def test_single_classes_keep_their_columns(scores: DenseScores) -> None:
     assert torch.equal(scores.response_map(["tabby", "pug"]), scores.response_map()[[281, 254]])
     assert scores.response_map(["pug", "pug"]).shape == (2, 90, 130)
     assert scores.select([]).patch_scores.shape == (len(PYRAMID), 0)
-    again = scores.select(["tabby", "cat"]).select("cat")  # of a choice, its own names
-    assert torch.equal(again.patch_scores, scores.select("cat").patch_scores)
+    again = scores.select(["tabby", "cat"])
+    assert torch.equal(again.select("cat").patch_scores, scores.select("cat").patch_scores)
     with pytest.raises(DensescoreError, match="no class 'dog'"):
-        scores.select(["tabby", "cat"]).select("dog")
+        again.select("dog")
     assert scores.index("Pug") == 254
     with pytest.raises(DensescoreError, match="'dog' is a group of 118 classes"):
         scores.index("dog")
 
 
-def test_groups_in_other_libraries_forms() -> None:
-    pytest.importorskip("supervision")
-    scores = make()
-    found = scores.to_supervision(["Cat", "pug", "dog"])
-    ids = dict(zip(found.data["class_name"].tolist(), found.class_id.tolist(), strict=True))
+def test_groups_in_other_forms(scores: DenseScores) -> None:
+    pytest.importorskip("pandas"), pytest.importorskip("supervision")
+    detections = scores.to_supervision(["Cat", "pug", "dog"])
+    ids = dict(zip(detections.data["class_name"].tolist(), detections.class_id.tolist(), strict=True))
     assert ids == {"cat": 1000, "pug": 254, "dog": 1001}
-    with pytest.raises(DensescoreError, match="'dog' is a group"):
-        scores.to_coco(1, "dog")
+    assert {record["category_id"] for record in scores.to_coco(1, ["pug", "dog"])} == {254, 1000}  # as --coco
     assert {record["category_id"] for record in scores.to_coco(1, "dog", category_ids={"dog": 18})} == {18}
-
-
-def test_groups_in_a_data_frame_and_on_a_sheet() -> None:
-    pytest.importorskip("pandas")
-    scores = make()
     table = scores.to_df(["Cat", "pug"])
     for label in ("cat", "pug"):
         values = table.loc[table["label"] == label, "score"].to_numpy()
         np.testing.assert_array_equal(values, scores.select(label).patch_scores[:, 0])
-    figure = sheet(np.zeros((90, 130, 3), np.uint8), scores, ["Cat", "pug", "cat"])
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    expected = scores.select(["cat", "pug"]).confidence()
-    assert titles[1:] == [f"cat\nconfidence {expected[0]:.2g}", f"pug\nconfidence {expected[1]:.2g}"]
 
 
-def test_heatmaps_of_a_group(tmp_path: Path) -> None:
-    scores = make()
+def test_groups_in_pictures(scores: DenseScores, tmp_path: Path) -> None:
     pixels = np.zeros((90, 130, 3), np.uint8)
+    figure = scores.plot_sheet(["Cat", "pug", "cat"], image=pixels)
+    expected = scores.select(["cat", "pug"]).confidence()
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles[1:] == [f"cat\nconfidence {expected[0]:.2g}", f"pug\nconfidence {expected[1]:.2g}"]
     manifest = export_heatmaps(scores, pixels, ["dog", "DOG", "domestic dog", "tabby cat"], tmp_path / "maps")
     assert [entry["overlay"] for entry in manifest["classes"]] == ["dog.png", "domestic_dog.png", "tabby.png"]
-    dog = manifest["classes"][0]
-    assert dog["image_score"] == pytest.approx(scores.select("dog").image_scores().item(), rel=1e-6)
-    assert dog["image_score"] > 1e-3
+    score = manifest["classes"][0]["image_score"]
+    assert score == pytest.approx(scores.select("dog").image_scores().item(), rel=1e-6)
+    assert score > 1e-3
     with np.load(tmp_path / "maps" / "dog.npz") as saved:
         np.testing.assert_array_equal(saved["map"], scores.response_map("dog")[0])
-    assert json.loads((tmp_path / "maps" / "manifest.json").read_text())["classes"][0]["label"] == "dog"
-
-
-def test_a_group_is_of_the_columns_that_wordnet_says() -> None:
-    scores = make()
-    columns = list(find_classes("bird", imagenet_labels()).columns)
-    assert len(columns) == 59
-    expected = scores.patch_scores[:, columns].double().sum(1).float()
-    torch.testing.assert_close(scores.select("bird").patch_scores[:, 0], expected, rtol=1e-5, atol=0)

@@ -1,11 +1,13 @@
 """Patches one by one, with boxes, scores and features."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from densescore import DensescoreError, DenseScorer
+from densescore import DensescoreError, DenseScorer, DenseScores, Pyramid, best_patches
 from densescore.results.patches import PatchFeatures
 
 
@@ -21,20 +23,19 @@ def test_iteration_gives_each_patch_with_its_box_and_scores(toy_scorer: DenseSco
 
 
 def test_features_come_with_their_boxes(toy_scorer: DenseScorer, cat: NDArray[np.uint8]) -> None:
-    found = toy_scorer.patches(cat)
+    patches = toy_scorer.patches(cat)
     scores = toy_scorer.score(cat)
-    assert torch.equal(found.features, toy_scorer.features(cat))
-    assert torch.equal(found.boxes, scores.boxes)
-    assert len(found) == len(scores)
-    assert [patch.box for patch in found] == [patch.box for patch in scores]
-    assert torch.equal(list(found)[7].values, found.features[7])
-    again = toy_scorer.score_features(found.features, *cat.shape[:2])
+    assert torch.equal(patches.features, toy_scorer.features(cat))
+    assert torch.equal(patches.boxes, scores.boxes)
+    assert len(patches) == len(scores)
+    assert [patch.box for patch in patches] == [patch.box for patch in scores]
+    assert torch.equal(list(patches)[7].values, patches.features[7])
+    again = toy_scorer.score_features(patches.features, *cat.shape[:2])
     torch.testing.assert_close(again.patch_scores, scores.patch_scores)
-    assert (
-        repr(found) == f"PatchFeatures({len(found)} patches of a 300×451 image at scales 1, 1.5, 2.3, 10 features each)"
-    )
+    grid = "a 300×451 image at scales 1, 1.5, 2.3"
+    assert repr(patches) == f"PatchFeatures({len(patches)} patches of {grid}, 10 features each)"
     with pytest.raises(DensescoreError, match=r"features: expected \[M, D\] with M = "):
-        PatchFeatures(found.features[1:], found.pyramid)
+        PatchFeatures(patches.features[1:], patches.pyramid)
 
 
 def test_a_table_of_patches(toy_scorer: DenseScorer, cat: NDArray[np.uint8]) -> None:
@@ -65,3 +66,14 @@ def test_a_scorer_in_a_line_and_as_a_call(toy_scorer: DenseScorer, cat: NDArray[
     assert "; patches of 40, 60.5 pixels of the image; " in repr(sized)
     assert torch.equal(toy_scorer(cat).patch_scores, toy_scorer.score(cat).patch_scores)
     assert toy_scorer(cat, context="patch").context == "patch"
+
+
+@pytest.mark.parametrize("best", [0.0, 1e-45, 1e-40, 1e-30, 1.0])
+@pytest.mark.parametrize("k", [1.0, 5.0, 80.0])
+def test_shares_and_confidence_of_scores_that_underflow(best: float, k: float) -> None:
+    pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
+    scores = DenseScores(torch.tensor([[best], [0.0]]), ("cat",), pyramid, k=k)
+    shares = [patch.share for patch in best_patches(scores, "cat")]
+    assert shares == ([1.0, 0.0] if best else [0.5, 0.5])
+    torch.testing.assert_close(scores.confidence(), scores.patch_scores.amax(0) * 0.5 ** (1 / k), rtol=1e-3, atol=0)
+    json.dumps(scores.to_row(), allow_nan=False)

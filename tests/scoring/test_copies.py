@@ -1,4 +1,4 @@
-"""A scorer's options of any kind, its copies, and other processes."""
+"""Equal options of any type, copies, pickles and forked processes."""
 
 import copy
 import multiprocessing
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import densescore
 from densescore import DensescoreError, DenseScorer
-from densescore.models import MODELS, ModelEntry
+from densescore.models.registry import MODELS, ModelEntry
 from densescore.network.surgery import to_dense
 from densescore.scoring import classify
 from tests.conftest import Toy
@@ -33,7 +33,7 @@ from tests.conftest import Toy
     ],
     ids=lambda options: re.sub(r" at 0x\w+", "", str(options)),
 )  # fmt: skip
-def test_options_of_any_kind_name_one_scorer(
+def test_equal_options_share_a_scorer(
     options: dict[str, Any], toy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -51,7 +51,7 @@ def score_in_a_worker(pickled: bytes, image: NDArray[np.uint8]) -> NDArray[np.fl
     return pickle.loads(pickled).score(image).patch_scores.numpy()
 
 
-def test_a_scorer_travels_to_a_spawned_worker(cat: NDArray[np.uint8]) -> None:
+def test_a_scorer_is_pickled_for_a_spawned_worker(cat: NDArray[np.uint8]) -> None:
     scorer = DenseScorer("lite0", scales=np.array([1, 1.3]), k=3).with_scales((1, 1.2))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         scores = pool.apply(score_in_a_worker, (pickle.dumps(scorer), cat))
@@ -59,7 +59,7 @@ def test_a_scorer_travels_to_a_spawned_worker(cat: NDArray[np.uint8]) -> None:
     assert scores.std() > 1e-3
 
 
-def test_copies_share_what_never_changes(toy: None, cat: NDArray[np.uint8]) -> None:
+def test_copies_share_the_network(toy: None, cat: NDArray[np.uint8]) -> None:
     scorer = DenseScorer(Toy(), patch_size=20, scales=(1,))
     for made in (copy.copy(scorer), copy.deepcopy({"scorer": scorer})["scorer"]):
         assert made is not scorer
@@ -75,7 +75,7 @@ def test_copies_share_what_never_changes(toy: None, cat: NDArray[np.uint8]) -> N
         scorer.with_scales((0,))
 
 
-def test_what_cannot_travel_says_so(toy: None) -> None:
+def test_modules_and_changed_models_cannot_be_pickled(toy: None) -> None:
     cut = DenseScorer("toy").with_network(to_dense(Toy(), 20), "another")
     for scorer in (DenseScorer(Toy(), patch_size=20), DenseScorer("toy", weights=None), cut):
         with pytest.raises(DensescoreError, match="make this one in the process that uses it"):
@@ -83,7 +83,7 @@ def test_what_cannot_travel_says_so(toy: None) -> None:
     pickled = pickle.dumps(DenseScorer("toy"))
     MODELS["toy"] = ModelEntry("other", lambda weights: Toy(5), lambda: {}, "none", "tests", patch_size=20)
     with pytest.raises(DensescoreError, match="cannot be made again: here it has another .*classifier"):
-        pickle.loads(pickled)
+        pickle.loads(pickled).score(np.zeros((60, 60, 3), np.uint8))
 
 
 FORKED = """
@@ -108,14 +108,11 @@ def test_a_forked_process_refuses_to_score_and_does_not_hang() -> None:
     assert done.returncode == 7
 
 
-@pytest.mark.parametrize("use", ["score", "features", "classify", "DenseScorer"])
-def test_nothing_is_scored_in_a_forked_process(
-    use: str, toy_scorer: DenseScorer, cat: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+def test_every_entry_refuses_a_forked_process(
+    toy_scorer: DenseScorer, cat: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uses: dict[str, Any] = {
-        "score": toy_scorer.score, "features": toy_scorer.features, "classify": densescore.classify,
-        "DenseScorer": lambda _: DenseScorer(Toy(), patch_size=20),
-    }  # fmt: skip
     monkeypatch.setattr(os, "getpid", lambda: -1)  # as in a child
-    with pytest.raises(DensescoreError, match=r"forked .* start workers by 'spawn'"):
-        uses[use](cat)
+    make = lambda _: DenseScorer(Toy(), patch_size=20)  # noqa: E731
+    for use in (toy_scorer.score, toy_scorer.features, densescore.classify, make):
+        with pytest.raises(DensescoreError, match=r"forked .* start workers by 'spawn'"):
+            use(cat)

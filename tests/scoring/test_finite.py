@@ -1,6 +1,5 @@
-"""Numbers that are not finite are refused where they arise, not turned into a confident class."""
+"""Values that are not finite raise an error, instead of a confident class."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,46 +11,36 @@ from torch import nn
 from densescore import DensescoreError, DenseScorer
 
 
-def network(last: int = 3) -> nn.Sequential:
+def network() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(
+    module = nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, last),
-    ).eval()  # fmt: skip
-
-
-def spoil(layer: int, tensor: str, value: float) -> Callable[[nn.Sequential], None]:
-    def change(module: nn.Sequential) -> None:
-        with torch.no_grad():
-            getattr(module[layer], tensor).flatten()[1] = value
-
-    return change
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+    )  # fmt: skip
+    module.register_buffer("mask", torch.full((2,), -torch.inf), persistent=False)  # no weight, as it is not saved
+    return module.eval()
 
 
 @pytest.mark.parametrize("runtime", ["torch", "auto"])
 @pytest.mark.parametrize(
-    ("change", "dtype", "message"),
+    ("name", "value", "dtype", "message"),
     [
-        (
-            spoil(0, "weight", float("nan")),
-            "float32",
-            r"weights of Sequential: 1 of 216 values of 0\.weight are not finite",
-        ),
-        (spoil(0, "bias", float("inf")), "float32", r"0\.bias are not finite"),
-        (spoil(1, "weight", float("nan")), "float32", r"1\.weight are not finite"),
-        (spoil(1, "running_mean", float("nan")), "float32", r"1\.running_mean are not finite"),
-        (spoil(1, "running_var", float("nan")), "float32", r"1\.running_var are not finite"),
-        (spoil(1, "running_var", -1.0), "float32", r"trunk\.1\.running_var hold a negative variance"),
-        (spoil(3, "weight", -float("inf")), "bfloat16", r"3\.weight are not finite"),
-        (spoil(3, "weight", 1e6), "float16", r"trunk\.3\.weight .* not finite in torch\.float16"),
-        (spoil(7, "weight", float("nan")), "float32", r"7\.weight are not finite"),
+        ("0.weight", torch.nan, "float32", r"weights of Sequential: 1 of 216 values of 0\.weight are not finite"),
+        ("0.bias", torch.inf, "float32", r"0\.bias are not finite"),
+        ("1.weight", torch.nan, "float32", r"1\.weight are not finite"),
+        ("1.running_mean", torch.nan, "float32", r"1\.running_mean are not finite"),
+        ("1.running_var", torch.nan, "float32", r"1\.running_var are not finite"),
+        ("1.running_var", -1.0, "float32", r"trunk\.1\.running_var hold a negative variance"),
+        ("3.weight", -torch.inf, "bfloat16", r"3\.weight are not finite"),
+        ("3.weight", 1e6, "float16", r"trunk\.3\.weight .* not finite in torch\.float16"),
+        ("7.weight", torch.nan, "float32", r"7\.weight are not finite"),
     ],
 )
 def test_weights_that_are_not_finite_are_refused_at_load(
-    change: Callable[[nn.Sequential], None], dtype: str, message: str, runtime: Any
+    name: str, value: float, dtype: str, message: str, runtime: Any
 ) -> None:
     module = network()
-    change(module)
+    module.state_dict()[name].view(-1)[1] = value
     with pytest.raises(DensescoreError, match=message):
         DenseScorer(module, patch_size=32, dtype=dtype, runtime=runtime)
     DenseScorer(network(), patch_size=32, dtype=dtype, runtime=runtime)
@@ -74,3 +63,13 @@ def test_outputs_that_overflow_are_refused(context: Any, activation: str, cat: N
                 scorer.features(cat, context=context)
         else:
             assert torch.isfinite(scorer.features(cat, context=context)).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("context", ["image", "patch"])
+def test_a_dtype_that_an_operation_does_not_take_is_refused_at_the_start(dtype: str, context: Any) -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.LocalResponseNorm(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    with pytest.raises(DensescoreError, match=rf"does not run in torch\.{dtype} on cpu: .*try another dtype"):
+        DenseScorer(module, patch_size=16, dtype=dtype, device="cpu", context=context)

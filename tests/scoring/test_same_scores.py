@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from densescore import DenseScorer, DenseScores
 from densescore.io.images import level_pixels
-from densescore.models import MODELS, Krizhevsky
 from densescore.models.efficientnet_lite import shipped_weights
-from densescore.scoring.sliding_window import head_reference, receptive_field_reference
+from densescore.models.krizhevsky import Krizhevsky
+from densescore.models.registry import MODELS
+from densescore.scoring.reference import head_reference, receptive_field_reference
 from tests.conftest import Toy
 
 RTOL, ATOL = 1e-4, 1e-6  # of probabilities, in float32
@@ -27,7 +28,7 @@ RTOL, ATOL = 1e-4, 1e-6  # of probabilities, in float32
 
 @dataclass
 class Case:
-    """A network, the two halves of it as its author wrote them, and how far its receptive field reaches."""
+    """A network, its two halves as its author wrote them, and the margin of its receptive field past a patch."""
 
     module: nn.Module
     trunk: Callable[[Tensor], Tensor]
@@ -105,7 +106,7 @@ def scores(case: Case, photo: NDArray[np.uint8]) -> DenseScores:
 
 
 def normalized(case: Case, image: NDArray[np.uint8], index: int) -> tuple[Tensor, int]:
-    """Level `index` of the image as the unmodified network is given it; what the scorer does, written again."""
+    """Level `index` of the image as input of the unmodified network: the scorer's preprocessing, written again."""
     pyramid = case.scorer.pyramid(*image.shape[:2])
     pixels = torch.from_numpy(level_pixels(image, pyramid, pyramid.levels[index])).permute(2, 0, 1)[None] / 255
     return (pixels - torch.tensor(case.mean).view(3, 1, 1)) / torch.tensor(case.std).view(3, 1, 1), index
@@ -151,7 +152,7 @@ def test_3_each_cell_is_the_network_on_its_receptive_field(
 
 @torch.inference_mode()
 def test_the_margins_hold_the_receptive_fields(case: Case) -> None:
-    """The margin of statement 3 is no guess: past it, pixels have no say in the cell; a pixel nearer has."""
+    """The margin of statement 3 is exact: pixels past it do not change the cell's scores; a nearer one does."""
     steps = -(-case.margin // case.scorer.network.stride) + 1
     stride, patch = case.scorer.network.stride, case.patch
     side = patch + 2 * steps * stride
@@ -191,7 +192,7 @@ def test_crops_are_classified_as_by_the_network(case: Case, cat: NDArray[np.uint
             assert_same(scores.patch_scores[level.start + number][None], case.module(pixels[..., y0:y1, x0:x1]))
 
 
-def test_features_are_what_the_last_layer_reads(case: Case, photo: NDArray[np.uint8], scores: DenseScores) -> None:
+def test_features_are_the_input_of_the_last_layer(case: Case, photo: NDArray[np.uint8], scores: DenseScores) -> None:
     features = case.scorer.features(photo)
     last = [layer for layer in case.module.modules() if isinstance(layer, nn.Linear)][-1]
     assert features.shape == (len(scores.boxes), last.in_features)

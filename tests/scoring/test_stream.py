@@ -1,17 +1,23 @@
-"""A stream holds a few images, keeps their order and survives bad ones."""
+"""A stream of images or frames holds a few of them, keeps their order and survives bad ones."""
 
 import itertools
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from densescore import DensescoreError, DenseScorer, DenseScores, score_many
+from densescore import DensescoreError, DenseScorer, DenseScores, score_many, score_video
+from densescore.io.video import write_video
 from densescore.scoring import stream
-from densescore.scoring.fingerprint import Context
+from densescore.scoring.scorer import Context
+from tests.conftest import Toy
+
+needs_av = pytest.mark.skipif(find_spec("av") is None, reason="needs the extra densescore[video]")
 
 
 def test_the_same_scores_in_the_same_order(scorer: DenseScorer, pictures: list[str]) -> None:
@@ -87,9 +93,57 @@ def test_an_unforeseen_failure_is_an_error_of_its_image(scorer: DenseScorer, mon
 
 
 def test_arguments_are_checked_at_once(scorer: DenseScorer) -> None:
-    with pytest.raises(DensescoreError, match="ahead must be at least 1"):
-        score_many([], scorer, ahead=0)
-    with pytest.raises(DensescoreError, match="has its options already, got scales"):
+    for name in ("ahead", "batch", "decoders"):
+        with pytest.raises(DensescoreError, match=f"{name} must be at least 1, got 0"):
+            score_many([], scorer, **{name: 0})  # type: ignore[arg-type]
+    with pytest.raises(DensescoreError, match="has its options already, got also scales"):
         score_many([], scorer, scales=(1,))
     with pytest.raises(DensescoreError, match="unknown model 'lenet'"):
         score_many([], "lenet")
+
+
+@needs_av
+def test_each_frame_has_the_scores_of_its_picture(
+    tmp_path: Path, lite0: DenseScorer, cat: np.ndarray, coffee: np.ndarray
+) -> None:
+    with write_video(tmp_path / "clip.mp4", fps=5) as add:
+        for index in range(10):
+            add(cat if index < 5 else coffee[:300, :451])
+    scorer = lite0.with_scales((1, 1.3))
+    found = list(score_video(tmp_path / "clip.mp4", scorer, fps=2))
+    assert [frame.time for frame in found] == [0, 0.5, 1, 1.5]
+    assert [frame.scores.top(1)[0].label for frame in found] == ["Egyptian cat"] * 2 + ["espresso"] * 2
+    own = scorer.score(cat[:300, :451]).confidence()
+    np.testing.assert_allclose(found[0].scores.confidence()[own > 0.05], own[own > 0.05], rtol=0.3)
+
+
+@needs_av
+def test_an_error_comes_after_the_frames_before_it(tmp_path: Path, toy_scorer: DenseScorer) -> None:
+    path = tmp_path / "cut.mp4"
+    with write_video(path, fps=5) as add:
+        for index in range(30):
+            add(np.random.default_rng(index).integers(0, 256, (48, 64, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    times = []
+    with pytest.raises(DensescoreError, match=r"cut\.mp4: is cut off"):
+        for frame in score_video(path, toy_scorer):
+            times.append(frame.time)
+    assert times == [0, 1, 2]
+
+
+@needs_av
+def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
+    """Of 400 frames of 1.4 MB, 550 MB in all, no more is held than of the first 60."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    from tests.io.clips import gray, write_clip
+
+    scorer = DenseScorer(Toy(), labels=("a", "b", "c"), patch_size=20, scales=(1,), runtime="torch")
+    levels = [20 + index % 200 for index in range(400)]
+    path = write_clip(tmp_path / "long.mp4", gray(levels, 576, 800), options={"preset": "ultrafast"})
+    peaks = []
+    for index, (_, scores) in enumerate(score_video(path, scorer, fps=25)):
+        assert scores.pyramid.width == 800
+        if index in (60, 399):
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    assert index == 399
+    assert peaks[1] - peaks[0] < 60

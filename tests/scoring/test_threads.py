@@ -1,4 +1,4 @@
-"""Scorers in many threads: the same scores as in one, and nothing left broken."""
+"""Scorers in many threads: the same scores as in one thread, and no side effects."""
 
 import importlib.util
 import threading
@@ -16,9 +16,9 @@ from torch import nn
 
 import densescore
 from densescore import DensescoreError, DenseScorer
-from densescore.models import MODELS
+from densescore.models.registry import MODELS
 from densescore.network.cpu.openvino import OpenVINOTrunk
-from densescore.network.tracing import symbolic_trace
+from densescore.network.graph import symbolic_trace
 from densescore.scoring import classify
 from tests.conftest import Toy
 
@@ -45,14 +45,8 @@ def at_once(work: Callable[[int], Item], threads: int = THREADS) -> list[Item]:
 @pytest.fixture(scope="module")
 def images(cat: NDArray[np.uint8], coffee: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """Photographs of one size and of others."""
-    return [
-        cat[:224, :260],
-        cat[30:254, 150:410],
-        coffee[:224, :260],
-        coffee[:150, :333],
-        cat[:61, :40],
-        coffee[:300, :230],
-    ]
+    same_size = [cat[:224, :260], cat[30:254, 150:410], coffee[:224, :260]]
+    return [*same_size, coffee[:150, :333], cat[:61, :40], coffee[:300, :230]]
 
 
 @pytest.mark.parametrize(
@@ -65,14 +59,14 @@ def images(cat: NDArray[np.uint8], coffee: NDArray[np.uint8]) -> list[NDArray[np
     ],
 )
 @pytest.mark.parametrize("model", ["toy", "lite0"])
-def test_threads_get_the_scores_of_one(
+def test_threads_get_the_scores_of_one_thread(
     model: str, runtime: Any, dtype: str, images: list[NDArray[np.uint8]], toy: None
 ) -> None:
     scales = (1, 2.2) if model == "toy" else (1,)
     scorer = DenseScorer(model, runtime=runtime, dtype=dtype, scales=scales)
     orders = [np.random.default_rng(thread).permutation(len(images)) for thread in range(THREADS)]
     found = at_once(lambda thread: [scorer.score(images[index]).patch_scores for index in orders[thread]])
-    alone = [scorer.score(image).patch_scores for image in images]  # last: what is found out once is found by threads
+    alone = [scorer.score(image).patch_scores for image in images]  # last, so that the threads fill the caches
     assert all(scores.std() > 1e-4 for scores in alone)
     for order, several in zip(orders, found, strict=True):
         for index, scores in zip(order, several, strict=True):
@@ -81,7 +75,7 @@ def test_threads_get_the_scores_of_one(
         assert 1 <= len(scorer.network.fast_trunk.idle) <= THREADS
 
 
-def test_threads_that_classify_first_share_one_scorer(images: list[NDArray[np.uint8]], toy: None) -> None:
+def test_the_first_calls_of_classify_share_one_scorer(images: list[NDArray[np.uint8]], toy: None) -> None:
     built = []
     entry = MODELS["toy"]
 
@@ -99,7 +93,7 @@ def test_threads_that_classify_first_share_one_scorer(images: list[NDArray[np.ui
 
 
 @pytest.mark.parametrize("runtime", ["torch", pytest.param("openvino", marks=needs_openvino)])
-def test_scorers_made_in_many_threads_work_and_leave_torch_as_it_was(
+def test_scorers_can_be_made_in_many_threads_without_side_effects(
     runtime: Any, images: list[NDArray[np.uint8]]
 ) -> None:
     before = nn.Module.__call__, nn.Module.__getattr__
@@ -108,7 +102,7 @@ def test_scorers_made_in_many_threads_work_and_leave_torch_as_it_was(
     calls: list[bool] = []
 
     def work(index: int) -> torch.Tensor | None:
-        if index % 2:  # a network of the user's own, at work while others are traced
+        if index % 2:  # a network of the user runs while others are traced
             calls.extend(torch.equal(plain(pixels), expected) for _ in range(200))
             return None
         if index == 4:  # one that cannot be traced
@@ -126,13 +120,13 @@ def test_scorers_made_in_many_threads_work_and_leave_torch_as_it_was(
 
 
 class Untraceable(nn.Module):
-    """Looks at its input's values."""
+    """Branches on the values of its input."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels if pixels.sum() > 0 else -pixels
 
 
-def test_a_failure_while_loading_reaches_all_that_wait_and_is_not_kept(toy: None, cat: NDArray[np.uint8]) -> None:
+def test_an_error_while_loading_reaches_waiting_threads_and_is_not_cached(toy: None, cat: NDArray[np.uint8]) -> None:
     def fail(index: int) -> str:
         with pytest.raises(DensescoreError, match="k: got 0"):
             densescore.classify(cat, "toy", k=0)
@@ -143,7 +137,7 @@ def test_a_failure_while_loading_reaches_all_that_wait_and_is_not_kept(toy: None
     assert densescore.classify(cat, "toy", k=1).k == 1
 
 
-def test_the_process_keeps_few_scorers(toy: None) -> None:
+def test_the_cache_of_scorers_is_bounded(toy: None) -> None:
     first = classify.shared_scorer("toy", {"k": 1})
     for k in range(2, classify.MAX_SCORERS + 2):
         classify.shared_scorer("toy", {"k": k})

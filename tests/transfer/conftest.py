@@ -1,18 +1,17 @@
 """A small set of boxed pictures, and a small network with a name."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from densescore import DenseScorer
-from densescore.models import MODELS, ModelEntry
+from densescore.data.boxed_set import BoxedSet
+from densescore.data.labeled_set import LabeledImage
 from densescore.transfer.recipe import Recipe
-from tests.conftest import Toy
 from tests.data.voc_set import write_voc
 
 SCALES = (1.0, 1.5, 2.3)
-QUICK = Recipe(width=32, round=512, batch=64, max_rounds=6, tolerance=0.02)
+QUICK = Recipe(scales=SCALES, width=32, round=512, batch=64, max_rounds=6, tolerance=0.02)
 
 
 @pytest.fixture(scope="session")
@@ -21,8 +20,10 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def toy() -> Iterator[DenseScorer]:
-    entry = ModelEntry("a toy", lambda weights: Toy(), lambda: {}, "none", "tests", patch_size=20)
-    MODELS["toy"] = entry
-    yield DenseScorer("toy", scales=SCALES)
-    del MODELS["toy"]
+def toy(toy: str) -> DenseScorer:
+    return DenseScorer(toy, scales=SCALES)
+
+
+def without_boxes(boxed: BoxedSet) -> list[LabeledImage]:
+    """The images of a set, with labels alone."""
+    return [LabeledImage(name=i.name, path=i.path, height=i.height, width=i.width, truth=i.truth) for i in boxed.images]

@@ -1,103 +1,66 @@
-"""What a training checks of its data: sizes, classes, what a resumed run may differ in; exports of tools train."""
+"""Checks of training data: sizes, classes, changed pictures; and exports of annotation tools."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from densescore import DensescoreError, DenseScorer
 from densescore.cli.main import app
 from densescore.data.boxed_set import BoxedSet
+from densescore.data.labeled_set import LabeledSet
 from densescore.data.load import load_boxed
 from densescore.evaluation.evaluate import evaluate_classes, score_set
 from densescore.evaluation.voc_results import write_results
-from densescore.models import MODELS, ModelEntry, load_head
+from densescore.models.head import load_head
+from densescore.paper.from_scratch import train_from_scratch
+from densescore.paper.train_fc6 import train_unfrozen
 from densescore.transfer.feature_cache import FeatureCache
-from densescore.transfer.from_scratch import train_from_scratch
 from densescore.transfer.pipeline import cached_features, cached_scores, train_model
 from densescore.transfer.recipe import RECIPES, Recipe
-from densescore.transfer.train_fc6 import train_unfrozen
-from densescore.transfer.train_head import train_head
-from densescore.transfer.training_patches import TrainingPatches
-from densescore.transfer.tune_on_images import tune_on_images
+from densescore.transfer.train_head import Round
+from tests.cli.runner import CliRunner
 from tests.conftest import Toy
 from tests.data.exports import COLORS, cvat_coco, labelimg, roboflow_coco
 from tests.data.voc_set import write_voc
+from tests.transfer.conftest import SCALES, without_boxes
 
-QUICK = Recipe(scales=(1.0, 2.3), width=16, round=64, batch=32, max_rounds=2, tolerance=0.02)
+QUICK = Recipe(scales=SCALES, width=16, round=64, batch=32, max_rounds=2, tolerance=0.02)
 
 
 @pytest.fixture
-def toy() -> Iterator[DenseScorer]:
-    MODELS["toy"] = ModelEntry("a toy", lambda weights: Toy(), lambda: {}, "none", "tests", patch_size=20)
-    yield DenseScorer("toy", scales=QUICK.scales)
-    del MODELS["toy"]
+def boxed(tmp_path: Path) -> BoxedSet:
+    return load_boxed(write_voc(tmp_path / "voc", {"train": 6}), "train")
 
 
-def stop(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def patches(seed: int = 0) -> TrainingPatches:
-    """Random features of 300 patches and of 20 bags."""
-    draw = np.random.default_rng(seed)
-    return TrainingPatches(
-        draw.normal(size=(300, 8)).astype(np.float16),
-        np.arange(300) % 4,
-        np.arange(300) // 15,
-        draw.normal(size=(20, 12, 8)).astype(np.float16),
-        np.where(draw.random((20, 3)) < 0.5, 1, -1).astype(np.int8),
-    )
-
-
-@pytest.mark.parametrize("row", [0, 1, 96, 299])
-def test_a_head_is_not_resumed_on_other_features(row: int, tmp_path: Path) -> None:
-    given, path = patches(), tmp_path / "head.pt"
-    resume = partial(train_head, classes=3, recipe=QUICK, seed=1, checkpoint=path)
-    with pytest.raises(KeyboardInterrupt):
-        resume(given, callback=partial(_second, stop, []))
-    given.features[row, 3] += 1
-    with pytest.raises(DensescoreError, match="belongs to a training with other data"):
-        resume(given)
-
-
-def _second(then: Callable[..., None], calls: list[int], *_: object) -> None:
-    """A callback that lets one round pass, after which a checkpoint is there."""
-    calls.append(1)
-    if len(calls) == 2:
-        then()
-
-
-@pytest.mark.parametrize(("bag", "place"), [(0, 0), (7, 5), (19, 11)])
-def test_a_tuning_is_not_resumed_on_other_bags(bag: int, place: int, tmp_path: Path) -> None:
-    given, path, recipe = patches(), tmp_path / "images.pt", replace(QUICK, image_rounds=4, image_patches=6)
-    head = train_head(given, 3, QUICK, 1)
-    resume = partial(tune_on_images, head, recipe=recipe, seed=1, checkpoint=path)
-    with pytest.raises(KeyboardInterrupt):
-        resume(given, callback=partial(_second, stop, []))
-    given.bags[bag, place, 0] += 1
-    with pytest.raises(DensescoreError, match="belongs to a training with other data"):
-        resume(given)
-
-
-def test_a_network_is_not_resumed_on_other_pictures(toy: DenseScorer, tmp_path: Path) -> None:
-    root = write_voc(tmp_path / "voc", {"train": 6})
-    boxed = load_boxed(root, "train")
+def test_a_network_is_not_resumed_on_changed_pictures(toy: DenseScorer, boxed: BoxedSet, tmp_path: Path) -> None:
     resume = partial(train_from_scratch, boxed, "toy", QUICK, crops=6 * 4 * 4, checkpoint=tmp_path / "c")
+
+    def stop_in_the_second(done: Round) -> None:
+        if done.round == 2:  # the first has left a checkpoint
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        resume(callback=partial(_second, stop, []))
+        resume(callback=stop_in_the_second)
     Image.new("RGB", (80, 60), "gray").save(boxed.images[4].path)
     with pytest.raises(DensescoreError, match="belongs to a training with other data"):
         resume()
 
 
-def test_boxes_never_meet_the_pixels_of_another_size(toy: DenseScorer, tmp_path: Path) -> None:
-    boxed = load_boxed(write_voc(tmp_path / "voc", {"train": 3}), "train")
+@pytest.mark.parametrize("boxed_images", [0, 3])
+def test_images_without_boxes_need_a_recipe_with_image_labels(
+    boxed_images: int, toy: DenseScorer, boxed: BoxedSet, tmp_path: Path
+) -> None:
+    mixed = (*boxed.images[:boxed_images], *without_boxes(boxed)[boxed_images:])
+    images = LabeledSet("train", boxed.classes, mixed)
+    with pytest.raises(DensescoreError, match="images have no boxes, and the recipe does not train on image labels"):
+        train_model(images, toy, FeatureCache(toy, tmp_path / "cache"), QUICK)
+    assert not list((tmp_path / "cache").iterdir())  # refused before the work
+
+
+def test_boxes_never_meet_the_pixels_of_another_size(toy: DenseScorer, boxed: BoxedSet, tmp_path: Path) -> None:
     image, cache = boxed.images[0], FeatureCache(toy, tmp_path / "cache")
     cached_features(toy, cache)(image, False)
     with Image.open(image.path) as picture:
@@ -113,9 +76,8 @@ def test_boxes_never_meet_the_pixels_of_another_size(toy: DenseScorer, tmp_path:
 
 @pytest.mark.parametrize("classes", [("background", "green", "red"), ("red", "green", "red")])
 def test_classes_that_a_head_could_not_tell_apart_are_refused_before_the_work(
-    classes: tuple[str, ...], toy: DenseScorer, tmp_path: Path
+    classes: tuple[str, ...], toy: DenseScorer, boxed: BoxedSet, tmp_path: Path
 ) -> None:
-    boxed = load_boxed(write_voc(tmp_path / "voc", {"train": 3}), "train")
     named, cache = BoxedSet("train", classes, boxed.images), FeatureCache(toy, tmp_path / "cache")
     for train in (
         lambda: train_model(named, toy, cache, QUICK),
@@ -135,14 +97,12 @@ def test_a_cache_that_cannot_be_written_is_refused(folder: str, toy: DenseScorer
 
 
 @pytest.mark.parametrize("k", [0.5, 0, -1, float("nan"), float("inf")])
-def test_exponents_are_checked_before_anything_is_scored(k: float, tmp_path: Path) -> None:
-    boxed = load_boxed(write_voc(tmp_path, {"val": 2}), "val")
+def test_exponents_are_checked_before_anything_is_scored(k: float, boxed: BoxedSet) -> None:
     with pytest.raises(DensescoreError, match=r"k: got .*, expected a number from 1"):
         score_set(boxed, lambda image: pytest.fail("scored"), (1.0, k))
 
 
-def test_results_of_classes_with_any_name_stay_in_their_folder(toy: DenseScorer, tmp_path: Path) -> None:
-    boxed = load_boxed(write_voc(tmp_path / "voc", {"val": 3}), "val")
+def test_results_of_classes_with_any_name_stay_in_their_folder(boxed: BoxedSet, tmp_path: Path) -> None:
     labels = ("cat/dog", "../up", "cat dog")
     scorer = DenseScorer(Toy(), labels=labels, patch_size=20, scales=QUICK.scales)
     named = BoxedSet("val", labels, boxed.images)

@@ -1,14 +1,18 @@
-"""Patch labels: the rule of Section 3.2, vectorized, against a plain loop."""
+"""Patch labels: the rule of Section 3.2, vectorized, against a plain loop; and the picture of them."""
 
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
-from densescore import DensescoreError
+from densescore import BoxedImage, DensescoreError
+from densescore.transfer.figure import draw_patch_labels
 from densescore.transfer.patch_labels import (
     AMBIGUOUS,
     LabelRule,
@@ -37,13 +41,9 @@ def meets(patch: NDArray[np.float32], box: NDArray[np.float32], rule: LabelRule)
 
 def overlaps(patch: NDArray[np.float32], box: NDArray[np.float32], rule: LabelRule) -> bool:
     common = shared(patch, box)
-    if meets(patch, box, rule):
-        return True
-    if rule.overlap == "touch":
-        return common > 0
-    if rule.overlap == "part":
-        return common >= rule.part * area(box) or common >= rule.part * area(patch)
-    return False
+    touches = rule.overlap == "touch" and common > 0
+    holds = rule.overlap == "part" and common >= rule.part * min(area(box), area(patch))
+    return meets(patch, box, rule) or touches or holds
 
 
 def one_label(
@@ -59,11 +59,8 @@ def one_label(
     if not fitting:
         return AMBIGUOUS
     owner = max(fitting, key=lambda i: (shared(patch, boxes[i]), -i))
-    for i in range(len(boxes)):
-        same = classes[i] == classes[owner] if rule.overlap == "class" else i == owner
-        if overlaps(patch, boxes[i], rule) and not same:
-            return AMBIGUOUS
-    return int(classes[owner])
+    others = classes != classes[owner] if rule.overlap == "class" else np.arange(len(boxes)) != owner
+    return AMBIGUOUS if any(overlaps(patch, box, rule) for box in boxes[others]) else int(classes[owner])
 
 
 corners = st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(1, 8), st.integers(1, 8))
@@ -103,23 +100,15 @@ def test_labels_are_those_of_a_plain_loop(
 def test_the_readings_of_overlap_on_paper() -> None:
     patch = np.array([[0, 0, 10, 10]], np.float32)
     dog = [2, 2, 8, 8]  # fills 36 % of the patch, which holds all of it
-    cases = {
-        "corner": [9, 9, 20, 20],  # 1 pixel of 121 in common
-        "third": [7, 0, 17, 10],  # 30 % of each
-        "cat": [0, 0, 6, 6],
-    }
-    expected = {
-        "touch": {"corner": -1, "third": -1, "cat": -1},
-        "part": {"corner": 0, "third": -1, "cat": -1},
-        "rule": {"corner": 0, "third": 0, "cat": -1},
-        "class": {"corner": 0, "third": 0, "cat": -1},
-    }
-    for overlap in get_args(Overlap):
-        for case, box in cases.items():
-            boxes, classes = np.array([dog, box], np.float32), np.array([0, 1])
-            label = label_patches(patch, boxes, classes, 2, LabelRule(overlap=overlap))
-            assert label.tolist() == [expected[overlap][case]], (overlap, case)
-    two_dogs = label_patches(patch, np.array([dog, [0, 0, 6, 6]], np.float32), np.array([0, 0]), 2)
+    others = ([9, 9, 20, 20], [7, 0, 17, 10], [0, 0, 6, 6])  # 1 pixel of 121 in common, 30 % of each, all of it
+    expected: dict[Overlap, list[int]] = {
+        "touch": [-1, -1, -1], "part": [0, -1, -1], "rule": [0, 0, -1], "class": [0, 0, -1]
+    }  # fmt: skip
+    for overlap, labels in expected.items():
+        for other, label in zip(others, labels, strict=True):
+            boxes = np.array([dog, other], np.float32)
+            assert label_patches(patch, boxes, np.array([0, 1]), 2, LabelRule(overlap=overlap)).tolist() == [label]
+    two_dogs = label_patches(patch, np.array([dog, others[2]], np.float32), np.array([0, 0]), 2)
     assert two_dogs.tolist() == [0]
 
 
@@ -165,3 +154,32 @@ def test_every_patch_that_is_left_out_has_a_reason(seed: int, overlap: Overlap, 
     assert len(reasons) == (labels == AMBIGUOUS).sum()
     for reason in reasons:
         assert any(name in reason for name in ("cat", "dog", "cow"))
+
+
+def test_each_object_has_a_tag_and_each_patch_left_out_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.full((100, 140, 3), 90, np.uint8)
+    boxes = np.array([[10, 10, 60, 60], [100, 5, 104, 9]], np.float32)  # the second is too small for any patch
+    image = BoxedImage(
+        name="photo", path=tmp_path / "photo.png", height=100, width=140, truth=np.ones(2, np.int8), boxes=boxes,
+        classes=np.array([0, 1]), difficult=np.zeros(2, bool),
+    )  # fmt: skip
+    patches = np.array([[5, 5, 65, 65], [40, 40, 100, 100], [70, 0, 140, 70], [80, 40, 140, 100]], np.float32)
+    labels = label_patches(patches, boxes, image.classes, 2)
+    texts: dict[str, Any] = {}
+
+    def read(figure: Figure, path: Path, **_: Any) -> None:
+        texts.update({text.get_text().replace("\n", " "): text for text in figure.findobj(Text)})
+        Path(path).touch()
+
+    monkeypatch.setattr(Figure, "savefig", read)
+    draw_patch_labels(pixels, patches, labels, image, ("cat", "bird"), tmp_path / "labels.png")
+    assert {"cat", "bird: no positive patch", "cat: 1", "background: 1", "left out: 2"} <= set(texts)
+    assert "cat fills 11\xa0% of it, under 20\xa0%; holds 16\xa0% of cat, under 60\xa0%" in texts
+    assert "bird fills under 1\xa0% of it, under 20\xa0%" in texts
+    for name in ("cat", "bird: no positive patch"):  # white letters on a color that lets the photograph through
+        background = texts[name].get_bbox_patch()
+        assert texts[name].get_color() == "white"
+        assert max(background.get_facecolor()[:3]) < 0.95
+        assert background.get_alpha() < 0.8

@@ -2,56 +2,31 @@
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-from typer.testing import CliRunner
+from torch import nn
 
-from densescore import DensescoreError, DenseScorer, read_image
+from densescore import DensescoreError, DenseScorer
 from densescore.cli.main import app
 from densescore.data.load import load_boxed
 from densescore.evaluation.evaluate import evaluate_classes, mean_of, score_set
-from densescore.models import MODELS, ModelEntry, load_head, save_head
+from densescore.models.head import load_head, save_head
 from densescore.network.surgery import to_dense
+from densescore.paper.from_scratch import train_from_scratch
+from densescore.paper.train_fc6 import below_fc6, train_unfrozen
 from densescore.transfer.feature_cache import FeatureCache
-from densescore.transfer.from_scratch import train_from_scratch
-from densescore.transfer.recipe import RECIPES, Recipe
-from densescore.transfer.rounds import Round
-from densescore.transfer.train_fc6 import below_fc6, train_unfrozen
+from densescore.transfer.recipe import RECIPES
+from densescore.transfer.train_head import Round
+from tests.cli.runner import CliRunner
 from tests.conftest import Toy
-from tests.data.voc_set import CLASSES, write_voc
+from tests.data.voc_set import CLASSES
+from tests.transfer.conftest import QUICK, SCALES
 
-SCALES = (1.0, 1.5, 2.3)
-QUICK = Recipe(scales=SCALES, width=32, round=512, batch=64, max_rounds=6, tolerance=0.02)
-
-
-def build(weights: dict[str, Tensor] | None) -> nn.Module:
-    """The toy with `weights`; with None, with random ones, other ones each time."""
-    network = Toy()
-    if weights is None:
-        for layer in network.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                layer.reset_parameters()
-    else:
-        network.load_state_dict(weights)
-    return network
-
-
-@pytest.fixture(autouse=True)
-def toy() -> Iterator[None]:
-    MODELS["toy"] = ModelEntry("a toy", build, lambda: dict(Toy().state_dict()), "none", "tests", patch_size=20)
-    yield
-    del MODELS["toy"]
-
-
-@pytest.fixture(scope="module")
-def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_voc(tmp_path_factory.mktemp("voc"), {"train": 18, "val": 12})
+pytestmark = pytest.mark.usefixtures("toy")
 
 
 def mean_ap(head: Path, voc: Path) -> float:
@@ -121,38 +96,32 @@ def test_fc6_learns_with_the_head_and_comes_with_its_file(voc: Path, tmp_path: P
     again = train_unfrozen(load_boxed(voc, "train"), scorer, cache, recipe, 1)
     assert torch.equal(again.backbone_weights["classifier.0.weight"], file.backbone_weights["classifier.0.weight"])
 
-
-def test_trained_tensors_that_the_network_has_not_are_refused(voc: Path, tmp_path: Path) -> None:
-    file = train_unfrozen(
-        load_boxed(voc, "train"), DenseScorer("toy", scales=SCALES), partial(FeatureCache, folder=tmp_path), QUICK
-    )
-    path = tmp_path / "odd.safetensors"
-    save_head(path, replace(file, backbone_weights={"classifier.9.weight": torch.zeros(1)}))
+    save_head(path, replace(file, backbone_weights={"classifier.9.weight": torch.zeros(1)}), overwrite=True)
     with pytest.raises(DensescoreError, match=r"unexpected classifier\.9\.weight"):
         DenseScorer(path)
 
 
 @pytest.mark.parametrize(
-    ("options", "trained"), [(["--from-scratch", "--crops", "288"], 8), (["--unfreeze", "fc6"], 2)]
+    ("options", "trained", "progress"),
+    [
+        ("--from-scratch --crops 288", 8, ["stage 1 of 1, round 1 of up to ", r"batches .*: \d of 3, \S+ batches/s"]),
+        ("--unfreeze fc6", 2, ["stage 1 of 3, round 1 of up to 6: ", "features: 36 of 36, "]),
+    ],
 )
 def test_the_commands(
-    voc: Path, tmp_path: Path, options: list[str], trained: int, monkeypatch: pytest.MonkeyPatch
+    voc: Path, tmp_path: Path, options: str, trained: int, progress: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(RECIPES, "default", QUICK)
-    monkeypatch.setattr("densescore.cli.progress.INTERVAL", 0.0)
+    monkeypatch.setattr("densescore.cli.console.INTERVAL", 0.0)
     head = tmp_path / "head.safetensors"
-    arguments = ["train", "--data", voc, "--model", "toy", "--out", head, "--cache", tmp_path / "cache", *options]
-    result = CliRunner().invoke(app, [*map(str, arguments), "--patch-share", "0.3", "--json"])
+    files = ["--data", str(voc), "--out", str(head), "--cache", str(tmp_path / "cache")]
+    words = ["train", "--model", "toy", *files, *options.split(), "--patch-share", "0.3", "--json"]
+    result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
-    whole = "--from-scratch" in options
-    assert re.search(
-        r"batches of the round: \d of 3, \S+ batches/s" if whole else "features: 36 of 36, ", result.stderr
-    )
-    assert ("stage 1 of 1, round 1 of up to " if whole else "stage 1 of 3, round 1 of up to 6: ") in result.stderr
+    assert all(re.search(line, result.stderr) for line in progress)
     file = load_head(head)
     assert len(file.backbone_weights) == trained
     assert file.training["recipe"]["rule"]["patch_share"] == 0.3
     picture = sorted((voc / "JPEGImages").glob("val_*"))[0]
-    assert read_image(picture).shape == (60, 80, 3)
     classified = json.loads(CliRunner().invoke(app, ["classify", "--model", str(head), str(picture), "--json"]).stdout)
     assert classified["top"][0]["label"] in CLASSES

@@ -14,46 +14,38 @@ from densescore.jobs.huge.source import GeoTag
 TILE = 512
 """Side of the tiles of a file, in pixels of the map."""
 
-_SMALLEST = 512  # a pyramid ends at a picture no larger
+_SMALLEST = 512  # longest side of the last picture
 _PIXEL_SCALE, _TIEPOINT, _TRANSFORMATION, _KEYS = 33550, 33922, 34264, 34735
 _RASTER_TYPE, _PIXEL_IS_POINT = 1025, 2
 
 
-Corner = tuple[int, int]
-"""Of a tile: its first row and column."""
+Track = Callable[[Sequence[tuple[int, int]]], Iterable[tuple[int, int]]]
+"""Corners of tiles (row, column) → the same, with a progress bar."""
 
 
-class Held(NamedTuple):
-    """Per pixel of the map along one axis: the first cell of a level that holds its center, and how many do."""
+class CellRange(NamedTuple):
+    """Per pixel of the map along one axis: the first cell of a level over its center, and the number of such cells."""
 
     first: NDArray[np.int64]
     cells: NDArray[np.int64]
 
 
-def held(size: int, length: int, cells: int, pyramid: Pyramid, step: int) -> Held:
-    """Cells over the centers of a map's pixels, each `step` image pixels wide: exact, in integers.
+def covering_cells(size: int, length: int, cells: int, pyramid: Pyramid, step: int) -> CellRange:
+    """Cells over the centers of map pixels, each `step` image pixels wide: exact, in integers.
 
-    Args:
-        size: of the image along the axis.
-        length: of the level, before padding.
-        cells: of the level.
-        pyramid: of the image.
-        step: 1 gives the cells of `densescore_kernels.grid.axis`.
+    `size` is the image's, `length` the level's before padding. For `step` 1, as `densescore_kernels.grid.axis`.
     """
-    place = np.arange(-(-size // step), dtype=np.int64)
-    center = np.minimum((2 * place + 1) * step, 2 * size - 1) * length  # 2 · size · (place of the center in the level)
+    pixel = np.arange(-(-size // step), dtype=np.int64)
+    center = np.minimum((2 * pixel + 1) * step, 2 * size - 1) * length  # 2 · size · (center in pixels of the level)
     last = np.minimum(center // (2 * size * pyramid.stride), cells - 1)
     first = np.maximum((center - 2 * size * pyramid.patch) // (2 * size * pyramid.stride) + 1, 0)
-    return Held(first, last - first + 1)
+    return CellRange(first, last - first + 1)
 
 
 class MapView:
-    """The response map of one class with pixels `step` image pixels wide; its windows are computed when asked for.
+    """The response map of one class with pixels `step` image pixels wide, computed window by window.
 
-    Args:
-        columns: per level, the class's scores ``[rows, cols]``.
-        pyramid: of the image.
-        step: image pixels per pixel of the map; 1 gives `DenseScores.response_map`.
+    `columns` are the class's scores per level, ``[rows, cols]``. For `step` 1, as `DenseScores.response_map`.
     """
 
     def __init__(self, columns: Sequence[NDArray[np.float32]], pyramid: Pyramid, step: int) -> None:
@@ -61,8 +53,8 @@ class MapView:
         self.shape = -(-pyramid.height // step), -(-pyramid.width // step)
         self._axes = [
             (
-                held(pyramid.height, level.height, level.rows, pyramid, step),
-                held(pyramid.width, level.width, level.cols, pyramid, step),
+                covering_cells(pyramid.height, level.height, level.rows, pyramid, step),
+                covering_cells(pyramid.width, level.width, level.cols, pyramid, step),
             )
             for level in pyramid.levels
         ]
@@ -72,15 +64,15 @@ class MapView:
         total = np.zeros((y1 - y0, x1 - x0), np.float32)
         count = np.zeros(total.shape, np.int64)
         for column, (down, across) in zip(self._columns, self._axes, strict=True):
-            rows, top = _membership(down, y0, y1)
-            cols, left = _membership(across, x0, x1)
+            rows, top = _membership(down, y0, y1)  # [h, rows]
+            cols, left = _membership(across, x0, x1)  # [w, cols]
             total += rows @ column[top : top + rows.shape[1], left : left + cols.shape[1]] @ cols.T
             count += down.cells[y0:y1, None] * across.cells[x0:x1]
         return np.divide(total, count.astype(np.float32), dtype=np.float32)
 
 
-def _membership(axis: Held, start: int, stop: int) -> tuple[NDArray[np.float32], int]:
-    """Which cells hold each pixel, 0 or 1 ``[pixels, cells]``, and the first of these cells."""
+def _membership(axis: CellRange, start: int, stop: int) -> tuple[NDArray[np.float32], int]:
+    """Cells over each pixel, 0 or 1 ``[pixels, cells]``, and the first of these cells."""
     first = axis.first[start:stop]
     end = first + axis.cells[start:stop]
     cell = np.arange(first.min(), end.max())
@@ -94,72 +86,54 @@ def write_map(
     label: str,
     step: int,
     tags: Sequence[GeoTag],
-    track: Callable[[Sequence[Corner]], Iterable[Corner]] = iter,
+    track: Track = iter,
 ) -> float:
-    """Write a response map as a tiled TIFF of halved pictures, each exactly the map at its pixels' centers.
+    """Write a class's map as a tiled TIFF of halved pictures, each exact at its pixels' centers; returns the peak.
 
-    Args:
-        path: of the file.
-        columns: as for `MapView`.
-        pyramid: of the image.
-        label: of the class.
-        step: as for `MapView`, of the largest picture.
-        tags: that say where on Earth the image lies.
-        track: wraps the iteration over the tiles of the largest picture, for a progress bar.
-
-    Returns:
-        The map's peak.
+    `columns` and `step` are as for `MapView`; `tags` georeference the image; `track` sees the largest picture's tiles.
     """
     import tifffile
 
-    text = f"response map of {as_text(label)}: mean score of the patches over each pixel"
-    description = text.encode()  # UTF-8; as a string, TIFF takes only ASCII
     peak = 0.0
-    full = MapView(columns, pyramid, step).shape
-    with tifffile.TiffWriter(path, bigtiff=full[0] * full[1] * 4 > 2**31) as writer:
-        view = MapView(columns, pyramid, step)
-        first = True
+
+    def pieces(view: MapView, is_full: bool) -> Iterator[NDArray[np.float32]]:
+        nonlocal peak
+        height, width = view.shape
+        corners = [(y, x) for y in range(0, height, TILE) for x in range(0, width, TILE)]
+        for y, x in track(corners) if is_full else corners:
+            piece = view.window(y, min(y + TILE, height), x, min(x + TILE, width))
+            if is_full:
+                peak = max(peak, float(piece.max()))
+            yield np.pad(piece, ((0, TILE - piece.shape[0]), (0, TILE - piece.shape[1])), mode="edge")
+
+    description = f"response map of {as_text(label)}: mean score of the patches over each pixel"
+    view, is_full = MapView(columns, pyramid, step), True
+    with tifffile.TiffWriter(path, bigtiff=view.shape[0] * view.shape[1] * 4 > 2**31) as writer:
         while True:
-            pieces = _Pieces(view, track if first else iter)
             writer.write(
-                iter(pieces),
+                pieces(view, is_full),
                 shape=view.shape,
                 dtype="float32",
                 tile=(TILE, TILE),
                 compression="zlib",
                 photometric="minisblack",
-                subfiletype=0 if first else 1,  # 1: a smaller version of another picture
-                description=description if first else None,
-                extratags=scaled(tags, step) if first else (),
+                subfiletype=0 if is_full else 1,  # 1: a smaller version of another picture
+                description=description.encode() if is_full else None,  # UTF-8; TIFF's strings are ASCII
+                extratags=scaled(tags, step) if is_full else (),
                 metadata=None,
             )
-            peak = pieces.peak if first else peak
             if max(view.shape) <= _SMALLEST:
                 return peak
-            first, step = False, step * 2
+            is_full, step = False, step * 2
             view = MapView(columns, pyramid, step)
 
 
-class _Pieces:
-    """The tiles of a map, row by row, filled up at the ends; keeps the largest value that it has seen."""
-
-    def __init__(self, view: MapView, track: Callable[[Sequence[Corner]], Iterable[Corner]]) -> None:
-        self.view, self.track, self.peak = view, track, 0.0
-
-    def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        height, width = self.view.shape
-        for y, x in self.track([(y, x) for y in range(0, height, TILE) for x in range(0, width, TILE)]):
-            piece = self.view.window(y, min(y + TILE, height), x, min(x + TILE, width))
-            self.peak = max(self.peak, float(piece.max()))
-            yield np.pad(piece, ((0, TILE - piece.shape[0]), (0, TILE - piece.shape[1])), mode="edge")
-
-
 def scaled(tags: Sequence[GeoTag], step: int) -> tuple[GeoTag, ...]:
-    """GeoTIFF tags of a picture whose pixels are `step` times as wide."""
+    """GeoTIFF tags for pixels that are `step` times as wide."""
     keys: dict[int, Any] = {code: value for code, _, _, value, _ in tags}
     table = keys.get(_KEYS, ())
     points = any(table[at] == _RASTER_TYPE and table[at + 3] == _PIXEL_IS_POINT for at in range(4, len(table), 4))
-    shift = (step - 1) / 2 if points else 0.0  # where coordinates mean the middles of pixels
+    shift = (step - 1) / 2 if points else 0.0  # if coordinates mean the centers of pixels
     changed = []
     for code, kind, count, value, once in tags:
         numbers: Any = value

@@ -1,9 +1,8 @@
 """Windows of a level, equal pixel for pixel to those of `densescore.io.images.level_pixels` on the whole image.
 
-A level's pixel x lies over the image at ``x · W / w``, which is seldom a whole number. A window of the image resized by
-itself would therefore be shifted by part of a pixel. This module computes any part of a level with OpenCV's arithmetic
-(``INTER_AREA`` to shrink, ``INTER_LINEAR`` to enlarge), in the same order and precision, and with the same rounding of
-bytes.
+A level's pixel x lies over the image at ``x · W / w``, seldom an integer, so a window of the image that is resized by
+itself would be shifted by part of a pixel. This module computes any part of a level with OpenCV's arithmetic
+(``INTER_AREA`` to shrink, ``INTER_LINEAR`` to enlarge), in the same order and precision, and with the same rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,26 +19,13 @@ Read = Callable[[int, int, int, int], Pixels]
 """``y0, y1, x0, x1`` → that window of the image, ``[h, w, 3]``."""
 
 BAND_BYTES = 2**26
-"""Memory of the part of the image that is resized at a time, in float32."""
+"""Bytes of the part of the image, in float32, that is resized at a time."""
 
 _FIXED = np.float32(2048)  # OpenCV's weights for bytes: fractions of 11 bits
 
 
 def level_window(read: Read, pyramid: Pyramid, level: Level, y0: int, y1: int, x0: int, x1: int) -> Pixels:
-    """A window of a padded level (see `densescore.io.images.level_pixels`).
-
-    Args:
-        read: gives windows of the image.
-        pyramid: of the image.
-        level: one of its levels.
-        y0: window's top, in pixels of the padded level; so are the others.
-        y1: bottom, exclusive.
-        x0: left.
-        x1: right, exclusive.
-
-    Returns:
-        RGB ``[y1 - y0, x1 - x0, 3]`` of the image's dtype.
-    """
+    """Rows ``y0 … y1 - 1`` and columns ``x0 … x1 - 1`` of a padded level: RGB ``[h, w, 3]`` of the image's dtype."""
     rows, cols = _reflected(y0, y1, level.height), _reflected(x0, x1, level.width)
     top, left = rows.min(), cols.min()
     window = _resized(read, pyramid, level, (top, rows.max() + 1), (left, cols.max() + 1))
@@ -47,10 +33,10 @@ def level_window(read: Read, pyramid: Pyramid, level: Level, y0: int, y1: int, x
 
 
 def _reflected(start: int, stop: int, length: int) -> NDArray[np.int64]:
-    """Places ``start … stop - 1`` of a padded axis, as places of the axis: OpenCV's ``BORDER_REFLECT_101``."""
+    """Positions ``start … stop - 1`` of a padded axis within the axis: OpenCV's ``BORDER_REFLECT_101``."""
     period = max(2 * (length - 1), 1)
-    place = np.arange(start, stop) % period
-    return np.minimum(place, period - place) if length > 1 else np.zeros_like(place)
+    position = np.arange(start, stop) % period
+    return np.minimum(position, period - position) if length > 1 else np.zeros_like(position)
 
 
 def _resized(read: Read, pyramid: Pyramid, level: Level, rows: tuple[int, int], cols: tuple[int, int]) -> Pixels:
@@ -62,7 +48,7 @@ def _resized(read: Read, pyramid: Pyramid, level: Level, rows: tuple[int, int], 
         down = _linear_taps(height, level.height, *rows)
         across = _linear_taps(width, level.width, *cols)
         resize = _linear
-    elif height % level.height == 0 and width % level.width == 0:  # OpenCV has whole sums for whole ratios
+    elif height % level.height == 0 and width % level.width == 0:  # OpenCV sums whole pixels for integer ratios
         steps = height // level.height, width // level.width
         down = _whole_taps(steps[0], *rows)
         across = _whole_taps(steps[1], *cols)
@@ -75,59 +61,59 @@ def _resized(read: Read, pyramid: Pyramid, level: Level, rows: tuple[int, int], 
     across = (across[0] - left, across[1])
     parts = []
     for band in _bands(down[0], right - left):
-        places, weights = down[0][band], down[1][band]
-        top, bottom = int(places.min()), int(places.max()) + 1
-        parts.append(resize(read(top, bottom, left, right), (places - top, weights), across))
+        positions, weights = down[0][band], down[1][band]
+        top, bottom = int(positions.min()), int(positions.max()) + 1
+        parts.append(resize(read(top, bottom, left, right), (positions - top, weights), across))
     return np.concatenate(parts)
 
 
 Taps = tuple[NDArray[np.int64], NDArray[np.floating[Any]]]
-"""Per pixel of the level, places in the image and their weights: ``[pixels, taps]`` each."""
+"""Per pixel of the level, positions in the image and their weights: ``[pixels, taps]`` each."""
 
 
-def _bands(places: NDArray[np.int64], width: int) -> Iterator[slice]:
-    """Runs of the level's rows whose part of the image fits in `BAND_BYTES`."""
-    most = max(1, BAND_BYTES // (width * 3 * 4))  # rows of the image
+def _bands(positions: NDArray[np.int64], width: int) -> Iterator[slice]:
+    """Ranges of the level's rows whose part of the image fits in `BAND_BYTES`."""
+    max_rows = max(1, BAND_BYTES // (width * 3 * 4))  # of the image
     start = 0
-    for row in range(len(places)):
-        if places[row].max() - places[start].min() >= most and row > start:
+    for row in range(len(positions)):
+        if positions[row].max() - positions[start].min() >= max_rows and row > start:
             yield slice(start, row)
             start = row
-    yield slice(start, len(places))
+    yield slice(start, len(positions))
 
 
 def _area_taps(length: int, resized: int, start: int, stop: int) -> Taps:
-    """Pixels of the image under each of the level's, and the share of each: OpenCV's ``computeResizeAreaTab``."""
+    """Image pixels under each of the level's, and their fractions: OpenCV's ``computeResizeAreaTab``."""
     scale = length / resized
     begin = np.arange(start, stop) * scale
     end = begin + scale
     cell = np.minimum(scale, length - begin)
     last = np.minimum(np.floor(end).astype(np.int64), length - 1)
     first = np.minimum(np.ceil(begin).astype(np.int64), last)
-    before, after = first - begin, end - last  # shares of the pixels at the two ends
+    before, after = first - begin, end - last  # fractions of the pixels at the two ends
     count = int((last - first).max()) + 2
-    place = first[:, None] - 1 + np.arange(count)  # [pixels, taps]: one partly covered, whole ones, one partly covered
-    weight = np.where((place >= first[:, None]) & (place < last[:, None]), 1.0 / cell[:, None], 0.0)
+    position = first[:, None] - 1 + np.arange(count)  # [pixels, taps]: a partial pixel, whole ones, a partial one
+    weight = np.where((position >= first[:, None]) & (position < last[:, None]), 1.0 / cell[:, None], 0.0)
     weight[:, 0] = np.where(before > 1e-3, before / cell, 0.0)
-    partly = (place == last[:, None]) & (after > 1e-3)[:, None]
+    partly = (position == last[:, None]) & (after > 1e-3)[:, None]
     weight = np.where(partly, (np.minimum(np.minimum(after, 1.0), cell) / cell)[:, None], weight)
-    return place.clip(0, length - 1), weight.astype(np.float32)
+    return position.clip(0, length - 1), weight.astype(np.float32)
 
 
 def _area(image: Pixels, down: Taps, across: Taps) -> Pixels:
     rows = np.zeros((len(image), len(across[0]), 3), np.float32)
     values = image.astype(np.float32)
-    for place, weight in zip(across[0].T, across[1].T, strict=True):  # sums in OpenCV's order
-        rows += values[:, place] * weight[:, None]
+    for position, weight in zip(across[0].T, across[1].T, strict=True):  # sums in OpenCV's order
+        rows += values[:, position] * weight[:, None]
     resized = np.zeros((len(down[0]), *rows.shape[1:]), np.float32)
-    for place, weight in zip(down[0].T, down[1].T, strict=True):
-        resized += rows[place] * weight[:, None, None]
+    for position, weight in zip(down[0].T, down[1].T, strict=True):
+        resized += rows[position] * weight[:, None, None]
     return np.rint(resized).astype(np.uint8) if image.dtype == np.uint8 else resized
 
 
 def _whole_taps(step: int, start: int, stop: int) -> Taps:
-    places = np.arange(start, stop)[:, None] * step + np.arange(step)
-    return places, np.full(places.shape, 1 / step)
+    positions = np.arange(start, stop)[:, None] * step + np.arange(step)
+    return positions, np.full(positions.shape, 1 / step)
 
 
 def _whole(image: Pixels, down: Taps, across: Taps) -> Pixels:
@@ -136,10 +122,10 @@ def _whole(image: Pixels, down: Taps, across: Taps) -> Pixels:
 
 
 def _linear_taps(length: int, resized: int, start: int, stop: int) -> Taps:
-    """The two pixels of the image around the middle of each of the level's (past the ends: the end), and the middle."""
+    """The two image pixels around each level pixel's center (past the ends: the end), and the center."""
     middle = (np.arange(start, stop) + 0.5) * (length / resized) - 0.5
-    place = np.floor(middle).astype(np.int64)
-    return np.stack([place, place + 1], 1).clip(0, length - 1), middle[:, None]
+    position = np.floor(middle).astype(np.int64)
+    return np.stack([position, position + 1], 1).clip(0, length - 1), middle[:, None]
 
 
 def _linear(image: Pixels, down: Taps, across: Taps) -> Pixels:
@@ -148,7 +134,7 @@ def _linear(image: Pixels, down: Taps, across: Taps) -> Pixels:
         share_y, share_x = ((middle - np.floor(middle)).astype(np.float32) for middle in (middle_y, middle_x))
         mixed = image[:, cols[:, 0]] * (1 - share_x) + image[:, cols[:, 1]] * share_x
         return mixed[rows[:, 0]] * (1 - share_y)[:, None] + mixed[rows[:, 1]] * share_y[:, None]
-    # Bytes are mixed by integers, of places in float32.
+    # OpenCV mixes bytes by integers, from positions in float32.
     share_y, share_x = (
         middle.astype(np.float32) - np.floor(middle).astype(np.float32) for middle in down[1:] + across[1:]
     )

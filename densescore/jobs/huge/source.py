@@ -1,4 +1,4 @@
-"""Huge images on disk, read by windows: TIFF, BigTIFF, GeoTIFF, whole-slide formats that are TIFF, and zarr."""
+"""Huge images on disk, read by windows: TIFF, BigTIFF, GeoTIFF, whole-slide TIFFs, and zarr."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError
 from densescore.io.samples import Samples
-from densescore.io.tiff import describe, main_level
-from densescore.io.windows import Windows, choose_channels
+from densescore.io.tiff import Windows, choose_channels, describe, main_level
 
 MAX_CHUNK = 2**28
-"""Bytes of the largest piece that a file may be stored in; a piece is decoded whole."""
+"""Maximum bytes of a stored piece (tile, strip or chunk), which is decoded whole."""
 
 _GEOTIFF = (33550, 33922, 34264, 34735, 34736, 34737)  # ModelPixelScale … GeoAsciiParams
 GeoTag: TypeAlias = tuple[int, int, int, Any, bool]
-"""Code, type, count, value, written once: as tifffile takes and gives a tag."""
+"""Code, type, count, value, written once: tifffile's form of a tag."""
 
 _TRANSPARENCY = 2
 _AXES = {
@@ -28,33 +27,29 @@ _AXES = {
     "x": ("x", "col", "cols", "column", "columns", "width", "lon", "longitude", "easting"),
     "c": ("c", "ch", "channel", "channels", "b", "band", "bands", "s", "sample", "samples", "rgb", "rgba", "color"),
 }
-"""Axis → what zarr arrays call it."""
+"""Axis → its names in zarr arrays."""
 
 
 @dataclass(frozen=True)
 class HugeImage(Windows):
-    """An open image; `read` gives a window of it, `height` and `width` its size upright.
+    """An open image; `read` gives a window of it, `height` and `width` its size upright."""
 
-    Attributes:
-        geotags: the GeoTIFF tags that it carries.
-    """
-
-    geotags: tuple[GeoTag, ...] = ()
+    geotags: tuple[GeoTag, ...] = ()  # of GeoTIFF
 
 
 @contextmanager
 def open_huge(path: str | os.PathLike[str], bands: Sequence[int] | None = None) -> Iterator[HugeImage]:
     """Open a TIFF (of a pyramid, the full size) or a zarr array (of an OME-Zarr group, the full size).
 
-    Windows hold the pixels that `densescore.read_image` gives of the whole; docs/formats.md says what is read.
+    Windows hold the pixels that `densescore.read_image` gives of the whole; docs/files.md says what is read.
 
     Args:
-        path: of the file, or the zarr folder.
-        bands: numbers of the channels to take as gray, or red, green and blue, from 0; where there are others than
-            gray, RGB or RGB with transparency.
+        path: path of the file or the zarr folder.
+        bands: channels, from 0, to read as gray, or as red, green and blue; needed for images other than gray, RGB or
+            RGB with transparency.
 
     Raises:
-        DensescoreError: not such an image, several, channels that need `bands`, nearly black (see `read_image`), or
+        DensescoreError: no or several images, channels that need `bands`, nearly black (see `read_image`), or
             pieces too large to be read by windows.
     """
     path = Path(path)
@@ -65,11 +60,11 @@ def open_huge(path: str | os.PathLike[str], bands: Sequence[int] | None = None) 
         import zarr
         from zarr.codecs import ZstdCodec
 
-        ZstdCodec()  # scores are written with it; it looks at the version of numcodecs
+        ZstdCodec()  # compresses scores; raises for an old numcodecs
     except ImportError as error:
         hint = "pip install --upgrade 'densescore[huge]'"
         raise DensescoreError(f"huge images need tifffile and zarr: {hint} ({error})") from error
-    except Exception as error:  # zarr finds an older numcodecs or NumPy than it was made for
+    except Exception as error:  # zarr with an old numcodecs or NumPy
         hint = "pip install --upgrade zarr numcodecs tifffile"
         raise DensescoreError(f"tifffile or zarr cannot be used: {error}; {hint}") from error
     with ExitStack() as stack:
@@ -114,13 +109,15 @@ def _open_zarr(path: Path, zarr: Any, bands: Sequence[int] | None) -> Windows:
 
 
 def _axis(name: str) -> str:
-    """The letter of an axis that a zarr array calls `name`."""
-    found = [letter for letter, names in _AXES.items() if name.lower() in names]
-    return found[0] if found else "?" if name[0] in "yxcs" else name[0]
+    """The letter of a zarr array's axis."""
+    for letter, names in _AXES.items():
+        if name.lower() in names:
+            return letter
+    return "?" if name[0] in "yxcs" else name[0]
 
 
 def _usual_axes(shape: tuple[int, ...]) -> str:
-    """Axes of an array that does not name them: channels are last where they are few, else on the shorter end."""
+    """Axes of an array without names: channels are last if there are at most 4, else on the shorter end."""
     if len(shape) != 3:
         return {2: "yx"}.get(len(shape), "?" * len(shape))
     return "yxc" if shape[2] <= 4 or shape[2] < shape[0] else "cyx"
@@ -136,7 +133,7 @@ def _open_level(path: Path, tiff: Any, level: Any, stack: ExitStack) -> Any:
 
 
 class _Mapped:
-    """Uncompressed pixels in a file; mapped again for each window, so that what was read leaves memory."""
+    """Uncompressed pixels in a file, mapped again for each window, so that memory does not grow."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]) -> None:
         self.path, self.dtype, self.offset, self.shape = path, dtype, offset, shape
@@ -147,11 +144,7 @@ class _Mapped:
 
 
 def _geotags(page: Any, image: Windows) -> tuple[GeoTag, ...]:
-    """The GeoTIFF tags of the page that `image` is.
-
-    Raises:
-        DensescoreError: the image is turned, so that it would lie elsewhere.
-    """
+    """GeoTIFF tags of the image's page; an error if it is turned, and would lie elsewhere."""
     tags = [page.tags[code] for code in _GEOTIFF if code in page.tags]
     if tags and image.orientation != 1:
         raise DensescoreError(f"{image.name}: georeferenced, but its orientation is {image.orientation}; expected 1")

@@ -1,127 +1,98 @@
-"""A finished table in other forms beside it: CSV, COCO's results, YOLO's labels.
-
-Each is made from the table alone and appears whole or not at all. A run that was killed before all were there makes the
-missing ones when it goes on; those that are there are made once more and compared, so that nothing else is replaced.
-"""
+"""A finished table in other forms: CSV, COCO's results, YOLO's labels; each whole or not at all, and written anew."""
 
 import csv
-import filecmp
-import json
+import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from densescore.errors import DensescoreError, WriteError
-from densescore.io.files import atomic_write, check_replaceable, scratch_folder
-from densescore.io.marks import MARK
-from densescore.io.names import as_text, from_text, shorten
+from densescore.errors import DensescoreError
+from densescore.io.files import atomic_write, check_replaceable
+from densescore.io.names import as_text, from_text, shorten, to_json
 from densescore.jobs.many.rows import Row
-from densescore.jobs.many.run import parts_of, read_description
+from densescore.jobs.many.table import parts_of, read_description
+from densescore.results.formats import SIDES, coco_results
+from densescore.results.regions import Region
 
-LABELS = "labels in YOLO's layout"
-"""What the mark of a folder says that `Exports.write` wrote."""
-
-_MAX_ID = 2**53  # whole numbers that every reader of JSON keeps
+_LABELS = "labels in YOLO's layout"
+_MAX_ID = 2**53  # integers that every reader of JSON keeps
 _MAX_STEM = 251  # bytes of a file name before ".txt"
 
 
 @dataclass(frozen=True)
 class Exports:
-    """Where to write a table's other forms; None leaves one out.
+    """Paths of a table's other forms."""
 
-    Attributes:
-        csv: a file with a line per image and the table's columns. Lists are JSON; so is a text that a spreadsheet would
-            take for a formula, and `densescore.io.names.from_text` reads it.
-        coco: a file in the format of COCO's results: the regions of all images, with the number in the name of each
-            image's file, if all names are numbers as COCO's are, or its row in the table as ``image_id``.
-        yolo: a folder in YOLO's layout: ``data.yaml`` with the classes, and ``labels/`` with a text file per image that
-            was scored, in subfolders as the images are.
-    """
-
+    # A line per image and the table's columns. Lists are JSON; so is text that looks like a formula to a spreadsheet.
     csv: Path | None = None
+    # COCO's results: the regions of all images; ids are the numbers of the files' names if all have one, else the rows.
     coco: Path | None = None
+    # Folder in YOLO's layout: data.yaml with the classes, labels/ with a file per scored image, in the images' folders.
     yolo: Path | None = None
 
     @property
     def places(self) -> dict[str, Path]:
-        """What is asked for, by the name of its option."""
+        """Requested paths by option."""
         return {name: place for name, place in vars(self).items() if place is not None}
 
     def check(
         self, table: Path, *, regions: bool, overwrite: bool = False, inputs: Iterable[str | os.PathLike[str]] = ()
     ) -> None:
-        """Refuse what could not be written in the end, before the work is done.
-
-        Args:
-            table: ``….parquet``.
-            regions: the table will have regions.
-            overwrite: what is there may be replaced.
-            inputs: files of the run, which are not.
-
-        Raises:
-            DensescoreError: two files of one name; no regions to write; or a place is taken, where the run is new.
-        """
-        taken = {os.path.abspath(path): path for path in (table, parts_of(table), table.with_suffix(".zarr"))}
+        """Refuse, before the work, paths that are taken or equal, and regions that the table will not have."""
+        taken = {os.path.realpath(path) for path in (table, parts_of(table), table.with_suffix(".zarr"))}
         for name, place in self.places.items():
-            if os.path.abspath(place) in taken:
+            if os.path.realpath(place) in taken:
                 raise DensescoreError(f"--{name}: {place} is also where another result of this run goes")
-            taken[os.path.abspath(place)] = place
+            taken.add(os.path.realpath(place))
         if not regions and (self.coco or self.yolo):
             raise DensescoreError("--coco and --yolo write the regions of mapped classes, of which there are none")
-        begun = any(os.path.lexists(path) for path in (table, parts_of(table)))
-        if overwrite or not begun:  # otherwise they may be there from before
+        if overwrite or not os.path.lexists(table):  # otherwise they may be exports of this table; see `write`
             for name, place in self.places.items():
-                folder = LABELS if name == "yolo" else ""
+                folder = _LABELS if name == "yolo" else ""
                 check_replaceable(place, overwrite=overwrite, folder=folder, inputs=inputs)
 
-    def write(self, table: Path, *, overwrite: bool = False, inputs: Sequence[str | os.PathLike[str]] = ()) -> None:
-        """Write what is asked for and not there.
+    def write(
+        self,
+        table: Path,
+        *,
+        overwrite: bool = False,
+        inputs: Sequence[str | os.PathLike[str]] = (),
+        is_new: bool = False,
+    ) -> None:
+        """Write the forms of a finished table. Without `overwrite`, only its own earlier exports are replaced.
 
-        Args:
-            table: a finished one.
-            overwrite: replace what is there.
-            inputs: files of the run, which are not replaced.
-
-        Raises:
-            DensescoreError: something else is in a place, or it cannot be written.
+        A table that this run made `is_new`: it has no earlier exports.
         """
-        for place, fill, folder in (
-            (self.csv, _fill_csv, ""),
-            (self.coco, _fill_coco, ""),
-            (self.yolo, _fill_yolo, LABELS),
-        ):
-            if place is None or (not overwrite and _is_made(place, table, fill)):
-                continue
-            with atomic_write(place, overwrite=overwrite, folder=folder, inputs=[table, *inputs]) as temporary:
-                fill(table, temporary)
+        inputs = [table, *inputs]
+        for place, lines in ((self.csv, _csv_lines), (self.coco, _coco_lines)):
+            if place is not None:
+                is_ours = overwrite or (not is_new and _starts_with(place, lines(table)))
+                with (
+                    atomic_write(place, overwrite=is_ours, inputs=inputs) as temporary,
+                    temporary.open("w", encoding="utf-8", newline="") as file,
+                ):
+                    file.writelines(lines(table))
+        if self.yolo is not None:  # a folder is replaced only if its mark says that it has such labels
+            with atomic_write(self.yolo, overwrite=overwrite or not is_new, folder=_LABELS, inputs=inputs) as temporary:
+                _write_yolo(table, temporary)
 
 
-def _is_made(place: Path, table: Path, fill: Callable[[Path, Path], None]) -> bool:
-    """Whether what is in a place is what would be written there."""
-    if not os.path.lexists(place):
-        return False
+def _starts_with(place: Path, lines: Iterator[str]) -> bool:
+    """Whether a file has the first two lines of an export: its header and first image, or its first regions."""
+    start = "".join(islice(lines, 2)).encode()
     try:
-        with scratch_folder(place.parent) as scratch:
-            made = scratch / "made"
-            fill(table, made)
-            return _contents(made) == _contents(place) and all(
-                filecmp.cmp(made / name, place / name, shallow=False) for name in _contents(made)
-            )
-    except OSError as error:
-        raise WriteError(f"{place}: cannot be written: {error.strerror or error}") from error
-
-
-def _contents(place: Path) -> set[str]:
-    """Names of the files in a folder at any depth, but its mark; of a file, the empty name."""
-    if not place.is_dir():
-        return {""}
-    files = (path for path in place.rglob("*") if not path.is_dir())
-    return {os.path.relpath(path, place) for path in files} - {MARK}
+        if not place.is_file():
+            return False
+        with place.open("rb") as file:
+            return file.read(len(start)) == start
+    except OSError:
+        return False
 
 
 def _rows(table: Path) -> Iterator[Row]:
@@ -132,34 +103,38 @@ def _rows(table: Path) -> Iterator[Row]:
             yield from batch.to_pylist()
 
 
-def _fill_csv(table: Path, path: Path) -> None:
+def _csv_lines(table: Path) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names: list[tuple[str, str]] = []  # of a column and of its field, if it has fields
+    def line(cells: Iterable[str]) -> str:
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerow(cells)
+        return buffer.getvalue()
+
+    names: list[tuple[str, str]] = []  # column, and its field if it has fields
     for column in pq.read_schema(table):
         fields = [column.type.field(index).name for index in range(column.type.num_fields)]
         names += [(column.name, field) for field in (fields if pa.types.is_struct(column.type) else [""])]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(f"{name}_{field}" if field else name for name, field in names)
-        for row in _rows(table):
-            values = (row[name] if not field else (row[name] or {}).get(field) for name, field in names)
-            writer.writerow(map(_cell, values))
+    yield line(f"{name}_{field}" if field else name for name, field in names)
+    for row in _rows(table):
+        row["time"] = row["time"] and repr(row["time"])  # the only float64
+        values = (row[name] if not field else (row[name] or {}).get(field) for name, field in names)
+        yield line(map(_cell, values))
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        formula = value.startswith(("=", "+", "-", "@", "\t", "\r"))
-        return json.dumps(value, ensure_ascii=False) if formula else value
+        is_formula = value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        return to_json(value, ensure_ascii=False) if is_formula else value
     value = _short(value)
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)
+    return to_json(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)
 
 
 def _short(value: Any) -> Any:
-    """Plain values with each float32 as the shortest number that stands for it: 0.1, not 0.10000000149011612."""
+    """Plain values with each float32 as its shortest number: 0.1, not 0.10000000149011612."""
     if isinstance(value, float):
         return float(str(np.float32(value)))
     if isinstance(value, dict):
@@ -167,52 +142,45 @@ def _short(value: Any) -> Any:
     return [_short(item) for item in value] if isinstance(value, list) else value
 
 
-def _fill_coco(table: Path, path: Path) -> None:
-    numbers = _numbers(_images(table))
-    categories = _categories(table)
-    with path.open("w", encoding="utf-8") as file:
-        separator = "["
-        for row in _rows(table):
-            for region in row["regions"] or ():
-                x0, y0, x1, y1 = (region[side] for side in ("x0", "y0", "x1", "y1"))
-                record = {
-                    "image_id": row["index"] if numbers is None else numbers[row["index"]],
-                    "category_id": categories[region["label"]],
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "score": _short(region["score"]),
-                    "file_name": row["image"],
-                    "category_name": region["label"],
-                }
-                file.write(f"{separator}\n{json.dumps(record)}")
-                separator = ","
-        file.write("[]\n" if separator == "[" else "\n]\n")
+def _coco_lines(table: Path) -> Iterator[str]:
+    """The regions as one JSON list, a record a line, whose beginning comes with the first record."""
+    ids, categories = _image_ids(_images(table)), _categories(table)
+    separator = "["
+    for row in _rows(table):
+        for region in row["regions"] or ():
+            x0, y0, x1, y1 = (region[side] for side in SIDES)
+            box = Region((x0, y0, x1, y1), region["peak"], _short(region["score"]))
+            (record,) = coco_results(ids[row["index"]], {region["label"]: [box]}, categories)
+            yield f"{separator}\n{to_json({**record, 'file_name': row['image'], 'category_name': region['label']})}"
+            separator = ","
+    yield "[]\n" if separator == "[" else "\n]\n"
 
 
 def _images(table: Path) -> list[str]:
-    """The images' paths."""
+    """Paths of the images."""
     import pyarrow.parquet as pq
 
     return [from_text(name) for name in pq.read_table(table, columns=["image"])["image"].to_pylist()]
 
 
-def _numbers(images: Sequence[str]) -> list[int] | None:
-    """The numbers that the images' files are called by; None where some are not, or two are alike."""
+def _image_ids(images: Sequence[str]) -> Sequence[int]:
+    """The numbers that name the images' files, if all have distinct ones; else their rows."""
     stems = [Path(image).stem for image in images]
-    if not all(stem.isascii() and stem.isdecimal() for stem in stems):
-        return None
-    found = [int(stem) for stem in stems]
-    return found if len(set(found)) == len(found) and max(found) < _MAX_ID else None
+    if all(stem.isascii() and stem.isdecimal() for stem in stems):
+        numbers = [int(stem) for stem in stems]
+        if len(set(numbers)) == len(numbers) and max(numbers) < _MAX_ID:
+            return numbers
+    return range(len(images))
 
 
 def _categories(table: Path) -> dict[str, int]:
     """Each class's column in ``patch_scores``, by its name in the table; groups follow the classes."""
-    described = read_description(table) or {}
-    names = dict.fromkeys([*described["labels"], *described["classes"]])
+    description = read_description(table) or {}
+    names = dict.fromkeys([*description["labels"], *description["classes"]])
     return {as_text(label): column for column, label in enumerate(names)}
 
 
-def _fill_yolo(table: Path, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
+def _write_yolo(table: Path, folder: Path) -> None:
     categories = _categories(table)
     names = "".join(f"  {number}: {_yaml_text(label)}\n" for label, number in categories.items())
     (folder / "data.yaml").write_text(f"train: images\nnames:\n{names}", encoding="utf-8")
@@ -234,29 +202,18 @@ def _fill_yolo(table: Path, folder: Path) -> None:
 
 
 def _yaml_text(text: str) -> str:
-    """A text in double quotes, as YAML and JSON both read it."""
-    quoted = json.dumps(text, ensure_ascii=False)
-    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda found: f"\\u{ord(found[0]):04x}", quoted)
+    """Text in double quotes, as YAML and JSON both read it."""
+    quoted = to_json(text, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda match: f"\\u{ord(match[0]):04x}", quoted)
 
 
 def label_file(image: str, taken: set[str]) -> str:
-    """The label file of an image: its own path with ``.txt``, by which YOLO's tools find it.
-
-    Args:
-        image: its path below the folder that holds all images.
-        taken: label files of images before; the new one is added. Of images that differ in the suffix alone, the later
-            ones are numbered.
-
-    Example:
-        >>> taken = set()
-        >>> [label_file(image, taken) for image in ("a/1.jpg", "b/1.jpg", "b/1.png")]
-        ['a/1.txt', 'b/1.txt', 'b/1-2.txt']
-    """
+    """The label file of an image: its relative path with ``.txt``, as YOLO's tools look for it; added to `taken`."""
     path = Path(image)
     stem = path.stem if len(os.fsencode(path.stem)) <= _MAX_STEM else shorten(path.stem)
-    found, number = str(path.with_name(f"{stem}.txt")), 1
-    while found in taken:
+    name, number = str(path.with_name(f"{stem}.txt")), 1
+    while name in taken:
         number += 1
-        found = str(path.with_name(f"{stem}-{number}.txt"))
-    taken.add(found)
-    return found
+        name = str(path.with_name(f"{stem}-{number}.txt"))
+    taken.add(name)
+    return name

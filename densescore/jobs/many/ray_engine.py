@@ -1,8 +1,8 @@
-"""Make the table on many machines: Ray Data hands parts to workers, each of which has one model.
+"""The table made on many machines: Ray Data hands parts to workers, each with one model.
 
 A worker gets a part's number and paths, and returns the part's rows as a small parquet file, which this process writes.
-So workers must be able to read the images (and to write the arrays, if any are kept) at the same paths; nothing else is
-shared. Ray holds parts back while workers are busy or this process is behind, and gives a lost worker's to others.
+So workers must read the images, and write the arrays if there are any, at the same paths; nothing else is shared. Ray
+holds parts back while workers are busy or this process is behind, and gives a lost worker's part to another.
 """
 
 import io
@@ -16,33 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from densescore.errors import DensescoreError, MissingPackageError
-from densescore.io.names import as_text, from_text
-from densescore.jobs.many.rows import Kept, Row, encode, keep, schema
-from densescore.jobs.many.run import Run
-from densescore.jobs.many.table import Engine, describe_scorer
-from densescore.scoring.fingerprint import Context
-from densescore.scoring.scorer import DenseScorer
+from densescore.io.names import as_text, from_text, to_json
+from densescore.jobs.many.rows import Outputs, Row, encode, make_row, schema
+from densescore.jobs.many.table import Engine, Run, describe_scorer
+from densescore.scoring.scorer import Context, DenseScorer
 from densescore.scoring.stream import Scored, score_many
 
 _DEATHS = 3
-"""An image is given up after so many workers died while scoring it. Ray itself would try forever."""
+"""Maximum of workers that may die while scoring an image. Ray itself would retry forever."""
 
 
 def ray_engine(
     options: Mapping[str, Any], *, address: str | None = None, workers: int | None = None, cpus: float = 1
 ) -> Engine:
-    """An engine that scores on the workers of a Ray cluster.
+    """An engine that scores on a Ray cluster's workers; each makes its `DenseScorer` from `options`.
 
-    Args:
-        options: arguments of `DenseScorer`, with which each worker makes its own. Name ``runtime`` and ``device``:
-            ``"auto"`` may choose differently where other packages are installed.
-        address: of a cluster, as ``ray.init`` takes it; by default the one of ``RAY_ADDRESS``, or a new one here.
-        workers: number of workers, each with a model; by default as many as the cluster's processors allow.
-        cpus: processors (and threads) per worker.
-
-    Raises:
-        DensescoreError: Ray is not installed, or an argument is not valid. The engine raises it if the cluster cannot
-            be reached, or if a worker's model differs from this process's.
+    `address` is as for ``ray.init``, by default a new cluster; `workers` are by default all that `cpus` allow.
     """
     try:
         import ray
@@ -53,31 +42,35 @@ def ray_engine(
         raise DensescoreError(f"workers must be at least 1 and cpus above 0, got {workers} and {cpus}")
 
     def engine(
-        run: Run, kept: Kept, context: Context, callback: Callable[[Sequence[Row]], None]
+        run: Run, outputs: Outputs, context: Context, callback: Callable[[Sequence[Row]], None]
     ) -> Iterator[tuple[range, bytes]]:
         import pyarrow.parquet as pq
 
-        mine = not ray.is_initialized()
+        # Connect
+        starts_ray = not ray.is_initialized()
         try:
-            if mine:
+            if starts_ray:
+                os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
                 ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # no cluster at the address, another version of Ray or Python, …
             raise DensescoreError(f"address {address!r}: no Ray cluster: {error}") from error
+
+        # Map the pending parts to rows; Ray Data replaces a lost worker, and gives its part to another
         try:
             parts = [{"start": part.start, "images": [as_text(run.images[i]) for i in part]} for part in run.pending()]
             attempts = ray.remote(num_cpus=0)(_Attempts).remote()
             count = workers or max(1, int(ray.cluster_resources().get("CPU", 1) / cpus))
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             ray.data.DataContext.get_current().enable_progress_bars = False
+            size = max(1, min(count, len(parts)))
+            arguments = (dict(options), outputs, context, run.description, run.arrays, os.getcwd(), attempts)
             tables = ray.data.from_items(parts, override_num_blocks=max(1, len(parts))).map(
                 _Worker,
-                fn_constructor_args=(dict(options), kept, context, run.description, run.arrays, os.getcwd(), attempts),
-                compute=ray.data.ActorPoolStrategy(
-                    size=max(1, min(count, len(parts))), max_tasks_in_flight_per_actor=2
-                ),
+                fn_constructor_args=arguments,
+                compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
                 num_cpus=cpus,
                 num_gpus=1 if str(options.get("device", "")).startswith("cuda") else None,
-            )  # Ray Data replaces a lost worker, and gives its part to another
+            )
             for result in tables.iter_rows():
                 table = result["table"]
                 rows = pq.read_table(io.BytesIO(table), columns=["image", "error"]).to_pylist()
@@ -86,14 +79,14 @@ def ray_engine(
         except ray.exceptions.RayError as error:
             raise DensescoreError(f"Ray: {_reason(error)}") from error
         finally:
-            if mine:
+            if starts_ray:
                 ray.shutdown()
 
     return engine
 
 
 class _Attempts:
-    """Counts, over all workers, how often each piece of work was begun and not ended."""
+    """Counts, over all workers, the unfinished attempts at each piece of work."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -107,40 +100,39 @@ class _Attempts:
 
 
 class _Worker:
-    """A worker: one model that scores the parts it is given."""
+    """A worker: one model, which scores parts."""
 
     def __init__(
         self,
         options: dict[str, Any],
-        kept: Kept,
+        outputs: Outputs,
         context: Context,
         description: dict[str, Any],
         arrays: Path,
         folder: str,
         attempts: Any,
     ) -> None:
-        os.chdir(folder)  # paths are relative to where the command was given
+        os.chdir(folder)  # paths are relative to the command's working directory
         self.scorer = DenseScorer(**options)
-        self.kept, self.context, self.arrays, self.attempts = kept, context, arrays, attempts
-        for name, value in json.loads(json.dumps(describe_scorer(self.scorer, context))).items():
+        self.outputs, self.context, self.arrays, self.attempts = outputs, context, arrays, attempts
+        for name, value in json.loads(to_json(describe_scorer(self.scorer, context))).items():
             if value != description[name]:
                 raise DensescoreError(f"a worker has another {name}: {value}, not {description[name]}")
-        self.columns = schema(kept, len(self.scorer.labels))
+        self.columns = schema(outputs, len(self.scorer.labels))
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         start, images = int(part["start"]), [from_text(str(image)) for image in part["images"]]
-        # A part that comes again may hold an image that kills its process: then one after another, each announced.
-        again = self._tell("begin", f"part {start}") > 1
-        score = self._score_announced if again else self._score
+        # A retried part may have an image that kills its process: then images go one by one, each announced.
+        if self._tell("begin", f"part {start}") > 1:
+            results = self._score_announced(images, start)
+        else:
+            results = score_many(images, self.scorer, context=self.context)
         rows = [
-            keep(index, image, item, self.kept, self.arrays)
-            for index, (image, item) in enumerate(zip(images, score(images, start), strict=True), start)
+            make_row(index, image, item, self.outputs, self.arrays)
+            for index, (image, item) in enumerate(zip(images, results, strict=True), start)
         ]
         self._tell("end", f"part {start}")
         return {"start": start, "table": encode(rows, self.columns)}
-
-    def _score(self, images: Sequence[str], start: int) -> Iterator[Scored]:
-        return score_many(images, self.scorer, context=self.context)
 
     def _score_announced(self, images: Sequence[str], start: int) -> Iterator[Scored]:
         for index, image in enumerate(images, start):
@@ -157,7 +149,7 @@ class _Worker:
 
 
 def _reason(error: BaseException) -> str:
-    """What a worker raised, without Ray's frames around it."""
+    """A worker's error without Ray's frames."""
     text = f"{error}\n{getattr(error, 'cause', '')}"
     ours = re.findall(r"DensescoreError: (.*)", text)
     return ours[-1] if ours else (str(error).strip() or type(error).__name__).splitlines()[-1]

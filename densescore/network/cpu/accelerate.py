@@ -1,82 +1,129 @@
-"""Replace the layers of a dense network by numerically equivalent, faster ones, for a CPU."""
+"""A dense network with numerically equal, faster layers for a CPU."""
 
+import copy
 import warnings
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from densescore.errors import DensescoreError, DensescoreWarning
+from densescore.errors import DensescoreError, DensescoreWarning, reason_of
 from densescore.network.cpu import onednn, openvino
-from densescore.network.cpu.fusion import FEWEST_CHANNELS, fuse, traced
+from densescore.network.cpu.fusion import MIN_CHANNELS, fuse
 from densescore.network.cpu.onednn import PackedLinear
 from densescore.network.cpu.openvino import OpenVINOTrunk
 from densescore.network.cpu.winograd import CookToomWindows, tiling_of
-from densescore.network.dense_network import DenseNetwork
-from densescore.network.windows import LinearWindows
+from densescore.network.dense_network import DenseNetwork, LinearWindows, replaced
 
 Runtime = Literal["auto", "torch", "openvino", "compile"]
 
+_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.02}
+"""Largest deviation of a faster form from torch's own layers, as a share of the largest output."""
 
-def speed_up(network: DenseNetwork, runtime: Runtime) -> str:
-    """Fuse and pack the layers, slide FC6 by Cook–Toom, and have the trunk run by the runtime that suits it.
 
-    The scores stay the same, up to rounding.
+def accelerated(network: DenseNetwork, runtime: Runtime) -> DenseNetwork:
+    """The network with fused and packed layers, FC6 by Cook–Toom, and its trunk run by ``.runtime``.
 
-    Args:
-        network: changed in place.
-        runtime: for the trunk; ``"auto"`` takes `preferred_runtime`.
-
-    Returns:
-        What runs the trunk: ``"torch"`` or ``"openvino"``.
-
-    Raises:
-        DensescoreError: ``runtime="openvino"``, and OpenVINO is not installed or cannot convert the trunk.
+    Each form is run on levels of two sizes, and left out, with a warning, where its numbers are not torch's.
     """
     # glibc hands blocks larger than any freed before back to the system at once, and each page of the next one costs
     # a fault: a tenth of the time of scoring. It keeps blocks up to this one's size from now on (32 MiB is its limit).
     torch.empty(31 * 2**20, dtype=torch.uint8)
-    if onednn.available() and _dtype(network) in (torch.float32, torch.bfloat16):
-        _fuse_all(network)
-    chosen = preferred_runtime(network) if runtime == "auto" else runtime
-    if chosen == "openvino":
+
+    # Faster forms: layers fused and packed, then the trunk's runtime
+    dtype = _dtype(network)
+    forms: dict[str, Callable[[], dict[str, Any]]] = {}
+    if onednn.available(dtype):
+        forms["oneDNN"] = lambda: _fused(network)
+    if runtime == "openvino" or (runtime == "auto" and preferred_runtime(network) == "openvino"):
+        forms["OpenVINO"] = lambda: {
+            "fast_trunk": OpenVINOTrunk(network.level_trunk, network.patch, dtype), "runtime": "openvino"
+        }  # fmt: skip
+    check = _Check(network) if forms else None
+
+    # Keep those that give torch's numbers
+    faster = network
+    for name, fields in forms.items():
         try:
-            network.fast_trunk = OpenVINOTrunk(network.level_trunk, network.patch, _dtype(network))
-        except DensescoreError as error:
-            if runtime == "openvino":
-                raise
-            warnings.warn(f"torch runs the trunk: {error}", DensescoreWarning, stacklevel=3)
-            return "torch"
-    return chosen
+            form = replaced(faster, **fields())
+            assert check is not None
+            check(form, name)
+        except Exception as error:  # each runtime has its own kinds
+            if runtime == "openvino" and name == "OpenVINO":
+                raise error if isinstance(error, DensescoreError) else DensescoreError(reason_of(error)) from error
+            warnings.warn(f"torch runs the trunk: {reason_of(error)}", DensescoreWarning, stacklevel=3)
+        else:
+            faster = form
+    return faster
+
+
+class _Check:
+    """Compares faster forms of a network with its own layers, on levels of two sizes."""
+
+    @torch.inference_mode()
+    def __init__(self, network: DenseNetwork) -> None:
+        self._dtype, self._rounding = _dtype(network), 0.0
+        stride, generator = network.stride * network.phases, torch.Generator().manual_seed(0)
+        sizes = [(network.patch + down * stride, network.patch + across * stride) for down, across in ((1, 2), (3, 0))]
+        levels = [3 * torch.randn(1, 3, *size, generator=generator) for size in sizes]
+        self._levels = [level.to(self._dtype).contiguous(memory_format=torch.channels_last) for level in levels]
+        self._maps = [network.level_trunk(level) for level in self._levels]
+        self._blocks = [block for maps in self._maps for block in maps.split(1)]
+        self._features = network.embed_blocks(self._blocks)
+        self._logits = network.classifier(self._features)
+        if self._dtype != torch.float32:  # torch rounds, too
+            exact = copy.deepcopy(network.level_trunk).float()
+            maps = [exact(level.float()) for level in self._levels]
+            self._rounding, self._maps = _deviation(self._maps, maps), maps
+
+    @torch.inference_mode()
+    def __call__(self, form: DenseNetwork, name: str) -> None:
+        """DensescoreError if a form's maps, features or logits deviate by more than rounding does."""
+        features = form.embed_blocks(self._blocks)
+        trunk = _deviation([form.fast_trunk(level) for level in self._levels], self._maps)
+        head = _deviation([features, form.classifier(self._features)], [self._features, self._logits])
+        limit = _ROUNDING[self._dtype]
+        if not (trunk <= limit + 2 * self._rounding and head <= limit):
+            raise DensescoreError(f"{name}'s numbers deviate from torch's by {max(trunk, head):.2%}")
+
+
+def _deviation(actual: list[Tensor], expected: list[Tensor]) -> float:
+    """Largest difference of two tensors, as a share of the largest number expected."""
+    pairs = [[torch.nan_to_num(x.float(), 0, 0, 0) for x in pair] for pair in zip(actual, expected, strict=True)]
+    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs)
 
 
 def preferred_runtime(network: DenseNetwork) -> str:
     """``"openvino"`` for a trunk with narrow groups or depthwise convolutions where OpenVINO runs, else ``"torch"``.
 
-    OpenVINO joins such convolutions with their neighbors, which torch cannot. Elsewhere neither always wins, and two
-    runtimes in one process share the cores badly. The times behind this are in ``benchmarks/results/runtimes.md``.
+    OpenVINO joins such convolutions with their neighbors. Times are in ``benchmarks/results/runtimes.md``.
     """
     narrow = any(
-        isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.in_channels // layer.groups < FEWEST_CHANNELS
+        isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.in_channels // layer.groups < MIN_CHANNELS
         for layer in network.trunk.modules()
     )
     return "openvino" if narrow and openvino.available(_dtype(network)) else "torch"
 
 
-def _fuse_all(network: DenseNetwork) -> None:
-    network.fast_trunk = fuse(traced(network.level_trunk))
+def _fused(network: DenseNetwork) -> dict[str, Any]:
+    """Fields of a network with its layers fused and packed."""
+    fields: dict[str, Any] = {
+        "fast_trunk": fuse(network.level_trunk),
+        "embed": fuse(network.embed),
+        "classifier": fuse(network.classifier),
+    }
     project = network.project
     if isinstance(project, LinearWindows):
         assert isinstance(project.linear, nn.Linear)
         height, width = project.window
         tiling = tiling_of(height, _dtype(network)) if height == width else None
         if tiling is not None:
-            network.project = CookToomWindows(project, tiling)
-            network.window_width = network.project.numbers
-        else:
-            project.linear = PackedLinear(project.linear.weight, project.linear.bias)
-    network.embed = fuse(traced(network.embed))
-    network.classifier = fuse(traced(network.classifier))
+            windows = CookToomWindows(project, tiling)
+            return fields | {"project": windows, "window_width": windows.numbers}
+        packed = PackedLinear(project.linear.weight, project.linear.bias)
+        fields["project"] = LinearWindows(project.window, packed)
+    return fields
 
 
 def _dtype(network: DenseNetwork) -> torch.dtype:

@@ -10,30 +10,25 @@ from math import inf
 import torch
 from torch import Tensor, nn
 
-Clamp = tuple[float | None, float | None]
-"""Lowest and highest output; None for no bound. (0, None) is a ReLU, (0, 6) a ReLU6."""
+from densescore.network.folding import Clamp
 
 
-def available() -> bool:
-    """Whether this build of torch has oneDNN's packed linear operators."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def available(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's packed operators take this dtype here; bfloat16 needs a processor that computes in it."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class PackedLinear(nn.Module):
-    """``x Wᵀ + b``, clamped: ``[N, in]`` → ``[N, out]``, on a CPU, without gradients.
-
-    Args:
-        weight: ``[out, in]``, float32 or bfloat16.
-        bias: ``[out]``, or None.
-        clamp: of the outputs.
-    """
+    """``x Wᵀ + b``, clamped: ``[N, in]`` → ``[N, out]`` in float32 or bfloat16, on a CPU, without gradients."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, clamp: Clamp = (None, None)) -> None:
         super().__init__()
         # Attributes, not buffers: a packed weight can be neither moved, cast, nor saved.
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
         self._bias = None if bias is None else bias.detach()
-        self._clamp = post_operation(clamp)
+        self._clamp = _post_operation(clamp)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply, and clamp."""
@@ -43,22 +38,13 @@ class PackedLinear(nn.Module):
 class PackedConv2d(nn.Module):
     """A convolution, clamped: ``[N, C, h, w]`` → ``[N, F, h', w']``, channels last, on a CPU, without gradients.
 
-    Args:
-        weight: ``[F, C / groups, r, s]``, float32 or bfloat16.
-        bias: ``[F]``, or None.
-        stride: in both directions.
-        padding: with zeros, on either side.
-        dilation: in both directions.
-        groups: of channels.
-        clamp: of the outputs.
-        size: (h, w) of typical maps: the weights are laid out for it. For maps of very different sizes oneDNN would
-            lay them out again at each call, and slower than from their plain layout: give None then.
+    Weights are laid out for maps of `size` (h, w), if given; with other sizes oneDNN would do so again at each call.
     """
 
     def __init__(
         self,
-        weight: Tensor,
-        bias: Tensor | None = None,
+        weight: Tensor,  # [F, C / groups, r, s], float32 or bfloat16
+        bias: Tensor | None = None,  # [F]
         *,
         stride: tuple[int, int] = (1, 1),
         padding: tuple[int, int] = (0, 0),
@@ -69,7 +55,7 @@ class PackedConv2d(nn.Module):
     ) -> None:
         super().__init__()
         self._geometry = (list(padding), list(stride), list(dilation), groups)
-        self._clamp = post_operation(clamp)
+        self._clamp = _post_operation(clamp)
         self._weight = weight.detach().contiguous(memory_format=torch.channels_last)
         if size is not None:
             shape = [1, weight.shape[1] * groups, *size]
@@ -81,8 +67,8 @@ class PackedConv2d(nn.Module):
         return torch.ops.mkldnn._convolution_pointwise(x, self._weight, self._bias, *self._geometry, *self._clamp, "")
 
 
-def post_operation(clamp: Clamp) -> tuple[str, list[float]]:
-    """A clamp as oneDNN's operators name it."""
+def _post_operation(clamp: Clamp) -> tuple[str, list[float]]:
+    """A clamp by its name and arguments in oneDNN's operators."""
     if clamp == (None, None):
         return "none", []
     if clamp == (0, None):

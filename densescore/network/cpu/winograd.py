@@ -19,69 +19,65 @@ is exact enough; a larger kernel is cut into 3×3 parts, which are added up as i
 import math
 import threading
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from densescore.network.cpu.cook_toom import MOST_TAPS, ONE, cook_toom, floats
-from densescore.network.cpu.onednn import Clamp, PackedConv2d
-from densescore.network.windows import Blocks, LinearWindows
+from densescore.network.cpu.onednn import PackedConv2d
+from densescore.network.dense_network import Blocks, LinearWindows
+from densescore.network.folding import Clamp
 
 WHOLE_TILES = 6
-"""Blocks of so many rows of FC6's cells, and multiples of it, fill their tiles."""
+"""Rows of FC6's cells that fill their tiles, as do multiples of it."""
 
 _TILES = 320  # computed at a time
 # Channels computed at a time. For more, and few tiles, oneDNN would want weights in another layout than they are in,
 # and lay them out again at each call: a hundred times slower.
 _OUTPUTS = 128
 
+# Near 1 in size and in pairs ±a, which keeps the matrices' entries, and so the rounding error, small.
+_POINTS = [Fraction(*point) for point in ((0, 1), (1, 1), (-1, 1), (1, 2), (-1, 2), (2, 1), (-2, 1))]
+_ONE = _POINTS.index(Fraction(1))
+
+MAX_TAPS = len(_POINTS)
+"""Largest r, with a tile of 2. A ninth point, ±¼ or ±4, would cost another digit and a half."""
+
+Matrix = list[list[Fraction]]
+
 
 class Tiling(NamedTuple):
-    """How a kernel is computed.
+    """Tiles and parts by which a kernel is computed."""
 
-    Attributes:
-        tile: m, outputs per side of a tile.
-        taps: r, per side of the kernel or of a part of it.
-        parts: per side of the kernel.
-    """
-
-    tile: int
-    taps: int
-    parts: int
+    tile: int  # m, outputs per side of a tile
+    taps: int  # r, per side of the kernel or of a part of it
+    parts: int  # per side of the kernel
 
     @property
     def side(self) -> int:
-        """t: inputs per side of a tile."""
+        """t, inputs per side of a tile."""
         return self.tile + self.taps - 1
 
 
 def tiling_of(kernel: int, dtype: torch.dtype) -> Tiling | None:
-    """The tiling of a kernel × kernel convolution; None where the algorithm would be inexact or gain too little."""
-    if dtype == torch.float32 and 3 <= kernel <= MOST_TAPS:
-        return Tiling(min(4, MOST_TAPS + 2 - kernel), kernel, 1)
+    """Tiling of a kernel × kernel convolution, or None where the algorithm would be inexact or gain too little."""
+    if dtype == torch.float32 and 3 <= kernel <= MAX_TAPS:
+        return Tiling(min(4, MAX_TAPS + 2 - kernel), kernel, 1)
     if dtype == torch.bfloat16 and kernel == 6:
         return Tiling(2, 3, 2)
     return None
 
 
 class CookToom(nn.Module):
-    """A convolution at stride 1 over maps of any sizes, all tiles together; on a CPU, without gradients.
-
-    Args:
-        weight: ``[F, C / groups, kernel, kernel]``, float32 or bfloat16; transformed once, here.
-        bias: ``[F]``, or None.
-        tiling: from `tiling_of`, or another of at least three points.
-        groups: of channels.
-        clamp: of the outputs.
-    """
+    """A convolution at stride 1 over maps of any sizes, all tiles together; on a CPU, without gradients."""
 
     def __init__(
         self,
-        weight: Tensor,
-        bias: Tensor | None,
-        tiling: Tiling,
+        weight: Tensor,  # [F, C / groups, kernel, kernel], float32 or bfloat16; transformed once, here
+        bias: Tensor | None,  # [F]
+        tiling: Tiling,  # of at least three points
         *,
         groups: int = 1,
         clamp: Clamp = (None, None),
@@ -89,12 +85,17 @@ class CookToom(nn.Module):
         super().__init__()
         self.tiling, self.groups, self.clamp = tiling, groups, clamp
         self.kernel, self.dtype, self.width = weight.shape[-1], weight.dtype, weight.shape[0]
-        output, kernel, data = (torch.tensor(floats(matrix)) for matrix in cook_toom(tiling.tile, tiling.taps))
+
+        # Transforms of outputs, kernel and data
+        matrices = cook_toom(tiling.tile, tiling.taps)
+        output, kernel, data = (torch.tensor([[float(x) for x in row] for row in matrix]) for matrix in matrices)
         self._output = torch.kron(output, output).to(self.dtype)  # [m², t²]
         # Bᵀ d B in two steps takes fewer multiplications, but in one it is rounded once.
         self._data = (data if self.dtype == torch.float32 else torch.kron(data, data)).to(self.dtype)  # [t or t²]²
         transform = torch.kron(kernel, kernel).float()  # [t², r²]
-        self._planes: list[PackedConv2d] = []  # per slice of outputs, the t² matrices that take the place of r² ones
+
+        # Weights: per slice of outputs, t² matrices in place of r²
+        self._planes: list[PackedConv2d] = []
         slices = weight.detach().unflatten(0, (groups, -1)).split(_OUTPUTS, dim=1)  # [g, slice, C, kernel, kernel]
         # All slices are transformed in the memory of the first. If each had its own, freed between weights that stay,
         # something small would cut into it, and the next would not fit: the holes take as much as the weights.
@@ -117,15 +118,15 @@ class CookToom(nn.Module):
     def _spread(self, bias: Tensor) -> Tensor:
         """A bias ``[g, slice]`` of the outputs as one of the products, ``[t² · g · slice]``.
 
-        What is added at the point (1, 1) is added to each output of a tile, as 1 to any power is 1.
+        A number added at the point (1, 1) is added to each output of a tile, as 1 to any power is 1.
         """
         t = self.tiling.side
         spread = bias.new_zeros(t, t, bias.numel())
-        spread[ONE, ONE] = bias.flatten()
+        spread[_ONE, _ONE] = bias.flatten()
         return spread.flatten()
 
     def saves(self, grids: Sequence[tuple[int, int]]) -> bool:
-        """Whether so many rows and columns of outputs fill their tiles: at most two thirds of the products are left."""
+        """Whether outputs of these rows and columns fill their tiles: at most two thirds of the products are left."""
         tiles = sum(down * across for down, across in map(self._tiles, grids))
         products = tiles * (self.tiling.side * self.tiling.parts) ** 2
         return 3 * products <= 2 * self.kernel**2 * sum(rows * cols for rows, cols in grids)
@@ -169,6 +170,8 @@ class CookToom(nn.Module):
         grids = [(len(rows), self._tiles((0, place.shape[1]))[1]) for _, place, rows in batch]
         counts = [down * across for down, across in grids]
         tiles, channels = sum(counts), batch[0][0].shape[2] // g
+
+        # Bᵀ d B: tiles → points
         data = _scratch("data", self.dtype, tiles, t, t, g, parts, parts, channels)
         for part, (padded, _, rows), grid in zip(data.split(counts), batch, grids, strict=True):
             y, x, _ = padded.stride()
@@ -177,6 +180,8 @@ class CookToom(nn.Module):
             part.unflatten(0, grid).copy_(tiled)
         points = self._points(data.view(tiles, t * t, -1))
         points = points.view(1, tiles, 1, -1).permute(0, 3, 1, 2)  # [1, t² · g · C, tiles, 1]
+
+        # One matrix product per point, then Aᵀ … A: points → outputs
         values = _scratch("values", self.dtype, tiles, m, m, g, self.width // g)
         start = 0
         for plane in self._planes:
@@ -189,6 +194,8 @@ class CookToom(nn.Module):
             start = stop
         if self.clamp != (None, None):
             values.clamp_(*self.clamp)
+
+        # Lay the tiles of outputs side by side
         for part, (_, place, rows), grid in zip(values.split(counts), batch, grids, strict=True):
             _place(part.unflatten(0, grid), place[rows.start * m : rows.stop * m])
 
@@ -216,33 +223,29 @@ def _place(tiles: Tensor, output: Tensor) -> None:
 
 
 def _spans(length: int, m: int) -> list[tuple[int, int, int]]:
-    """Whole tiles, and the one that is cut: (the first, how many, cells of each)."""
+    """Whole tiles, and the one that is cut: (first tile, number of tiles, cells of each)."""
     whole, rest = divmod(length, m)
     return [span for span in ((0, whole, m), (whole, 1, rest)) if span[1] and span[2]]
 
 
-_kept = threading.local()
+_buffers = threading.local()
 
 
-def _scratch(slot: str, dtype: torch.dtype, *shape: int) -> Tensor:
-    """Memory that is used again: fresh memory costs more time than the arithmetic done in it."""
+def _scratch(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    """A buffer that is reused by a thread: fresh memory costs more time than the arithmetic done in it."""
     count = math.prod(shape)
-    kept: Tensor | None = getattr(_kept, slot, None)
-    if kept is None or kept.dtype != dtype or len(kept) < count:
+    buffer: Tensor | None = getattr(_buffers, name, None)
+    if buffer is None or buffer.dtype != dtype or len(buffer) < count:
         with torch.inference_mode(mode=False):  # else it could be written to in inference mode only
-            kept = torch.empty(count, dtype=dtype)
-        setattr(_kept, slot, kept)
-    return kept[:count].view(shape)
+            buffer = torch.empty(count, dtype=dtype)
+        setattr(_buffers, name, buffer)
+    return buffer[:count].view(shape)
 
 
 class CookToomWindows(nn.Module):
     """FC6 at every window of some maps: blocks → ``[cells, width of FC6]``.
 
-    Its own weights are not kept: one window alone takes t² products instead of r², and as much memory is saved.
-
-    Args:
-        direct: FC6 as one product over gathered windows.
-        tiling: from `tiling_of`.
+    The weights are transformed only: one window alone takes t² products instead of r², and that much memory is saved.
     """
 
     def __init__(self, direct: LinearWindows, tiling: Tiling) -> None:
@@ -264,3 +267,36 @@ class CookToomWindows(nn.Module):
         parts = [part.view(*grid, -1) for part, grid in zip(cells.split(counts), grids, strict=True)]
         self.convolution(blocks, parts)
         return cells
+
+
+def cook_toom(m: int, r: int) -> tuple[Matrix, Matrix, Matrix]:
+    """Aᵀ ``[m, t]``, G ``[t, r]`` and Bᵀ ``[t, t]``, t = m + r - 1, with y = Aᵀ [(G g) ⊙ (Bᵀ d)] exactly.
+
+    The last point is infinity.
+    """
+    t = m + r - 1
+    points = _POINTS[: t - 1]
+    assert len(points) == t - 1
+    zero, one = Fraction(0), Fraction(1)
+    output = [[*(point**i for point in points), one if i == m - 1 else zero] for i in range(m)]
+    kernel: Matrix = []
+    data: Matrix = []
+    for point in points:
+        others = [other for other in points if other != point]
+        scale = one
+        for other in others:
+            scale *= point - other
+        kernel.append([point**i / scale for i in range(r)])
+        data.append([*_expand(others), zero])
+    kernel.append([zero] * (r - 1) + [one])
+    data.append(_expand(points))
+    return output, kernel, data
+
+
+def _expand(roots: Sequence[Fraction]) -> list[Fraction]:
+    """Coefficients of ∏ (x - root), the constant first."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        shifted, scaled = [Fraction(0), *coefficients], [root * c for c in coefficients] + [Fraction(0)]
+        coefficients = [a - b for a, b in zip(shifted, scaled, strict=True)]
+    return coefficients

@@ -1,1 +1,1 @@
-"""Action recognition (Section 4 of the paper): what a person in a given box does."""
+"""Action recognition (Section 4 of the paper): actions of persons in labeled boxes."""

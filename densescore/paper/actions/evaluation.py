@@ -15,30 +15,15 @@ from densescore.paper.actions.voc import ActionSet
 
 @dataclass(frozen=True)
 class ActionResult:
-    """One action's number.
-
-    Attributes:
-        action: its name.
-        persons: that do it.
-        ap: in [0, 1], by the rule of 2010 and later; None where nobody does it.
-    """
+    """Average precision of one action."""
 
     action: str
-    persons: int
-    ap: float | None
+    persons: int  # who do it
+    ap: float | None  # by VOC's rule of 2010; None without persons
 
 
 def evaluate_persons(actions: ActionSet, scores: NDArray[np.float64], labels: tuple[str, ...]) -> list[ActionResult]:
-    """AP of every action.
-
-    Args:
-        actions: the test set; a person of several actions counts for each.
-        scores: ``[N, outputs]``.
-        labels: of the outputs; every action of the set is among them.
-
-    Raises:
-        DensescoreError: an action of the set is not.
-    """
+    """AP of every action of a set from scores ``[N, outputs]``; labels are the outputs' names."""
     missing = [action for action in actions.actions if action not in labels]
     if missing:
         raise DensescoreError(f"the network knows no {', '.join(missing)}, which the set has")
@@ -52,12 +37,12 @@ def evaluate_persons(actions: ActionSet, scores: NDArray[np.float64], labels: tu
 
 
 def mean_ap(rows: list[ActionResult]) -> float:
-    """Mean over the actions that somebody does."""
+    """Mean over the actions that have persons."""
     return float(np.mean([row.ap for row in rows if row.ap is not None]))
 
 
 RESULTS = "results on persons"
-"""What the mark of a folder says that `write_action_results` wrote."""
+"""Mark of the folders that `write_action_results` wrote."""
 
 
 def write_action_results(
@@ -72,8 +57,5 @@ def write_action_results(
                 f"{person.image} {person.index} {score:.17g}\n"
                 for person, score in zip(actions.persons, column, strict=True)
             ]
-            (temporary / f"comp10_action_{actions.name}_{name}.txt").write_text(
-                "".join(lines),
-                encoding="utf-8",
-                errors="surrogateescape",  # file names as they are
-            )
+            path = temporary / f"comp10_action_{actions.name}_{name}.txt"
+            path.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")  # file names as they are

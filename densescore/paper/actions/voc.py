@@ -8,70 +8,47 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from densescore.data.boxed_set import BoxedImage, BoxedSet
-from densescore.data.files import is_file, read_lines
-from densescore.data.labeled_set import NEGATIVE, POSITIVE
-from densescore.data.pictures import Picture, find_picture, placing
-from densescore.data.problems import Corners, Problems
-from densescore.data.voc import find_voc
-from densescore.data.voc_xml import XmlObject, read_annotation
+from densescore.data.boxed_set import Annotated, BoxedImage, BoxedSet, placing
+from densescore.data.labeled_set import NEGATIVE, POSITIVE, Picture
+from densescore.data.problems import Corners, Problems, find_picture, read_lines
+from densescore.data.voc import find_voc, read_annotation
 from densescore.errors import DensescoreError
+from densescore.io.find import is_file
 
 OTHER = "other"
-"""VOC's name for doing none of the actions: a person of no action here, and no action of its own."""
+"""VOC's name for none of the actions; not among `ActionSet.actions`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Person:
-    """One person of a set.
-
-    Attributes:
-        image: name of the picture.
-        index: of the person's object in the annotation, from 1, as the set's files have it.
-        path: of the picture.
-        height: of the picture in pixels.
-        width: of the picture in pixels.
-        box: float32 ``[4]``, ``x0 y0 x1 y1`` in pixels, ends excluded.
-        actions: bool ``[C]``, what the person does.
-    """
+    """One person of a set."""
 
     image: str
-    index: int
+    index: int  # of the object in the annotation, from 1
     path: Path
-    height: int
+    height: int  # of the picture
     width: int
-    box: NDArray[np.float32]
-    actions: NDArray[np.bool_]
+    box: NDArray[np.float32]  # [4], x0 y0 x1 y1 in pixels, ends excluded
+    actions: NDArray[np.bool_]  # [C]
 
 
 @dataclass(frozen=True, eq=False)
 class ActionSet:
-    """The persons of one split.
-
-    Attributes:
-        name: of the split.
-        actions: C names, in alphabetic order.
-        persons: in the order of the split's file.
-    """
+    """The persons of one split."""
 
     name: str
-    actions: tuple[str, ...]
-    persons: tuple[Person, ...]
+    actions: tuple[str, ...]  # [C], sorted
+    persons: tuple[Person, ...]  # [N], in the order of the split's file
 
     def truth(self) -> NDArray[np.bool_]:
-        """What each person does: bool ``[N, C]``."""
+        """Actions of each person: bool ``[N, C]``."""
         return np.stack([person.actions for person in self.persons])
 
 
 def read_actions(folder: str | os.PathLike[str], split: str) -> ActionSet:
-    """Read one split.
+    """Read one split of a folder with ``ImageSets/Action``, or of one with ``VOCdevkit/VOC2012``.
 
-    Args:
-        folder: holds ``ImageSets/Action``, or ``VOCdevkit/VOC2012`` that does.
-        split: such as ``"train"``.
-
-    Raises:
-        DensescoreError: no such layout; or all problems of the data at once, with file and field.
+    All problems of the data are reported together, with file and field.
     """
     root = find_voc(Path(folder), "Action")
     if root is None:
@@ -89,25 +66,25 @@ def read_actions(folder: str | os.PathLike[str], split: str) -> ActionSet:
     for image, index in ((fields[0], int(fields[1])) for fields in listed):
         if image not in annotated:
             annotated[image] = _read_annotated(root, image, problems)
-        found = annotated[image]
-        if found is None:
-            continue  # noted when it was read
-        if index not in found.objects:
-            problems.add(sets / f"{split}.txt", f"{image}: no object {index}; its annotation has {len(found.objects)}")
-        elif (box := found.box(index, problems)) is not None:
-            does = np.array([truth[action].get((image, index), False) for action in actions], bool)
-            picture = found.picture
-            persons.append(Person(image, index, picture.path, picture.height, picture.width, box, does))
+        annotation = annotated[image]
+        if annotation is None:
+            continue  # reported when it was read
+        if index not in annotation.objects:
+            problems.add(
+                sets / f"{split}.txt", f"{image}: no object {index}; its annotation has {len(annotation.objects)}"
+            )
+        elif (box := annotation.box(index, problems)) is not None:
+            row = np.array([truth[action].get((image, index), False) for action in actions], bool)
+            picture = annotation.picture
+            persons.append(Person(image, index, picture.path, picture.height, picture.width, box, row))
     problems.finish(root)
     return ActionSet(split, actions, tuple(persons))
 
 
 def as_boxes(actions: ActionSet) -> BoxedSet:
-    """The same data for the sliding-window form: an image shows an action where a person does it.
+    """The same data for dense scoring: an image is positive for the actions of its persons.
 
-    A person of one action is a box of that action. Who does several is one difficult box for each, and a person of none
-    is a difficult box of every action: patches of them neither teach an action nor the background. An image is positive
-    for what any of its persons does.
+    A person of one action is its box; one of several, a difficult box of each; one of none, a difficult box of all.
     """
     by_image: dict[str, list[Person]] = {}
     for person in actions.persons:
@@ -134,14 +111,14 @@ def as_boxes(actions: ActionSet) -> BoxedSet:
 
 @dataclass(frozen=True)
 class _Annotated:
-    """A picture, its objects by number, and how their boxes come to lie in the upright picture."""
+    """A picture and its annotation."""
 
     picture: Picture
-    objects: dict[int, XmlObject]
-    place: Callable[[Corners], Corners]
+    objects: dict[int, Annotated]  # by number
+    place: Callable[[Corners], Corners]  # into the upright picture
 
     def box(self, index: int, problems: Problems) -> NDArray[np.float32] | None:
-        """An object's box in the upright picture: float32 ``[4]``; None, with a problem noted, if there is none."""
+        """An object's box in the upright picture, float32 ``[4]``; None after a reported problem."""
         item = self.objects[index]
         if item.corners is None:
             problems.add(item.where, "bndbox: missing")
@@ -176,11 +153,11 @@ def _read_truth(path: Path, listed: list[list[str]], problems: Problems) -> dict
 
 
 def _read_annotated(root: Path, image: str, problems: Problems) -> _Annotated | None:
-    """None, with a problem noted, if the annotation or the picture cannot be read, or their sizes differ."""
+    """A picture and its annotation; None after a reported problem."""
     path = root / "Annotations" / f"{image}.xml"
     annotation = read_annotation(path, problems)
     picture = find_picture(root / "JPEGImages" / f"{image}.jpg", problems)
     if annotation is None or picture is None:
         return None
     place = placing(picture, annotation.size, path, problems)
-    return None if place is None else _Annotated(picture, {item.index: item for item in annotation.objects}, place)
+    return None if place is None else _Annotated(picture, annotation.objects, place)

@@ -1,1 +1,1 @@
-"""The paper's Tables 1 to 3, from ImageNet and PASCAL VOC on disk to numbers beside the paper's own."""
+"""The paper's Tables 1 to 3, measured from ImageNet and PASCAL VOC on disk, next to the paper's numbers."""

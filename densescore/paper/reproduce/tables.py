@@ -1,54 +1,37 @@
-"""What the paper reports, and what each of its rows takes: Tables 1, 2 and 3 of Oquab et al. (CVPR 2014)."""
+"""Tables 1, 2 and 3 of Oquab et al. (CVPR 2014): the rows, the paper's numbers, and tables of both."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Method = Literal["transfer", "scratch", "retrained"]
-"""Train FCa and FCb alone; the whole network, from random weights; or FC6 with them."""
+"""Train FCa and FCb alone; the whole network from random weights; or FC6, FCa and FCb."""
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of a table.
-
-    Attributes:
-        name: as in the paper.
-        source: of `SOURCES`; None for no pre-training.
-        method: see `Method`.
-        paper: mean AP in per cent.
-    """
+    """A row of a table."""
 
     name: str
-    source: str | None
+    source: str | None  # of `SOURCES`; None: no pre-training
     method: Method
-    paper: float
+    paper: float  # mean AP in per cent
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table.
-
-    Attributes:
-        title: what it measures.
-        data: of the paper's data: ``"voc07"`` or ``"voc12"``.
-        year: of the VOC folder.
-        train: the set to train on.
-        test: the set to measure on.
-        note: how that differs from the paper; empty if it does not.
-        rows: the methods.
-    """
+    """A table."""
 
     title: str
     data: Literal["voc07", "voc12"]
-    year: str
+    year: str  # name of VOC's folder
     train: str
     test: str
-    note: str
+    note: str  # how the sets differ from the paper's, or ""
     rows: tuple[PaperRow, ...]
 
 
 SOURCES = {"PRE-1000C": "pre-1000c", "PRE-1000R": "pre-1000r", "PRE-1512": "pre-1512"}
-"""The paper's source tasks: names of `densescore.paper.pretrain.source_classes.PRESETS`."""
+"""The paper's source tasks, by their names in `densescore.paper.pretrain.source_classes.PRESETS`."""
 
 _NO_LABELS = (
     "The paper's numbers are of the test set, whose labels only VOC's server has; here networks are trained on train "
@@ -81,24 +64,7 @@ TABLES = {
 
 
 def as_markdown(number: int, measured: dict[str, float], remark: str = "") -> str:
-    """A table beside the paper's numbers.
-
-    Args:
-        number: 1, 2 or 3.
-        measured: mean AP in [0, 1] by row; what is absent is left empty.
-        remark: said above it.
-
-    Example:
-        >>> print(as_markdown(1, {"PRE-1000C": 0.5}))
-        # Table 1: VOC 2007 classification, AP by the rule of 2007
-        <BLANKLINE>
-        Trained on VOC2007 trainval, measured on test. Mean AP in per cent.
-        <BLANKLINE>
-        | | here | paper |
-        | --- | --- | --- |
-        | PRE-1000C | 50.0 | 77.7 |
-        <BLANKLINE>
-    """
+    """A table of mean AP in [0, 1] by row, next to the paper's numbers; rows without a number stay empty."""
     table = TABLES[number]
     about = f"Trained on {table.year} {table.train}, measured on {table.test}. Mean AP in per cent."
     lines = [f"# Table {number}: {table.title}", "", " ".join(filter(None, (remark, about, table.note))), ""]

@@ -11,11 +11,10 @@ from typing import overload
 
 import torch
 
-from densescore_kernels.backends import choose
-from densescore_kernels.checks import check_matrix
+from densescore_kernels.checks import check_matrix, choose_backend
 from densescore_kernels.errors import DensescoreError
 from densescore_kernels.grid import Grid, GridLevel
-from densescore_kernels.response_map import torch_version as response_map_torch
+from densescore_kernels.response_map import torch_version
 
 OUT_DTYPES = (torch.float32, torch.float16)
 
@@ -78,9 +77,9 @@ def response_map(
         raise DensescoreError(f"scores: got {scores.shape[0]} rows, expected {cells}, one for each cell of the grid")
     if dtype not in OUT_DTYPES:
         raise DensescoreError(f"dtype: got {dtype}, expected one of {', '.join(map(str, OUT_DTYPES))}")
-    chosen = _class_tensor(classes)
-    K = scores.shape[1] if chosen is None else chosen.shape[0]
-    packed = _response_map(scores, _pack(grids), chosen, dtype, backend)
+    indices = _class_indices(classes)
+    K = scores.shape[1] if indices is None else indices.shape[0]
+    packed = _response_map(scores, _pack(grids), indices, dtype, backend)
     maps, start = [], 0
     for one in grids:
         size = K * one.height * one.width
@@ -89,13 +88,13 @@ def response_map(
     return maps[0] if isinstance(grid, Grid) else maps
 
 
-def _class_tensor(classes: Sequence[int] | torch.Tensor | None) -> torch.Tensor | None:
+def _class_indices(classes: Sequence[int] | torch.Tensor | None) -> torch.Tensor | None:
     if classes is None:
         return None
-    chosen = classes if isinstance(classes, torch.Tensor) else torch.tensor(list(classes))
-    if chosen.ndim != 1 or chosen.shape[0] < 1 or chosen.dtype not in (torch.int32, torch.int64):
+    indices = classes if isinstance(classes, torch.Tensor) else torch.tensor(list(classes))
+    if indices.ndim != 1 or indices.shape[0] < 1 or indices.dtype not in (torch.int32, torch.int64):
         raise DensescoreError(f"classes: got {classes!r}, expected at least one whole number")
-    return chosen.long()
+    return indices.long()
 
 
 def _pack(grids: Sequence[Grid]) -> list[int]:
@@ -128,18 +127,18 @@ def _response_map(
     if classes is not None and not 0 <= int(classes.min()) <= int(classes.max()) < C:
         raise DensescoreError(f"classes: got {classes.tolist()}, expected numbers between 0 and {C - 1}")
     K = C if classes is None else classes.shape[0]
-    chosen = None if classes is None else classes.to(scores.device)
+    indices = None if classes is None else classes.to(scores.device)
     out = scores.new_empty(K * sum(one.height * one.width for one in grids), dtype=dtype)
-    if choose(backend, scores) == "triton":
-        from densescore_kernels.response_map import triton_launch as kernels
+    if choose_backend(backend, scores) == "triton":
+        from densescore_kernels.response_map import triton as triton_version
 
-        kernels.response_maps(scores, grids, chosen, out)
+        triton_version.response_maps(scores, grids, indices, out)
         return out
     cell = start = 0
     for one in grids:
         size = K * one.height * one.width
         image = out[start : start + size].view(K, one.height, one.width)
-        response_map_torch.response_map(scores[cell : cell + one.cells], one, chosen, image)
+        torch_version.response_map(scores[cell : cell + one.cells], one, indices, image)
         cell, start = cell + one.cells, start + size
     return out
 

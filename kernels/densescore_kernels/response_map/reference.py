@@ -11,8 +11,8 @@ from densescore_kernels.grid import Grid
 
 def response_map(scores: torch.Tensor, grid: Grid, classes: Sequence[int] | None = None) -> torch.Tensor:
     """Mean score of the cells of all levels that hold each pixel's center: ``[M, C]`` → ``[K, H, W]`` float64."""
-    chosen = scores.double() if classes is None else scores.double()[:, list(classes)]  # [M, K]
-    total = torch.zeros(chosen.shape[1], grid.height, grid.width, dtype=torch.float64)
+    selected = scores.double() if classes is None else scores.double()[:, list(classes)]  # [M, K]
+    total = torch.zeros(selected.shape[1], grid.height, grid.width, dtype=torch.float64)
     count = torch.zeros(grid.height, grid.width, dtype=torch.float64)
     cell = 0
     for level in grid.levels:
@@ -21,7 +21,7 @@ def response_map(scores: torch.Tensor, grid: Grid, classes: Sequence[int] | None
         for i in range(level.rows):
             for j in range(level.cols):
                 for y in held_y[i]:
-                    total[:, y, held_x[j]] += chosen[cell][:, None]
+                    total[:, y, held_x[j]] += selected[cell][:, None]
                     count[y, held_x[j]] += 1
                 cell += 1
     return total / count

@@ -34,7 +34,7 @@ class Bags(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Where everything of one grid lies."""
+    """Index tables of one grid."""
 
     down: Bags  # cells → (level, y segment, column)
     across: Bags  # (level, y segment, column) → (level, y segment, x segment): the windows
@@ -48,12 +48,16 @@ class Plan(NamedTuple):
 
 def response_map(scores: torch.Tensor, grid: Grid, classes: torch.Tensor | None, out: torch.Tensor) -> None:
     """Write the response map of ``[M, C]`` scores into ``out``, ``[K, H, W]``."""
-    chosen = scores if classes is None else scores.index_select(1, classes)
-    chosen = chosen.to(working_dtype(scores)).contiguous()  # [M, K]
-    K, W = chosen.shape[1], grid.width
+    selected = scores if classes is None else scores.index_select(1, classes)
+    selected = selected.to(working_dtype(scores)).contiguous()  # [M, K]
+    K, W = selected.shape[1], grid.width
     at = plan(grid, scores.device)
-    columns = embedding_bag(at.down.members, chosen, at.down.starts, mode="sum")
+
+    # Sum the window of each segment, first along y, then along x
+    columns = embedding_bag(at.down.members, selected, at.down.starts, mode="sum")
     windows = embedding_bag(at.across.members, columns, at.across.starts, mode="sum")  # [windows, K]
+
+    # Per band of runs: mean over the levels, then spread over pixels
     Y, X = at.cells.shape
     step = max(1, BAND // (K * W))
     for a in range(0, Y, step):
@@ -68,11 +72,13 @@ def response_map(scores: torch.Tensor, grid: Grid, classes: torch.Tensor | None,
 
 @lru_cache(maxsize=16)
 def plan(grid: Grid, device: torch.device) -> Plan:
-    """The plan of a grid, kept for the next image of the same size."""
+    """Index tables of a grid, cached for the next image of the same size."""
     levels = range(len(grid.levels))
     down, across = [grid.down(number) for number in levels], [grid.across(number) for number in levels]
     starts_y = run_starts(*(axis.segment for axis in down))
     starts_x = run_starts(*(axis.segment for axis in across))
+
+    # Members of each sum, level by level
     first_y, count_y, first_x, count_x, window_row = [], [], [], [], []
     cell = column = window = 0
     for level, y, x in zip(grid.levels, down, across, strict=True):
@@ -86,6 +92,8 @@ def plan(grid: Grid, device: torch.device) -> Plan:
         cell += level.rows * level.cols
         column += y.first.size * level.cols
         window += y.first.size * x.first.size
+
+    # Number of cells over each pixel of a run
     strides = np.repeat([level.cols for level in grid.levels], [first.size for first in first_y])
     held_y = np.stack([axis.cells[axis.segment[starts_y]] for axis in down], 1)  # [Y, L]
     held_x = np.stack([axis.cells[axis.segment[starts_x]] for axis in across], 1)  # [X, L]

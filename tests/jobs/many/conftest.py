@@ -1,13 +1,25 @@
-"""Small pictures on disk."""
+"""Small pictures on disk, a small network to score them, and the command that does."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from densescore import DenseScorer
+from densescore.cli.main import app
+from tests.cli.runner import CliRunner, Result
 from tests.conftest import Toy
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Rows of a table."""
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +43,14 @@ def pictures(tmp_path: Path) -> list[str]:
             Image.fromarray(draw.integers(0, 256, size, np.uint8)).save(path)
         paths.append(str(path))
     return paths
+
+
+@pytest.fixture
+def command(
+    scorer: DenseScorer, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """Runs ``densescore score`` in the folder of `pictures`, with the small network instead of a named one."""
+    monkeypatch.setattr("densescore.scoring.scorer.DenseScorer", lambda **_: scorer)
+    monkeypatch.setattr("densescore.cli.options.known_labels", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: CliRunner().invoke(app, ["score", *map(str, words)])

@@ -1,30 +1,32 @@
-"""A table's other forms, read back by what reads them, for files of any name; and after a kill."""
+"""A table's other forms, read back by their own libraries, for files of any name; and after a kill."""
 
 import csv
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
+
+from tests.cli.runner import Result
 
 pytest.importorskip("pyarrow")
-import pyarrow.parquet as pq
-
 from densescore import DensescoreError, DenseScorer, load_boxed
-from densescore.cli.main import app
 from densescore.io.names import from_text
 from densescore.jobs.many import exports
 from densescore.jobs.many.exports import Exports, label_file
-from densescore.jobs.many.rows import Kept, Row
-from densescore.jobs.many.table import score_table
+from densescore.jobs.many.rows import Outputs, Row
+from densescore.jobs.many.table import Run, score_table
 from densescore.models.labels import imagenet_labels
 from tests.conftest import Toy
+from tests.jobs.many.conftest import rows_of
 
+Command = Callable[..., Result]
 NAMES = [b"a,b.png", b'"quoted".png', b"a\nb.png", b"caf\xe9.png", b"=1+1.png", b"@x.png", b"-deep/+x.png", b"x.png",
          b"x.bmp", b"deep/x.png", b"\xe2\x80\xae \xf0\x9f\x98\x80.png"]  # fmt: skip
 
@@ -42,20 +44,17 @@ def odd(tmp_path: Path, pictures: list[str]) -> list[str]:
     return [os.fsdecode(path) for path in paths]
 
 
-def rows_of(table: Path) -> list[Row]:
-    rows: list[Row] = pq.read_table(table).to_pylist()
-    return rows
-
-
-def write(scorer: DenseScorer, images: list[str], table: Path, kept: Kept | None = None, **places: Path) -> list[Row]:
-    score_table(images, table, scorer, kept or Kept(mapped=3))
+def write(
+    scorer: DenseScorer, images: list[str], table: Path, outputs: Outputs | None = None, **places: Path
+) -> list[Row]:
+    score_table(images, table, scorer, outputs or Outputs(mapped=3))
     Exports(**places).write(table)
     return rows_of(table)
 
 
 def test_csv_says_what_the_table_says(scorer: DenseScorer, odd: list[str], tmp_path: Path) -> None:
     path = tmp_path / "scores.csv"
-    rows = write(scorer, odd, tmp_path / "scores.parquet", Kept(all_scores=True), csv=path)
+    rows = write(scorer, odd, tmp_path / "scores.parquet", Outputs(all_scores=True), csv=path)
     with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [from_text(line["image"]) for line in lines] == odd
@@ -82,11 +81,8 @@ def test_pycocotools_reads_the_regions(scorer: DenseScorer, odd: list[str], tmp_
     path = tmp_path / "results.json"
     rows = write(scorer, odd, tmp_path / "scores.parquet", coco=path)
     truth = coco.COCO()
-    truth.dataset = {
-        "images": [{"id": row["index"]} for row in rows],
-        "categories": [{"id": number, "name": name} for number, name in enumerate(scorer.labels)],
-        "annotations": [],
-    }
+    categories = [{"id": number, "name": name} for number, name in enumerate(scorer.labels)]
+    truth.dataset = {"images": [{"id": row["index"]} for row in rows], "categories": categories, "annotations": []}
     truth.createIndex()
     loaded = truth.loadRes(str(path))
     assert len(loaded.anns) == sum(len(row["regions"] or ()) for row in rows) > len(rows)
@@ -115,20 +111,24 @@ def test_ids_are_cocos_own_where_the_names_are_numbers(
     scorer: DenseScorer, pictures: list[str], tmp_path: Path, names: list[str], ids: list[int]
 ) -> None:
     images = [shutil.copy(pictures[0], tmp_path / name) for name in names]
-    write(scorer, list(map(str, images)), tmp_path / "scores.parquet", Kept(), coco=tmp_path / "results.json")
+    write(scorer, list(map(str, images)), tmp_path / "scores.parquet", Outputs(), coco=tmp_path / "results.json")
     found = [record["image_id"] for record in json.loads((tmp_path / "results.json").read_text())]
     assert list(dict.fromkeys(found)) == ids
 
 
-def test_results_without_a_region_are_an_empty_list(scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
+def test_broken_images_have_no_results(scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
     write(scorer, [pictures[3]], tmp_path / "scores.parquet", coco=tmp_path / "a.json", yolo=tmp_path / "labels")
     assert json.loads((tmp_path / "a.json").read_text()) == []
     assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == [".densescore", "data.yaml"]
+    # A sound image of the same stem gets the label file
+    images = [str(tmp_path / name) for name in ("x.jpg", "x.png")]
+    shutil.copy(pictures[3], images[0])
+    shutil.copy(pictures[0], images[1])
+    write(scorer, images, tmp_path / "s.parquet", yolo=tmp_path / "set")
+    assert [path.name for path in (tmp_path / "set" / "labels").iterdir()] == ["x.txt"]
 
 
-def test_yolos_labels_are_read_back_with_the_images_beside_them(
-    scorer: DenseScorer, odd: list[str], tmp_path: Path
-) -> None:
+def test_yolos_labels_are_read_back_with_their_images(scorer: DenseScorer, odd: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "set"
     rows = write(scorer, odd, tmp_path / "scores.parquet", yolo=folder)
     files = {path.relative_to(folder / "labels") for path in (folder / "labels").rglob("*.txt")}
@@ -163,28 +163,7 @@ def test_a_label_file_is_called_as_its_image() -> None:
     assert [label_file(name, taken) for name in ("cat.jpg", "cat.bmp")] == ["cat-2.txt", "cat-3.txt"]
 
 
-def test_a_broken_image_takes_no_other_ones_label_file(
-    scorer: DenseScorer, pictures: list[str], tmp_path: Path
-) -> None:
-    (tmp_path / "x.jpg").write_bytes(b"not a picture")
-    shutil.copy(pictures[0], tmp_path / "x.png")
-    folder = tmp_path / "labels"
-    write(scorer, [str(tmp_path / "x.jpg"), str(tmp_path / "x.png")], tmp_path / "s.parquet", yolo=folder)
-    assert [path.name for path in (folder / "labels").iterdir()] == ["x.txt"]
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture
-def command(
-    scorer: DenseScorer, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> list[str | Path]:
-    monkeypatch.setattr("densescore.scoring.scorer.DenseScorer", lambda **_: scorer)
-    monkeypatch.setattr("densescore.cli.options.known_labels", lambda *_: None)
-    monkeypatch.chdir(tmp_path)
-    return ["score", "pictures", "-o", "scores.parquet", "--csv", "scores.csv", "--coco", "r.json", "--yolo", "labels"]
+WORDS = ("pictures", "-o", "scores.parquet", "--csv", "scores.csv", "--coco", "r.json", "--yolo", "labels")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -192,65 +171,72 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if "pictures" not in path.parts}
 
 
-def test_a_command_killed_between_two_forms_makes_the_rest_when_it_goes_on(
-    command: list[str | Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("files", "name"), [(1, "_csv_lines"), (2, "_coco_lines"), (3, "_write_yolo")])
+def test_a_command_killed_between_two_forms_writes_all_when_it_resumes(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int, name: str
 ) -> None:
-    whole = run(*command, "--json")
-    assert whole.exit_code == 1  # of a broken image
-    assert json.loads(whole.stdout)["beside"] == ["scores.csv", "r.json", "labels"]
-    expected = contents(tmp_path)
-    assert {"scores.parquet", "scores.csv", "r.json", "labels/data.yaml", "labels/labels/00.txt"} <= expected.keys()
-    assert "labels/labels/03.txt" not in expected  # the broken one
+    real = getattr(exports, name)
 
-    for name in ("_fill_csv", "_fill_coco", "_fill_yolo"):
-        for path in ("scores.parquet", "scores.csv", "r.json"):
-            Path(path).unlink(missing_ok=True)
-        shutil.rmtree("labels", ignore_errors=True)
-        with monkeypatch.context() as patch:
-            real = getattr(exports, name)
+    def lines(*arguments: Any) -> Iterator[str]:
+        yield from real(*arguments)
+        raise KeyboardInterrupt
 
-            def killed(table: Path, path: Path, real: Any = real) -> None:
-                real(table, path)
-                raise KeyboardInterrupt
+    def folder(*arguments: Any) -> None:
+        real(*arguments)
+        raise KeyboardInterrupt
 
-            patch.setattr(exports, name, killed)
-            stopped = run(*command)
-        assert stopped.exit_code == 130
-        before = contents(tmp_path)
-        assert before.items() < expected.items()
-        times = {path: Path(path).stat().st_mtime_ns for path in before}
-        assert run(*command).exit_code == 1
-        assert contents(tmp_path) == expected
-        assert {path: Path(path).stat().st_mtime_ns for path in before} == times  # what was there is not made again
+    with monkeypatch.context() as patch:
+        patch.setattr(exports, name, folder if name == "_write_yolo" else lines)
+        assert command(*WORDS).exit_code == 130
+    before = contents(tmp_path)
+    assert len([file for file in before if "labels" not in file]) == files
+    resumed = command(*WORDS, "--json")
+    assert resumed.exit_code == 1  # of a broken image
+    assert json.loads(resumed.stdout)["beside"] == ["scores.csv", "r.json", "labels"]
+    after = contents(tmp_path)
+    assert before.items() < after.items()
+    assert {"scores.parquet", "scores.csv", "r.json", "labels/data.yaml", "labels/labels/00.txt"} <= after.keys()
+    assert "labels/labels/03.txt" not in after  # the broken one
+    for file in ("scores.parquet", "scores.csv", "r.json"):
+        Path(file).unlink()
+    shutil.rmtree("labels")
+    assert command(*WORDS).exit_code == 1
+    assert contents(tmp_path) == after  # as of an uninterrupted run
 
 
-def test_what_somebody_else_put_there_stays(command: list[str | Path], tmp_path: Path) -> None:
+def refused(command: Command, *words: str) -> str:
+    """Message of a command that is refused."""
+    result = command(*WORDS, *words)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+def test_foreign_files_stay(command: Command, tmp_path: Path) -> None:
     for path, option in (("scores.csv", "scores.csv"), ("r.json", "r.json"), ("labels/mine.txt", "labels")):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text("mine")
-        refused = run(*command)
-        assert refused.exit_code == 2
-        assert f"{option}: exists already" in refused.stderr
-        assert not (tmp_path / "scores.parquet").exists()  # said before the work
+        assert f"{option}: exists already" in refused(command)
+        assert not (tmp_path / "scores.parquet").exists()  # refused before the work
         (tmp_path / path).unlink()
     (tmp_path / "labels").rmdir()
-    assert run(*command).exit_code == 1
+    assert command(*WORDS).exit_code == 1
     made = contents(tmp_path)
-    (tmp_path / "scores.csv").write_text("mine")
-    refused = run(*command)
-    assert refused.exit_code == 2
-    assert "scores.csv: exists already" in refused.stderr
-    assert (tmp_path / "scores.csv").read_text() == "mine"
-    assert run(*command, "--overwrite").exit_code == 1
-    assert contents(tmp_path) == made
+    for name in ("scores.csv", "r.json"):  # beside a finished table too
+        for foreign in (b"mine", b"[]\n", b"", b"\xff", made[name][:40] + b"!"):
+            (tmp_path / name).write_bytes(foreign)
+            assert f"{name}: exists already" in refused(command)
+            assert (tmp_path / name).read_bytes() == foreign
+        assert command(*WORDS, "--overwrite").exit_code == 1
+        assert contents(tmp_path) == made
     (tmp_path / "labels" / "mine.txt").write_text("mine")
-    kept = run(*command, "--overwrite")
-    assert kept.exit_code == 2
-    assert "densescore did not make mine.txt in it" in kept.stderr
+    for options in ([], ["--overwrite"]):
+        assert "densescore did not make mine.txt in it" in refused(command, *options)
+    assert (tmp_path / "labels" / "mine.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("words", "message"),
     [
         (["--csv", "scores.parquet"], "--csv: scores.parquet is also where another result of this run goes"),
         (["--yolo", "./r.json"], "--yolo: r.json is also where"),
@@ -260,24 +246,56 @@ def test_what_somebody_else_put_there_stays(command: list[str | Path], tmp_path:
         (["--csv", "pictures/00.png", "--overwrite"], "00.png: is not replaced, because this run needs"),
     ],
 )
-def test_what_cannot_be_written_is_said_before_the_work(
-    command: list[str | Path], tmp_path: Path, arguments: list[str], message: str
-) -> None:
+def test_bad_paths_are_refused_at_once(command: Command, tmp_path: Path, words: list[str], message: str) -> None:
     before = contents(tmp_path)
-    result = run(*command, *arguments)
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.output
+    assert message in refused(command, *words)
     assert contents(tmp_path) == before
 
 
-def test_forms_need_no_other_forms(scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
+def test_what_a_run_reads_is_never_replaced(command: Command, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    from densescore.io.video import write_video
+
+    with write_video(tmp_path / "clip.mp4", fps=2) as add:
+        for shade in (0, 99):
+            add(np.full((48, 64, 3), shade, np.uint8))
+    (tmp_path / "list.txt").write_text("pictures/00.png\nclip.mp4#t=0.5\n")
+    os.link(tmp_path / "clip.mp4", tmp_path / "other name")
+    for source, further in (("clip.mp4", ()), ("list.txt", ("list.txt", "pictures/00.png"))):
+        places = ["clip.mp4", "other name", *further]
+        for place, option in product(places, ("--csv", "--coco")):
+            before = contents(tmp_path)
+            result = command(source, "--out", "new.parquet", option, place, "--overwrite")
+            assert (result.exit_code, "because this run needs" in result.stderr) == (2, True), result.output
+            assert contents(tmp_path) == before
+
+
+def test_exports_that_appear_during_the_run_stay(
+    scorer: DenseScorer, pictures: list[str], tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command(*WORDS).exit_code == 1
+    made = {name: tmp_path / name for name in ("scores.csv", "r.json", "labels")}
+    finish = Run.finish
+    for name in made:
+        for path in (tmp_path / "scores.parquet", *made.values()):
+            path.rename(tmp_path / f"set aside {path.name}")
+        appears = lambda run, name=name: (finish(run), (tmp_path / f"set aside {name}").rename(made[name]))  # noqa: E731
+        monkeypatch.setattr(Run, "finish", appears)
+        assert f"{name}: exists already" in refused(command)
+        monkeypatch.setattr(Run, "finish", finish)
+        for path in (tmp_path / "scores.parquet", *made.values()):
+            if (aside := tmp_path / f"set aside {path.name}").exists():
+                shutil.rmtree(path, ignore_errors=True)
+                aside.replace(path)
+
+
+def test_an_export_that_cannot_be_written(scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
     table = tmp_path / "scores.parquet"
     score_table(pictures, table, scorer)
     Exports().write(table)
     assert {path.name for path in tmp_path.iterdir()} == {"pictures", "scores.parquet"}
+    (tmp_path / "sub").touch()
     with pytest.raises(DensescoreError, match=r"sub/a\.csv: cannot be written"):
-        (tmp_path / "sub").touch()
         Exports(csv=tmp_path / "sub" / "a.csv").write(table)
 
 
@@ -285,12 +303,15 @@ def test_groups_of_classes_are_numbered_after_the_classes(pictures: list[str], t
     labels = imagenet_labels()
     scorer = DenseScorer(Toy(1000), labels=labels, patch_size=20, scales=(1, 1.5), runtime="torch")
     table = tmp_path / "results.parquet"
-    score_table(pictures[:2], table, scorer, Kept(classes=("Dog", "tabby", "insect")))
+    score_table(pictures[:2], table, scorer, Outputs(classes=("Dog", "tabby", "insect")))
     exports = Exports(coco=tmp_path / "results.json", yolo=tmp_path / "yolo")
     exports.write(table)
     records = json.loads((tmp_path / "results.json").read_text())
-    found = {(record["category_name"], record["category_id"]) for record in records}
-    assert found == {("dog", 1000), ("tabby", 281), ("insect", 1001)}
+    assert {(record["category_name"], record["category_id"]) for record in records} == {
+        ("dog", 1000),
+        ("tabby", 281),
+        ("insect", 1001),
+    }
     lines = [line for file in (tmp_path / "yolo" / "labels").rglob("*.txt") for line in file.read_text().splitlines()]
     assert {line.split()[0] for line in lines} == {"1000", "281", "1001"}
     assert '  1001: "insect"' in (tmp_path / "yolo" / "data.yaml").read_text().splitlines()

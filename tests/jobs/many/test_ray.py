@@ -1,31 +1,28 @@
-"""Ray's workers make the very table that one process makes, and may be lost on the way."""
+"""Ray's workers make the same table as one process, and may be lost on the way."""
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("ray", reason="needs the extra: pip install 'densescore[ray]'")
-import pyarrow.parquet as pq
 from ray.cluster_utils import Cluster
 
 from densescore import DensescoreError, DenseScorer
 from densescore.io.images import read_image
 from densescore.jobs.many.ray_engine import ray_engine
-from densescore.jobs.many.rows import Kept, Row, array_key
-from densescore.jobs.many.table import score_table
+from densescore.jobs.many.rows import Outputs, Row, array_key
+from densescore.jobs.many.table import Engine, score_table
 from densescore.scoring import stream
 from tests.conftest import Toy
+from tests.jobs.many.conftest import rows_of
 
 
 class Signing(Toy):
-    """The small network; a scorer copies its module, so the copying is where a worker first runs what is here.
-
-    Each process leaves a file, and dies of a picture that is called deadly.
-    """
+    """The small network. When a worker's scorer copies it, its process leaves a file, and dies of deadly pictures."""
 
     def __init__(self, folder: str, parent: int) -> None:
         super().__init__()
@@ -62,31 +59,31 @@ def options(tmp_path: Path) -> dict[str, Any]:
     return {"model": module, "labels": ("a", "b", "c"), "patch_size": 20, "scales": (1, 1.5), "runtime": "torch"}
 
 
-def test_the_same_table_as_one_process(
-    cluster: str, options: dict[str, Any], pictures: list[str], tmp_path: Path
-) -> None:
+@pytest.fixture
+def scorer(options: dict[str, Any]) -> DenseScorer:
+    """This process's copy of the model."""
+    return DenseScorer(**options)
+
+
+@pytest.fixture
+def engine(cluster: str, options: dict[str, Any]) -> Callable[..., Engine]:
+    """Number of workers and options of their model → an engine on the cluster."""
+    return lambda workers, **changed: ray_engine({**options, **changed}, address=cluster, workers=workers)
+
+
+def test_the_same_table_as_one_process(engine: Any, scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
     zarr = pytest.importorskip("zarr")
-    scorer = DenseScorer(**options)
-    kept = Kept(all_scores=True, maps=True)
+    outputs = Outputs(all_scores=True, maps=True)
     here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
-    score_table(pictures, here, scorer, kept, part_size=2)
+    score_table(pictures, here, scorer, outputs, part_size=2)
     names: list[str] = []
 
     def callback(before: int, rows: Sequence[Row]) -> None:
         names.extend(row["image"] for row in rows)
 
-    failed = score_table(
-        pictures,
-        there,
-        scorer,
-        kept,
-        part_size=2,
-        engine=ray_engine(options, address=cluster, workers=2),
-        callback=callback,
-    )
-    assert failed == 2
+    assert score_table(pictures, there, scorer, outputs, part_size=2, engine=engine(2), callback=callback) == 2
     assert sorted(names) == sorted(pictures)
-    assert pq.read_table(there).equals(pq.read_table(here))
+    assert rows_of(there) == rows_of(here)
     ours, theirs = (zarr.open_group(path.with_suffix(".zarr"), mode="r") for path in (here, there))
     assert sorted(ours.group_keys()) == sorted(theirs.group_keys())
     for key in ours.group_keys():
@@ -95,12 +92,12 @@ def test_the_same_table_as_one_process(
     assert len(list((tmp_path / "workers").iterdir())) == 3  # this process and two workers: one model each
 
 
-def test_a_lost_workers_part_is_done_by_another(
-    cluster: str, options: dict[str, Any], pictures: list[str], tmp_path: Path
-) -> None:
-    scorer = DenseScorer(**options)
+def test_a_lost_part_is_done_again(engine: Any, scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
     here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
-    images = [str(link) for link in many_links(pictures[0], tmp_path / "links", 60)]
+    links = [tmp_path / f"{index}.png" for index in range(60)]
+    for link in links:
+        link.symlink_to(pictures[0])
+    images = list(map(str, links))
     score_table(images, here, scorer, part_size=1)
     killed: list[int] = []
 
@@ -110,17 +107,12 @@ def test_a_lost_workers_part_is_done_by_another(
             killed.append(min(workers))
             os.kill(killed[0], signal.SIGKILL)
 
-    score_table(
-        images, there, scorer, part_size=1, engine=ray_engine(options, address=cluster, workers=2), callback=callback
-    )
+    score_table(images, there, scorer, part_size=1, engine=engine(2), callback=callback)
     assert len(killed) == 1
-    assert pq.read_table(there).equals(pq.read_table(here))
+    assert rows_of(there) == rows_of(here)
 
 
-def test_a_stopped_run_goes_on_with_the_other_engine(
-    cluster: str, options: dict[str, Any], pictures: list[str], tmp_path: Path
-) -> None:
-    scorer = DenseScorer(**options)
+def test_a_run_may_change_its_engine(engine: Any, scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
     out, whole = tmp_path / "results.parquet", tmp_path / "whole.parquet"
     score_table(pictures, whole, scorer, part_size=2)
 
@@ -128,46 +120,27 @@ def test_a_stopped_run_goes_on_with_the_other_engine(
         if rows:
             raise KeyboardInterrupt
 
-    for engine in (ray_engine(options, address=cluster, workers=1), None):
+    for resumed in (engine(1), None):
         with pytest.raises(KeyboardInterrupt):
-            score_table(pictures, out, scorer, part_size=2, engine=engine, callback=stop)
-    score_table(pictures, out, scorer, part_size=2, engine=ray_engine(options, address=cluster, workers=1))
-    assert pq.read_table(out).equals(pq.read_table(whole))
+            score_table(pictures, out, scorer, part_size=2, engine=resumed, callback=stop)
+    score_table(pictures, out, scorer, part_size=2, engine=engine(1))
+    assert rows_of(out) == rows_of(whole)
 
 
-def test_a_worker_with_another_model_is_refused(
-    cluster: str, options: dict[str, Any], pictures: list[str], tmp_path: Path
-) -> None:
-    scorer = DenseScorer(**options)
+def test_bad_workers_are_refused(engine: Any, scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
     with pytest.raises(DensescoreError, match=r"a worker has another scales: \[1, 2\], not \[1, 1.5\]"):
-        score_table(
-            pictures, tmp_path / "r.parquet", scorer, engine=ray_engine({**options, "scales": (1, 2)}, address=cluster)
-        )
+        score_table(pictures, tmp_path / "r.parquet", scorer, engine=engine(None, scales=(1, 2)))
     assert not (tmp_path / "r.parquet").exists()
+    with pytest.raises(DensescoreError, match="workers must be at least 1"):
+        engine(0)
 
 
-def test_an_image_that_kills_its_workers_is_given_up(
-    cluster: str, options: dict[str, Any], pictures: list[str], tmp_path: Path
-) -> None:
-    scorer = DenseScorer(**options)
+def test_a_deadly_image_is_given_up(engine: Any, scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
     deadly = tmp_path / "deadly.png"
     deadly.symlink_to(pictures[0])
     images = [*pictures[:2], str(deadly), pictures[4]]
-    failed = score_table(images, tmp_path / "r.parquet", scorer, engine=ray_engine(options, address=cluster, workers=1))
-    rows = pq.read_table(tmp_path / "r.parquet").to_pylist()
+    failed = score_table(images, tmp_path / "r.parquet", scorer, engine=engine(1))
+    rows = rows_of(tmp_path / "r.parquet")
     assert failed == 1
     assert [row["error"] for row in rows] == [None, None, f"{deadly}: 3 workers died while they scored it", None]
     assert len(list((tmp_path / "workers").iterdir())) == 1 + 5  # this process; one worker in haste, three warned, one
-
-
-def many_links(picture: str, folder: Path, count: int) -> list[Path]:
-    folder.mkdir()
-    links = [folder / f"{index}.png" for index in range(count)]
-    for link in links:
-        link.symlink_to(picture)
-    return links
-
-
-def test_arguments_that_cannot_be(options: dict[str, Any]) -> None:
-    with pytest.raises(DensescoreError, match="workers must be at least 1"):
-        ray_engine(options, workers=0)

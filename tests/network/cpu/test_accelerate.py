@@ -1,4 +1,4 @@
-"""Faster equals: chosen where they can run, named in the result, and equal."""
+"""Faster layers and runtimes: equal scores, chosen by layers and dtype, named in the result."""
 
 import importlib.util
 import sys
@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from densescore import DensescoreError, DenseScorer
-from densescore.network.cpu.accelerate import speed_up
+from densescore.network.cpu import onednn
+from densescore.network.cpu.accelerate import accelerated
 from densescore.network.cpu.onednn import PackedLinear
 from densescore.network.cpu.winograd import CookToomWindows
+from densescore.network.dense_network import LinearWindows
 from densescore.network.surgery import to_dense
-from densescore.network.windows import LinearWindows
 from tests.conftest import Toy
 
 needs_openvino = pytest.mark.skipif(
@@ -22,15 +23,18 @@ needs_openvino = pytest.mark.skipif(
 
 
 def test_layers_are_replaced_by_dtype() -> None:
-    exact = to_dense(Toy(), 20)
-    speed_up(exact, "torch")
+    plain = to_dense(Toy(), 20)
+    exact = accelerated(plain, "torch")
+    assert isinstance(plain.project, LinearWindows)
+    assert type(plain.project.linear) is torch.nn.Linear  # the network itself is as it was
+    assert plain.fast_trunk is plain.trunk
+    assert exact.runtime == "torch"
     assert isinstance(exact.project, CookToomWindows)
     assert not any(isinstance(layer, torch.nn.Linear) for layer in exact.classifier.modules())
     assert any(isinstance(layer, PackedLinear) for layer in exact.classifier.modules())
-    rough = to_dense(Toy().bfloat16(), 20)
-    speed_up(rough, "torch")
+    rough = accelerated(to_dense(Toy().bfloat16(), 20), "torch")
     assert isinstance(rough.project, LinearWindows)
-    assert isinstance(rough.project.linear, PackedLinear)
+    assert isinstance(rough.project.linear, PackedLinear) == onednn.available(torch.bfloat16)
 
 
 @needs_openvino
@@ -76,12 +80,12 @@ def test_auto_follows_from_the_layers_and_the_dtype_and_is_named(
 
 
 @needs_openvino
-def test_openvino_refuses_what_it_cannot_compute() -> None:
+def test_openvino_refuses_float16() -> None:
     with pytest.raises(DensescoreError, match="float32 or bfloat16, not torch.float16"):
         DenseScorer(Toy(), patch_size=20, labels=("a", "b", "c"), dtype="float16", runtime="openvino")
 
 
-def test_a_runtime_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_runtime_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(DensescoreError, match=r"needs OpenVINO: pip install"):
         DenseScorer(Toy(), patch_size=20, labels=("a", "b", "c"), runtime="openvino")

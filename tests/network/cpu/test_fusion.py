@@ -1,4 +1,4 @@
-"""Fused layers give what the layers that they replace give."""
+"""Fused layers equal the layers that they replace."""
 
 import pytest
 import timm
@@ -9,8 +9,8 @@ from timm.layers.norm_act import BatchNormAct2d
 from timm.models import EfficientNet
 from torch import fx, nn
 
-from densescore.models import load_classifier
-from densescore.network.cpu.fusion import FoldedConv2d, FusedConv2d, fuse
+from densescore.models.registry import load_classifier
+from densescore.network.cpu.fusion import FusedConv2d, fuse
 from densescore.network.cpu.onednn import PackedLinear
 from densescore.network.surgery import to_dense
 
@@ -60,7 +60,8 @@ def check(module: nn.Module, x: torch.Tensor, left: list[type[nn.Module]]) -> No
         ([nn.Conv2d(4, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()], []),
         ([nn.Conv2d(4, 8, (3, 5), stride=(2, 1), padding=(1, 2)), nn.ReLU6()], []),
         ([nn.Conv2d(4, 4, 3, groups=4, dilation=2), nn.Identity(), nn.BatchNorm2d(4), nn.Identity()], []),
-        ([nn.Conv2d(4, 8, 1), BatchNormAct2d(8, act_layer=nn.SiLU)], []),
+        ([nn.Conv2d(4, 8, 1), BatchNormAct2d(8, act_layer=nn.SiLU)], [nn.SiLU]),
+        ([nn.Conv2d(4, 8, 3), nn.Dropout(), BatchNormAct2d(8), nn.BatchNorm2d(8)], [nn.BatchNorm2d]),
         ([nn.Conv2d(4, 8, 1), nn.SiLU()], [nn.SiLU]),
         ([nn.Conv2d(4, 8, 1), nn.ReLU(), nn.BatchNorm2d(8)], [nn.BatchNorm2d]),
         ([nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8, track_running_stats=False)], [nn.BatchNorm2d]),
@@ -80,7 +81,7 @@ def test_linear_layers_take_their_relu() -> None:
     check(module, torch.randn(7, 6), [])
 
 
-def test_functions_are_fused_too() -> None:
+def test_activations_as_functions_are_fused() -> None:
     class Functional(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -95,7 +96,7 @@ def test_functions_are_fused_too() -> None:
     assert len(fuse(fx.GraphModule(module, Tracer().trace(module))).graph.nodes) == 5
 
 
-def test_what_two_layers_take_is_not_clamped_for_one_of_them() -> None:
+def test_an_output_with_two_users_is_not_clamped() -> None:
     class Branches(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -140,4 +141,4 @@ def test_a_batch_of_maps() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(40, 8, 3, padding=1)
     x = torch.randn(3, 40, 40, 40)
-    torch.testing.assert_close(FusedConv2d(FoldedConv2d(layer))(x), layer(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(FusedConv2d(layer)(x), layer(x), rtol=1e-4, atol=1e-5)

@@ -9,12 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import densescore.network.cpu.winograd
-from densescore.network.cpu.cook_toom import MOST_TAPS, cook_toom
-from densescore.network.cpu.onednn import Clamp, PackedLinear
-from densescore.network.cpu.winograd import CookToom, CookToomWindows, Tiling, tiling_of
-from densescore.network.windows import FlattenedWindows, LinearWindows
+from densescore.network.cpu import onednn
+from densescore.network.cpu.onednn import PackedLinear
+from densescore.network.cpu.winograd import MAX_TAPS, CookToom, CookToomWindows, Tiling, cook_toom, tiling_of
+from densescore.network.dense_network import FlattenedWindows, LinearWindows
+from densescore.network.folding import Clamp
 
 SIZES = [(m, r) for m in range(1, 6) for r in range(1, 8) if m + r - 1 <= 8]
+
+NEEDS_BFLOAT16 = pytest.mark.skipif(
+    not onednn.available(torch.bfloat16), reason="oneDNN does not compute in bfloat16 on this processor"
+)
 
 
 @pytest.mark.parametrize(("m", "r"), SIZES)
@@ -57,7 +62,7 @@ def in_float64(direct: LinearWindows, blocks: list[Tensor]) -> Tensor:
 
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=3),
-    st.integers(3, MOST_TAPS),
+    st.integers(3, MAX_TAPS),
     st.integers(0, 3),
 )
 @torch.no_grad()
@@ -70,7 +75,7 @@ def test_every_grid_gives_fc6_of_its_windows(grids: list[tuple[int, int]], r: in
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("r", range(3, MOST_TAPS + 1))
+@pytest.mark.parametrize("r", range(3, MAX_TAPS + 1))
 def test_the_rounding_error_of_a_wide_fc6(r: int) -> None:
     """AlexNet's has r = 6, VGG's 7. The transforms cost about a digit; the contract has more to spare."""
     direct = fc6(r, channels=256, width=600)  # not a multiple of the slice
@@ -82,7 +87,7 @@ def test_the_rounding_error_of_a_wide_fc6(r: int) -> None:
     assert (slow - exact).abs().max() / scale < 2e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=NEEDS_BFLOAT16)])
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
 def test_packed_linear_layers_multiply_alike(dtype: torch.dtype, bias: bool) -> None:
@@ -97,7 +102,7 @@ def test_packed_linear_layers_multiply_alike(dtype: torch.dtype, bias: bool) -> 
 
 
 def test_tiles_shrink_to_keep_the_points_at_eight() -> None:
-    sides = [tiling_of(r, torch.float32) for r in range(3, MOST_TAPS + 1)]
+    sides = [tiling_of(r, torch.float32) for r in range(3, MAX_TAPS + 1)]
     assert [tiling.tile for tiling in sides if tiling] == [4, 4, 4, 3, 2]
     assert max(tiling.side for tiling in sides if tiling) == 8
     assert tiling_of(2, torch.float32) is tiling_of(8, torch.float32) is tiling_of(6, torch.float16) is None
@@ -147,7 +152,7 @@ def test_maps_of_any_size_are_convolved(
 @torch.no_grad()
 def test_more_tiles_than_are_computed_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    layer = nn.Conv2d(8, 300, 3)  # more outputs than a slice has, too
+    layer = nn.Conv2d(8, 300, 3)  # more outputs than a slice has
     maps = [torch.randn(1, 8, 31, 22), torch.randn(1, 8, 9, 60)]
     convolution = CookToom(layer.weight, layer.bias, Tiling(4, 3, 1))
     results = []
@@ -162,6 +167,7 @@ def test_more_tiles_than_are_computed_at_a_time(monkeypatch: pytest.MonkeyPatch)
 
 
 @torch.no_grad()
+@NEEDS_BFLOAT16
 def test_bfloat16_keeps_its_digits() -> None:
     """Cut into 3×3 parts, the transforms' factors are 0, ±1 and ±½: they cost little more than rounding itself."""
     direct = fc6(6, channels=64, width=96)

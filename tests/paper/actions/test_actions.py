@@ -7,27 +7,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from typer.testing import CliRunner
 
-from densescore.cli.main import app
 from densescore.errors import DensescoreError
-from densescore.models import Krizhevsky, load_classifier
-from densescore.models.registry import Classifier
+from densescore.models.krizhevsky import Krizhevsky
+from densescore.models.registry import Classifier, load_classifier
 from densescore.paper.actions.evaluation import evaluate_persons, mean_ap
-from densescore.paper.actions.file import load_actions, save_actions
-from densescore.paper.actions.network import PersonNetwork
-from densescore.paper.actions.patches import person_patch
-from densescore.paper.actions.training import (
-    ActionRecipe,
-    labels_of,
-    read_patches,
-    run_frozen,
-    score_persons,
-    train_persons,
-)
-from densescore.paper.actions.voc import ActionSet, Person, as_boxes, read_actions
+from densescore.paper.actions.network import ActionRecipe, PersonNetwork, load_actions, person_patch, save_actions
+from densescore.paper.actions.training import labels_of, read_patches, run_frozen, score_persons, train_persons
+from densescore.paper.actions.voc import ActionSet, as_boxes, read_actions
 from densescore.scoring.scorer import DenseScorer
 from densescore.transfer.patch_labels import AMBIGUOUS, label_patches
+from tests.cli.runner import refuse, succeed
 
 BOX = "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>"
 
@@ -39,19 +29,19 @@ def write_actions(root: Path, persons: list[tuple[str, tuple[int, int, int, int]
         (voc / name).mkdir(parents=True, exist_ok=True)
     objects: dict[str, list[str]] = {}
     lines = []
-    for image, box, does in persons:
+    for image, box, names in persons:
         objects.setdefault(image, []).append(f"<object><name>person</name>{BOX.format(*box)}</object>")
-        lines.append((image, len(objects[image]), does.split()))
-    for image, found in objects.items():
+        lines.append((image, len(objects[image]), names.split()))
+    for image, persons_of_image in objects.items():
         size = "<size><width>60</width><height>40</height><depth>3</depth></size>"
-        (voc / "Annotations" / f"{image}.xml").write_text(f"<annotation>{size}{''.join(found)}</annotation>")
+        (voc / "Annotations" / f"{image}.xml").write_text(f"<annotation>{size}{''.join(persons_of_image)}</annotation>")
         pixels = np.zeros((40, 60, 3), np.uint8)
         pixels[:, :30, 0], pixels[:, 30:, 2] = 220, 220
         Image.fromarray(pixels).save(voc / "JPEGImages" / f"{image}.jpg", quality=95)
     sets = voc / "ImageSets" / "Action"
     (sets / f"{split}.txt").write_text("".join(f"{image} {index}\n" for image, index, _ in lines))
     for action in ("jump", "run", "other"):
-        rows = (f"{image} {index} {1 if action in does else -1:2}\n" for image, index, does in lines)
+        rows = (f"{image} {index} {1 if action in names else -1:2}\n" for image, index, names in lines)
         (sets / f"{action}_{split}.txt").write_text("".join(rows))
     return root
 
@@ -64,7 +54,7 @@ PERSONS = [
 ]  # fmt: skip
 
 
-def test_persons_and_what_they_do(tmp_path: Path) -> None:
+def test_persons_and_their_actions(tmp_path: Path) -> None:
     actions = read_actions(write_actions(tmp_path, PERSONS), "train")
     assert actions.actions == ("jump", "run")
     assert [(person.image, person.index) for person in actions.persons[-3:]] == [("c", 1), ("c", 2), ("d", 1)]
@@ -76,7 +66,7 @@ def test_persons_and_what_they_do(tmp_path: Path) -> None:
     assert targets[~torch.from_numpy(several)].tolist() == [0] * 4 + [1] * 4 + [0, 2]
 
 
-def test_boxes_for_the_sliding_window_form(tmp_path: Path) -> None:
+def test_boxes_for_dense_scoring(tmp_path: Path) -> None:
     boxed = as_boxes(read_actions(write_actions(tmp_path, PERSONS), "train"))
     assert (len(boxed.images), boxed.classes) == (10, ("jump", "run"))
     c, d = boxed.images[8:]
@@ -84,13 +74,13 @@ def test_boxes_for_the_sliding_window_form(tmp_path: Path) -> None:
     assert d.truth.tolist() == [-1, -1]
     assert list(zip(c.classes.tolist(), c.difficult.tolist(), strict=True)) == [(0, False), (0, True), (1, True)]
     assert d.difficult.all()
-    # A patch of the person of one action teaches it; of the others', nothing, nor that they are background.
+    # A patch of a person of one action is labeled with it; patches of the others are ignored
     patches = np.array([[0, 0, 40, 40], [20, 0, 60, 40]], np.float32)
-    given = label_patches(patches[:1], boxed.images[0].boxes, boxed.images[0].classes, 2)
-    assert given.tolist() == [0]
+    first = boxed.images[0]
+    assert label_patches(patches[:1], first.boxes, first.classes, 2).tolist() == [0]
     for image in (c, d):
-        given = label_patches(patches[1:], image.boxes, image.classes, 2, difficult=image.difficult)
-        assert given.tolist() == [AMBIGUOUS]
+        labels = label_patches(patches[1:], image.boxes, image.classes, 2, difficult=image.difficult)
+        assert labels.tolist() == [AMBIGUOUS]
 
 
 def test_every_problem_of_an_action_set_is_named(tmp_path: Path) -> None:
@@ -114,10 +104,11 @@ def test_every_problem_of_an_action_set_is_named(tmp_path: Path) -> None:
         assert message in str(caught.value)
     with pytest.raises(DensescoreError, match=r"no ImageSets/Action"):
         read_actions(tmp_path / "none", "train")
+    few = read_actions(write_actions(tmp_path / "few", [("a", LEFT, "jump"), ("b", LEFT, "jump run")]), "train")
     with pytest.raises(DensescoreError, match="nobody does run and nothing else"):
-        labels_of(
-            read_actions(write_actions(tmp_path / "few", [("a", LEFT, "jump"), ("b", LEFT, "jump run")]), "train")
-        )
+        labels_of(few)
+    with pytest.raises(DensescoreError, match=r"a.jpg: 60×40 pixels .* says 61×40"):
+        read_patches(ActionSet("train", few.actions, (replace(few.persons[0], width=61),)), 32, 1.0)
 
 
 def coordinates(height: int, width: int) -> NDArray[np.uint8]:
@@ -142,7 +133,7 @@ def test_a_patch_is_the_square_about_its_box_mirrored_past_the_border(box: tuple
     np.testing.assert_array_equal(patch, expected)
 
 
-def test_a_margin_widens_and_a_patch_far_outside_is_still_one() -> None:
+def test_a_margin_widens_the_patch() -> None:
     pixels = coordinates(40, 60)
     patch = person_patch(pixels, np.array([20, 10, 30, 20], np.float32), 20, margin=2.0)
     np.testing.assert_array_equal(patch, pixels[5:25, 15:35])
@@ -156,7 +147,7 @@ def small_classifier() -> Classifier:
 
 
 @pytest.mark.parametrize("retrain", ["none", "last", "all"])
-def test_only_what_is_to_be_retrained_changes(tmp_path: Path, retrain: str) -> None:
+def test_only_the_retrained_layers_change(tmp_path: Path, retrain: str) -> None:
     actions = read_actions(write_actions(tmp_path, PERSONS), "train")
     recipe = ActionRecipe(retrain=retrain, epochs=2, width=8, batch=5)  # type: ignore[arg-type]
     network, labels = train_persons(actions, small_classifier(), recipe)
@@ -214,40 +205,34 @@ def test_average_precision_ranks_persons(tmp_path: Path) -> None:
         evaluate_persons(actions, scores, ("run",))
 
 
-def test_commands_learn_and_measure(tmp_path: Path) -> None:
-    """Red or blue: the least that a pre-trained network tells apart, from four persons of each."""
-    data = write_actions(tmp_path, [(name, box, does) for name, box, does in PERSONS if name[0] in "ab"])
+def test_the_commands_train_and_evaluate(tmp_path: Path) -> None:
+    """Red or blue, from four persons of each."""
+    data = write_actions(tmp_path, [person for person in PERSONS if person[0][0] in "ab"])
     write_actions(tmp_path, [("e", LEFT, "jump"), ("e", RIGHT, "run"), ("f", RIGHT, "run")], split="val")
     out = tmp_path / "actions.safetensors"
-    runner = CliRunner()
     train = ["train-actions", "--data", str(data), "--retrain", "last", "--epochs", "4", "--device", "cpu"]
-    result = runner.invoke(app, [*train, "--out", str(out)])
-    assert result.exit_code == 0, result.output
+    result = succeed(*train, "--out", out)
     assert "2 actions, 8 persons" in result.stdout
     evaluate = ["evaluate-actions", "--data", str(data), "--model", str(out), "--device", "cpu"]
-    result = runner.invoke(app, [*evaluate, "--out", str(tmp_path / "results"), "--json"])
-    assert result.exit_code == 0, result.output
+    result = succeed(*evaluate, "--out", tmp_path / "results", "--json")
     measured = json.loads(result.stdout)
     assert measured["means"]["ap"] == 1
     assert [row["positives"] for row in measured["actions"]] == [1, 2]
     lines = (tmp_path / "results" / "comp10_action_val_run.txt").read_text().splitlines()
     assert [line.split()[:2] for line in lines] == [["e", "1"], ["e", "2"], ["f", "1"]]
     assert min(float(line.split()[2]) for line in lines[1:]) > float(lines[0].split()[2])
-    again = runner.invoke(app, [*train, "--out", str(out)])
-    assert "exists already" in again.stderr
+    refuse(*train, "--out", out, message="exists already")
 
 
-def test_the_sliding_form_learns_from_boxes_and_shows_where_without(tmp_path: Path) -> None:
+def test_a_sliding_head_learns_from_boxes_and_locates_without(tmp_path: Path) -> None:
     """Who jumps is on the left, who runs on the right; every picture is alike."""
-    data = write_actions(tmp_path, [(name, box, does) for name, box, does in PERSONS if name[0] in "ab"])
+    data = write_actions(tmp_path, [person for person in PERSONS if person[0][0] in "ab"])
     write_actions(tmp_path, [("e", LEFT, "jump"), ("e", RIGHT, "run")], split="val")
-    out, runner = tmp_path / "sliding.safetensors", CliRunner()
+    out = tmp_path / "sliding.safetensors"
     common = ["--data", str(data), "--device", "cpu", "--cache", str(tmp_path / "cache"), "--json"]
     train = ["train-actions", *common, "--out", str(out), "--sliding", "--scales", "1"]
-    result = runner.invoke(app, train)
-    assert result.exit_code == 0, result.output
-    result = runner.invoke(app, ["evaluate-actions", *common, "--model", str(out)])
-    assert result.exit_code == 0, result.output
+    result = succeed(*train)
+    result = succeed("evaluate-actions", *common, "--model", out)
     assert [(row["action"], row["positives"]) for row in json.loads(result.stdout)["actions"]] == [
         ("jump", 1), ("run", 1),
     ]  # fmt: skip
@@ -255,15 +240,6 @@ def test_the_sliding_form_learns_from_boxes_and_shows_where_without(tmp_path: Pa
     assert jump[:, :20].mean() > 2 * jump[:, 40:].mean()
     assert run[:, 40:].mean() > 2 * run[:, :20].mean()
     for options, message in ((["--retrain", "last"], "leave out --retrain"), (["--epochs", "3"], "--epochs")):
-        refused = runner.invoke(app, [*train[:-2], *options, "--overwrite"])
-        assert refused.exit_code == 2
-        assert message in refused.stderr
-    refused = runner.invoke(app, ["train-actions", *common, "--out", str(tmp_path / "x.safetensors"), "--scales", "1"])
-    assert "scales are for --sliding" in refused.stderr
-
-
-def test_a_person_on_a_picture_of_another_size(tmp_path: Path) -> None:
-    actions = read_actions(write_actions(tmp_path, PERSONS), "train")
-    wrong: Person = replace(actions.persons[0], width=61)
-    with pytest.raises(DensescoreError, match=r"a0.jpg: 60×40 pixels .* says 61×40"):
-        read_patches(ActionSet("train", actions.actions, (wrong,)), 32, 1.0)
+        refuse(*train[:-2], *options, "--overwrite", message=message)
+    boxes = ["train-actions", *common, "--out", str(tmp_path / "x.safetensors"), "--scales", "1"]
+    refuse(*boxes, message="scales are for --sliding")

@@ -3,45 +3,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from densescore.cli.main import app
-from densescore.models import load_classifier
-from densescore.paper.pretrain.accuracy import measure
-from densescore.paper.pretrain.images import find_images
+from densescore.models.registry import load_classifier
+from densescore.paper.pretrain.images import find_images, ten_views
 from densescore.paper.pretrain.source_classes import ilsvrc
-from densescore.paper.pretrain.training import normalizer
-from densescore.paper.pretrain.views import ten_views
-from tests.paper.pretrain.image_tree import write_tree
-from tests.paper.pretrain.source_training import CPU, FLOAT32
-
-runner = CliRunner()
+from densescore.paper.pretrain.training import measure, normalizer
+from tests.cli.runner import refuse, succeed
+from tests.paper.pretrain.source_training import CPU, FLOAT32, write_tree
 
 
 def test_source_classes_are_counted_and_written(tmp_path: Path) -> None:
     out = tmp_path / "classes.txt"
-    result = runner.invoke(app, ["source-classes", "--classes", "ilsvrc,n02834778", "--out", str(out), "--json"])
-    assert result.exit_code == 0, result.output
+    result = succeed("source-classes", "--classes", "ilsvrc,n02834778", "--out", out, "--json")
     assert json.loads(result.stdout) == {
         "classes": 1001,
         "added": [{"term": "ilsvrc", "classes": 1000}, {"term": "n02834778", "classes": 1}],
         "unlike_paper": [],
     }
     assert out.read_text().split() == sorted([*ilsvrc(), "n02834778"])
-    again = runner.invoke(app, ["source-classes", "--classes", "ilsvrc", "--out", str(out)])
-    assert again.exit_code == 2
-    assert "exists already" in again.stderr
-    wrong = runner.invoke(app, ["source-classes", "--classes", "subtree:furniture", "--wordnet", str(tmp_path)])
-    assert wrong.exit_code == 2
-    assert "data.noun: no such file" in wrong.stderr
+    refuse("source-classes", "--classes", "ilsvrc", "--out", out, message="exists already")
+    refuse("source-classes", "--classes", "subtree:furniture", "--wordnet", tmp_path, message="data.noun: no such file")
 
 
 def test_pretrain_writes_a_network_that_loads(tmp_path: Path) -> None:
     data, out = write_tree(tmp_path / "images", count=6), tmp_path / "source.safetensors"
     command = ["pretrain", "--data", str(data), "--classes", "random:2:0", "--width", "16", "--batch", "5"]
     command += ["--epochs", "1", "--workers", "0", "--device", "cpu", "--out", str(out), "--json"]
-    result = runner.invoke(app, command)
-    assert result.exit_code == 0, result.output
+    result = succeed(*command)
     measured = json.loads(result.stdout)
     assert measured["classes"] == 2
     assert measured["images"] == 2
@@ -57,9 +45,11 @@ def test_pretrain_writes_a_network_that_loads(tmp_path: Path) -> None:
     again = measure(classifier.module, val, ten_views(256, 224), normalize, CPU, precision=FLOAT32)
     assert again.loss == pytest.approx(measured["loss"], rel=1e-4)
     assert abs(again.loss - np.log(2)) > 1e-3 * np.log(2)  # which is no network that gives the same for every picture
-    refused = runner.invoke(app, command)
-    assert refused.exit_code == 2
-    assert "exists already" in refused.stderr
-    missing = runner.invoke(app, [*command[:4], "n00000001,n00000009", "--out", str(tmp_path / "x.safetensors")])
-    assert missing.exit_code == 2
-    assert "1 of 2 classes have no folder: n00000009" in missing.stderr
+    refuse(*command, message="exists already")
+    refuse(
+        *command[:4],
+        "n00000001,n00000009",
+        "--out",
+        tmp_path / "x.safetensors",
+        message="1 of 2 classes have no folder: n00000009",
+    )

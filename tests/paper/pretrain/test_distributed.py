@@ -11,10 +11,7 @@ import torch
 
 from densescore.errors import DensescoreError
 from densescore.models.weights import read_weights
-from densescore.paper.pretrain.images import available_classes, find_images
-from densescore.paper.pretrain.training import train_source
-from tests.paper.pretrain.image_tree import write_tree
-from tests.paper.pretrain.source_training import CPU, FLOAT32, NORMALIZE, RECIPE, small_network
+from tests.paper.pretrain.source_training import RECIPE, load_tree, small_network, train, write_tree
 
 
 @pytest.fixture(scope="module")
@@ -24,26 +21,22 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SCRIPT = """
 import sys, time
-from dataclasses import replace
 from pathlib import Path
 import torch
 from densescore.models.weights import save_weights
-from densescore.paper.pretrain.images import available_classes, find_images
-from densescore.paper.pretrain.distributed import process_group
-from densescore.paper.pretrain.training import train_source
-from tests.paper.pretrain.source_training import FLOAT32, NORMALIZE, RECIPE, small_network
+from densescore.paper.pretrain.process import process_group
+from tests.paper.pretrain.source_training import RECIPE, load_tree, small_network, train
 
 torch.set_num_threads(1)
 tree, out, checkpoint, dropout, pause = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], *map(float, sys.argv[4:])
-images = find_images(tree, available_classes(tree))
-network = small_network(dropout=dropout)
+images, network = load_tree(tree), small_network(dropout=dropout)
 def wait(event):
     if (event.epoch, event.step) == (1, 4):
         time.sleep(pause)
 
 with process_group("cpu") as process:
-    train_source(network, images, RECIPE, process, normalize=NORMALIZE, precision=FLOAT32, checkpoint=checkpoint,
-        checkpoint_steps=4, callback=wait, callback_steps=1)
+    train(network, images, RECIPE, process=process, checkpoint=checkpoint, checkpoint_steps=4, callback=wait,
+        callback_steps=1)
     if process.rank == 0:
         save_weights(out, network.state_dict(), images.classes)
 """
@@ -67,17 +60,16 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 
 def trained(tree: Path, dropout: float) -> dict[str, torch.Tensor]:
-    """What the script's training gives without interruption and in one process."""
+    """Weights of the script's training, uninterrupted and in one process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     network = small_network(dropout=dropout)
-    images = find_images(tree, available_classes(tree))
-    train_source(network, images, RECIPE, CPU, normalize=NORMALIZE, precision=FLOAT32)
+    train(network, load_tree(tree), RECIPE)
     torch.set_num_threads(threads)
     return network.state_dict()
 
 
-def test_after_kill_9_a_training_goes_on_to_the_same_weights(tree: Path, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_the_same_weights(tree: Path, tmp_path: Path) -> None:
     out, checkpoint = tmp_path / "source.safetensors", tmp_path / "checkpoint"
     process = run_script(tree, out, checkpoint, 0.5, 600)  # it waits in the middle of the second epoch
     deadline = time.monotonic() + 300
@@ -96,15 +88,13 @@ def test_after_kill_9_a_training_goes_on_to_the_same_weights(tree: Path, tmp_pat
     assert all(torch.equal(got[name], expected[name]) for name in expected)
     started = small_network().state_dict()
     assert not any(torch.equal(got[name], started[name]) for name in expected)
-    images = find_images(tree, available_classes(tree))
-    train = partial(train_source, normalize=NORMALIZE, precision=FLOAT32, checkpoint=checkpoint)
-    with pytest.raises(DensescoreError, match="belongs to a training with other data or settings"):
-        train(small_network(), images, RECIPE, CPU, seed=1)
-    with pytest.raises(DensescoreError, match="belongs to a training with other data or settings"):
-        train(small_network(classes=4), images, RECIPE, CPU)
+    resume = partial(train, images=load_tree(tree), recipe=RECIPE, checkpoint=checkpoint)
+    for network, seed in ((small_network(), 1), (small_network(classes=4), 0)):
+        with pytest.raises(DensescoreError, match="belongs to a training with other data or settings"):
+            resume(network, seed=seed)
     checkpoint.write_bytes(b"half")
     with pytest.raises(DensescoreError, match="cannot be read as a checkpoint"):
-        train(small_network(), images, RECIPE, CPU)
+        resume(small_network())
 
 
 def test_two_processes_take_the_steps_of_one(tree: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 import json
 from dataclasses import replace
-from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -11,23 +10,42 @@ from PIL import Image
 from torch import nn
 
 from densescore.errors import DensescoreError
-from densescore.models import Krizhevsky, load_classifier
-from densescore.models.krizhevsky import initialize
+from densescore.models.krizhevsky import Krizhevsky, initialize
+from densescore.models.registry import load_classifier
 from densescore.models.weights import read_metadata, save_weights
-from densescore.paper.pretrain.accuracy import measure
-from densescore.paper.pretrain.distributed import Process
-from densescore.paper.pretrain.images import available_classes, find_images
-from densescore.paper.pretrain.precision import find_precision
-from densescore.paper.pretrain.recipe import SourceRecipe
-from densescore.paper.pretrain.training import Event, normalizer, train_source
-from densescore.paper.pretrain.views import EpochBatches, Views, center_view, ten_views, training_view
-from tests.paper.pretrain.image_tree import write_tree
-from tests.paper.pretrain.source_training import CPU, FLOAT32, NORMALIZE, RECIPE, small_network
+from densescore.paper.pretrain import SourceRecipe
+from densescore.paper.pretrain.images import (
+    EpochBatches,
+    SourceImages,
+    Views,
+    available_classes,
+    center_view,
+    find_images,
+    ten_views,
+    training_view,
+)
+from densescore.paper.pretrain.process import Process, find_precision
+from densescore.paper.pretrain.training import Event, measure, normalizer
+from tests.paper.pretrain.source_training import (
+    CPU,
+    FLOAT32,
+    NORMALIZE,
+    RECIPE,
+    load_tree,
+    small_network,
+    train,
+    write_tree,
+)
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tree(tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture(scope="module")
+def images(tree: Path) -> SourceImages:
+    return load_tree(tree)
 
 
 def test_validation_images_are_held_out_where_there_are_none(tree: Path, tmp_path: Path) -> None:
@@ -54,7 +72,7 @@ def test_validation_images_are_held_out_where_there_are_none(tree: Path, tmp_pat
 
 
 def ramp(height: int, width: int) -> torch.Tensor:
-    """A picture whose channels say where each pixel was: ``[3, H, W]``."""
+    """A picture whose channels are each pixel's row and column: ``[3, H, W]``."""
     rows, cols = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([rows, cols, torch.zeros_like(rows)]).to(torch.uint8)
 
@@ -68,7 +86,7 @@ def test_views_are_patches_of_the_central_square_and_its_mirror_image() -> None:
     mirrored = [picture[:, :, 7:43].flip(2)[:, y : y + 32, x : x + 32] for y, x in ((0, 0), (0, 4), (4, 0), (4, 4))]
     assert ten.shape == (10, 3, 32, 32)
     for view in (*corners, *mirrored):
-        assert any(torch.equal(view, own) for own in ten)
+        assert any(torch.equal(view, each) for each in ten)
     seen = set()
     for seed in range(60):
         torch.manual_seed(seed)
@@ -82,8 +100,8 @@ def test_views_are_patches_of_the_central_square_and_its_mirror_image() -> None:
     assert center_view(256, 224)(ramp(100, 60)).shape == (1, 3, 224, 224)
 
 
-def test_a_view_follows_from_seed_epoch_and_image_alone(tree: Path) -> None:
-    samples = find_images(tree, available_classes(tree)).train
+def test_a_view_follows_from_seed_epoch_and_image_alone(images: SourceImages) -> None:
+    samples = images.train
     views = Views(samples, training_view(36, 24), seed=3)
     first = views[1, 5][0]
     torch.manual_seed(99)
@@ -95,7 +113,7 @@ def test_a_view_follows_from_seed_epoch_and_image_alone(tree: Path) -> None:
     assert all(other is not None and not torch.equal(first, other) for other in others)
 
 
-def test_processes_share_each_batch_and_a_sampler_goes_on_anywhere() -> None:
+def test_processes_share_each_batch_and_a_sampler_resumes_anywhere() -> None:
     whole = list(EpochBatches(23, 6, seed=0, epoch=2))
     assert len(whole) == 3
     indices = [index for batch in whole for epoch, index in batch if epoch == 2]
@@ -108,14 +126,11 @@ def test_processes_share_each_batch_and_a_sampler_goes_on_anywhere() -> None:
     assert next(iter(EpochBatches(23, 6, seed=0, epoch=3))) != [(3, index) for _, index in whole[0]]
 
 
-def test_it_learns_and_divides_the_learning_rate_three_times(tree: Path) -> None:
-    images = find_images(tree, available_classes(tree))
+def test_training_learns_and_divides_the_learning_rate_three_times(images: SourceImages) -> None:
     network = small_network(dropout=0.0)
     events: list[Event] = []
     recipe = replace(RECIPE, max_epochs=60, patience=0, tolerance=0.2)
-    result = train_source(
-        network, images, recipe, CPU, normalize=NORMALIZE, precision=FLOAT32, callback=events.append, callback_steps=3
-    )
+    result = train(network, images, recipe, callback=events.append, callback_steps=3)
     assert result.top1 == result.top5 == 1
     assert result.loss < 0.5 * np.log(3)
     done = [event for event in events if event.validation is not None]
@@ -156,32 +171,29 @@ def test_accuracy_by_hand(tmp_path: Path) -> None:
 
 
 def test_images_that_cannot_be_read_are_left_out_and_named(tmp_path: Path) -> None:
-    tree = write_tree(tmp_path, count=6, classes=2)
-    images = find_images(tree, available_classes(tree))
+    images = load_tree(write_tree(tmp_path, count=6, classes=2))
     broken = [images.train[2][0], images.val[0][0]]
     for path in broken:
         path.write_bytes(b"not a picture")
     events: list[Event] = []
     recipe = replace(RECIPE, batch=len(images.train), max_epochs=1)
-    train_source(small_network(2), images, recipe, CPU, normalize=NORMALIZE, precision=FLOAT32, callback=events.append)
+    train(small_network(2), images, recipe, callback=events.append)
     problems = [problem for event in events for problem in event.unreadable]
     assert [problem.split(":")[0] for problem in problems] == [str(path) for path in broken]
     assert [event.validation.images for event in events if event.validation is not None] == [len(images.val) - 1]
     for path, _ in images.train:
         path.write_bytes(b"not a picture")
     with pytest.raises(DensescoreError, match="no image of a batch of 10 can be read: .*not an image"):
-        train_source(small_network(2), images, recipe, CPU, normalize=NORMALIZE, precision=FLOAT32)
+        train(small_network(2), images, recipe)
     with pytest.raises(DensescoreError, match="none of the 10 images to measure on can be read: .*not an image"):
         measure(small_network(2), images.train, center_view(36, 32), NORMALIZE, CPU, precision=FLOAT32)
 
 
-def test_settings_that_cannot_train(tree: Path, tmp_path: Path) -> None:
-    images = find_images(tree, available_classes(tree))
-    train = partial(train_source, normalize=NORMALIZE, precision=FLOAT32)
+def test_settings_that_cannot_train(images: SourceImages, tmp_path: Path) -> None:
     with pytest.raises(DensescoreError, match="batch: 55 is more than the 54 training images"):
-        train(small_network(), images, replace(RECIPE, batch=55), CPU)
+        train(small_network(), images, replace(RECIPE, batch=55))
     with pytest.raises(DensescoreError, match="cannot be shared evenly by 4"):
-        train(small_network(), images, RECIPE, Process(CPU.device, 0, 4))
+        train(small_network(), images, RECIPE, process=Process(CPU.device, 0, 4))
     with pytest.raises(DensescoreError, match="patch must lie in 1..side"):
         SourceRecipe(side=100)
     for field, value in (("learning_rate", 0.0), ("patience", -1), ("divisions", -1), ("batch", 0)):
@@ -191,17 +203,16 @@ def test_settings_that_cannot_train(tree: Path, tmp_path: Path) -> None:
         find_precision("float8", CPU.device)
     checkpoint = tmp_path / "checkpoint"
     with pytest.raises(DensescoreError, match="loss became"):
-        train(small_network(), images, replace(RECIPE, learning_rate=1e30), CPU, checkpoint=checkpoint)
+        train(small_network(), images, replace(RECIPE, learning_rate=1e30), checkpoint=checkpoint)
     assert not checkpoint.exists()
 
 
-def test_bfloat16_trains_and_keeps_float32_weights(tree: Path) -> None:
-    images = find_images(tree, available_classes(tree))
+def test_bfloat16_trains_and_keeps_float32_weights(images: SourceImages) -> None:
     network = small_network()
     seen = []
     next(network.children()).register_forward_hook(lambda _layer, _inputs, output: seen.append(output.dtype))
     precision = find_precision("bfloat16", CPU.device)
-    train_source(network, images, replace(RECIPE, max_epochs=1), CPU, normalize=NORMALIZE, precision=precision)
+    train(network, images, replace(RECIPE, max_epochs=1), precision=precision)
     assert set(seen) == {torch.bfloat16}
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 

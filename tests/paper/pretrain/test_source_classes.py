@@ -5,13 +5,14 @@ import pytest
 
 from densescore.errors import DensescoreError
 from densescore.paper.pretrain.source_classes import (
+    DEFAULT_WORDNET,
     PAPER_SUBTREES,
+    WordNet,
     choose,
     differences_from_paper,
     fall_2011,
     ilsvrc,
 )
-from densescore.paper.pretrain.wordnet import DEFAULT_WORDNET, WordNet
 
 LINES = """\
   1 the license, indented
@@ -30,7 +31,7 @@ def small(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_subtree_holds_each_kind_once_and_no_instance(small: Path) -> None:
+def test_a_subtree_holds_each_kind_once_without_instances(small: Path) -> None:
     nouns = WordNet(small)
     assert nouns.subtree("n00000001") == ["n00000001", "n00000002", "n00000003", "n00000004"]
     assert nouns.find("hoofed beast") == nouns.find("hoofed_beast") == "n00000001"
@@ -42,7 +43,7 @@ def test_a_subtree_holds_each_kind_once_and_no_instance(small: Path) -> None:
         nouns.find("dragon")
 
 
-def test_what_is_no_wordnet_3_0(small: Path, tmp_path: Path) -> None:
+def test_other_files_than_wordnet_3_0_are_refused(small: Path, tmp_path: Path) -> None:
     with pytest.raises(DensescoreError, match=r"data.noun: no such file; install .*wordnet-base"):
         WordNet(tmp_path / "none")
     with pytest.raises(DensescoreError, match="not WordNet 3.0"):
@@ -93,18 +94,15 @@ def test_terms_add_up(tmp_path: Path) -> None:
         ("random:10", "expected random:COUNT:SEED, got 'random:10'"),
         ("random:3:0", "asks for 3 of 2 available"),
         ("n123", "cannot resolve 'n123'"),
+        ("nouns.txt", "entry 2: expected a wnid"),
+        ("empty.txt", "holds no wnid"),
     ],
 )
-def test_choices_that_cannot_be_resolved(spec: str, message: str) -> None:
+def test_choices_that_cannot_be_resolved(
+    spec: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nouns.txt").write_text("n01440764\nhorse\n")
+    Path("empty.txt").write_text("\n")
     with pytest.raises(DensescoreError, match=message):
         choose(spec, ["n00000001", "n00000002"])
-
-
-def test_a_list_that_is_none(tmp_path: Path) -> None:
-    path = tmp_path / "list.txt"
-    path.write_text("n01440764\nhorse\n")
-    with pytest.raises(DensescoreError, match="entry 2: expected a wnid"):
-        choose(str(path), [])
-    path.write_text("\n")
-    with pytest.raises(DensescoreError, match="holds no wnid"):
-        choose(str(path), [])

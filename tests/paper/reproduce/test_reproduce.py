@@ -3,23 +3,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from densescore.cli.main import app
-from densescore.models import load_classifier, load_head
+from densescore.models.head import load_head
+from densescore.models.registry import load_classifier
 from densescore.models.weights import read_weights
-from densescore.paper.actions.file import load_actions
-from densescore.paper.reproduce.plan import PAPER
+from densescore.paper.actions.network import load_actions
+from densescore.paper.reproduce.chain import PAPER
 from densescore.paper.reproduce.tables import SOURCES, TABLES, as_markdown, as_record
+from tests.cli.runner import refuse, succeed
 
-runner = CliRunner()
 
-
-def test_smoke_runs_every_step_and_goes_on_from_the_files_that_are_there(tmp_path: Path) -> None:
+def test_smoke_runs_every_step_and_resumes_from_its_files(tmp_path: Path) -> None:
     work = tmp_path / "work"
     command = ["reproduce", "--smoke", "--device", "cpu", "--out", str(work), "--json"]
-    result = runner.invoke(app, command)
-    assert result.exit_code == 0, result.output
+    result = succeed(*command)
     records = [json.loads(line) for line in result.stdout.splitlines()]
     assert [record["table"] for record in records] == [1, 2, 3]
     for record in records:
@@ -44,12 +41,11 @@ def test_smoke_runs_every_step_and_goes_on_from_the_files_that_are_there(tmp_pat
     trained = retrained.retrained.state_dict()["0.weight"]
     assert trained.shape == fc6.shape
     assert not torch.equal(trained, fc6)
-    # Only what is missing is done again: a lost number is measured again, and its networks are not trained again.
+    # Only missing files are made again: a lost number is measured again, without another training
     (work / "table1-pre-1000c.json").unlink()
     stamps = {path: path.stat().st_mtime_ns for path in work.glob("*.safetensors")}
     weights = read_weights(work / "pre-1000c.safetensors")
-    again = runner.invoke(app, [*command, "--table", "1"])
-    assert again.exit_code == 0, again.output
+    again = succeed(*command, "--table", "1")
     assert json.loads(again.stdout)["rows"] == records[0]["rows"]
     assert {path: path.stat().st_mtime_ns for path in work.glob("*.safetensors")} == stamps
     assert "pre-train on" not in again.stderr
@@ -57,9 +53,7 @@ def test_smoke_runs_every_step_and_goes_on_from_the_files_that_are_there(tmp_pat
         torch.equal(value, weights[name]) for name, value in read_weights(work / "pre-1000c.safetensors").items()
     )
 
-    other = runner.invoke(app, [*command, "--seed", "1"])
-    assert other.exit_code == 2
-    assert "holds files of another seed" in other.stderr
+    refuse(*command, "--seed", "1", message="holds files of another seed")
 
 
 def test_the_papers_numbers_and_sizes() -> None:
@@ -75,7 +69,7 @@ def test_the_papers_numbers_and_sizes() -> None:
     assert (source.learning_rate, source.divisions, source.momentum, source.weight_decay) == (0.01, 3, 0.9, 5e-4)
 
 
-def test_rows_that_are_not_measured_yet_stay_empty() -> None:
+def test_rows_without_a_number_stay_empty() -> None:
     text = as_markdown(2, {"PRE-1000C": 0.5})
     assert "| PRE-1000C | 50.0 | 78.7 |" in text
     assert "| PRE-1512 |  | 82.8 |" in text
@@ -88,10 +82,8 @@ def test_rows_that_are_not_measured_yet_stay_empty() -> None:
     [
         (["--table", "4"], "--table: expected 1, 2 or 3, got 4"),
         (["--table", "1"], "table 1 needs --imagenet, --voc07"),
-        (["--smoke", "--voc12", "x"], "draws its own pictures"),
+        (["--smoke", "--voc12", "x"], "generates its own images"),
     ],
 )
-def test_what_reproduce_needs(options: list[str], message: str) -> None:
-    result = runner.invoke(app, ["reproduce", *options])
-    assert result.exit_code == 2
-    assert message in " ".join(result.stderr.split())
+def test_missing_and_contradictory_options(options: list[str], message: str) -> None:
+    refuse("reproduce", *options, message=message)

@@ -1,0 +1,1 @@
+"""Depthwise convolution over maps that share canvases."""
