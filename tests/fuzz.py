@@ -19,7 +19,9 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +35,7 @@ from densescore import DensescoreError, DenseScorer, Pyramid, read_image
 from densescore.cli import main as cli
 from densescore.data.boxed_set import Labels
 from densescore.data.load import load_set
+from densescore.io.video import close_videos, frame_names, read_frame, split_frame_name
 from densescore.models.head import AdaptationHead, HeadFile, load_head, save_head
 from densescore.models.registry import MODELS, ModelEntry
 from densescore.models.weights import load_strict, read_weights
@@ -40,7 +43,9 @@ from densescore.results.scores import DenseScores
 from tests.cli.runner import CliRunner
 from tests.conftest import Toy
 from tests.data.exports import check_boxes, cvat_coco, labelimg, roboflow_coco, yolo
+from tests.data.test_exports import TURNED
 from tests.data.voc_set import write_voc
+from tests.io.clips import numbered, write_clip
 
 if TYPE_CHECKING:
     from tests.demo.fuzz_page import PageFuzz
@@ -53,6 +58,7 @@ NUMBERS = (0, 1, -1, 2, 0.5, 5, 1e-9, 1e9, 1e300, float("inf"), float("-inf"), f
 TEXTS = ("", " ", "1", "1,2", "1,,2", "nan", "inf", "-1", "0", "1e9", "1e400", "x", "é", "1;2", "٣", "\x00", "💣",
          "--", "1 2")  # fmt: skip
 DTYPES = ("uint8", "int8", "uint16", "int64", "float16", "float32", "float64", "bool", "complex")
+VIDEOS = {".mp4": "libx264", ".mkv": "libx264", ".webm": "libvpx", ".avi": "mpeg4", ".ts": "mpeg2video", ".flv": "flv"}
 OPTIONS = ("scales", "patch-sizes", "k", "top", "device", "dtype", "runtime", "context", "weights", "stride", "model")
 
 Source = random.Random
@@ -94,9 +100,15 @@ class Fuzz:
         self.seeds = [save(Toy().state_dict()), *written, pickled]
         # Data sets
         self.sets = list[tuple[Path, Path]]()
-        for make in (roboflow_coco, cvat_coco, labelimg, yolo, lambda root: write_voc(root, {"train": 3})):
+        turned = [partial(turned_set, name) for name in TURNED]
+        for make in (roboflow_coco, cvat_coco, labelimg, yolo, lambda root: write_voc(root, {"train": 3}), *turned):
             root = make(folder / f"set-{len(self.sets)}")
             self.sets += [(root, path) for path in sorted(root.rglob("*")) if path.is_file()]
+        # Videos
+        self.videos = {suffix: b"" for suffix in VIDEOS if find_spec("av") is not None}  # the extra video
+        for suffix in self.videos:
+            clip = write_clip(folder / f"clip{suffix}", numbered(12), rate=6, codec=VIDEOS[suffix])
+            self.videos[suffix] = clip.read_bytes()
 
     def run(self, seed: int) -> str:
         """Outcome of one input, which follows from its seed."""
@@ -104,6 +116,8 @@ class Fuzz:
         kinds = [self.image, self.array, self.geometry, self.command, self.weights, self.data_set]
         if find_spec("fastapi") is not None:  # the extra demo
             kinds.append(self.page)
+        if self.videos:
+            kinds.append(self.video)
         kind = kinds[seed % len(kinds)]
         try:
             kind(source)
@@ -211,6 +225,21 @@ class Fuzz:
             path.write_bytes(content)
         check_boxes(loaded)
 
+    def video(self, source: Source) -> None:
+        """Videos with mutated bytes: frames are named, and read in and out of order."""
+        path = self.folder / f"mutated{source.choice(list(self.videos))}"
+        path.write_bytes(_mutated(self.videos[source.choice((path.suffix, path.suffix, *self.videos))], source))
+        names = list(islice(frame_names(path, source.choice((0.5, 6, 25))), 60))
+        if source.random() < 0.5:
+            source.shuffle(names)
+        try:
+            for name in names:
+                pixels = read_frame(*split_frame_name(name))
+                assert pixels.dtype == np.uint8
+                assert pixels.ndim == 3
+        finally:
+            close_videos()
+
     def _load(self, path: Path) -> None:
         is_head = path.suffix == ".safetensors"
         scorer = DenseScorer(path, runtime="torch") if is_head else DenseScorer("toy", weights=path, runtime="torch")
@@ -221,6 +250,14 @@ class Fuzz:
         assert torch.isfinite(scores.patch_scores).all()
         assert ((scores.patch_scores >= 0) & (scores.patch_scores <= 1)).all()
         assert len(scores.patch_scores) == len(scores.boxes) > 0
+
+
+def turned_set(name: str, root: Path) -> Path:
+    """A set of one picture with a turned box, as a tool writes it."""
+    (root / "train").mkdir(parents=True)
+    Image.new("RGB", (80, 60)).save(root / "train/a.png")
+    TURNED[name](root, 30)
+    return root
 
 
 def _toy(state: dict[str, torch.Tensor] | None) -> Toy:

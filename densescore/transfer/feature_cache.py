@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,8 @@ class FeatureCache:
         Raises:
             DensescoreError: the picture cannot be read.
         """
-        try:
-            digest = hashlib.sha256(image.read_bytes()).hexdigest()
-        except OSError as error:
-            raise DensescoreError(f"{image}: cannot be read: {error.strerror}") from error
         scales = self.scorer.patch_sizes or self.scorer.scales
-        paths = [self._path(digest, scale, flip) for scale in scales]
+        paths = self._paths(image, flip)
         levels = [_load(path) for path in paths]
         missing = [index for index, features in enumerate(levels) if features is None]
         if missing:
@@ -101,9 +97,35 @@ class FeatureCache:
                 self._store(paths[index], features)
         return np.concatenate([features for features in levels if features is not None])
 
-    def _path(self, digest: str, scale: float, flip: bool) -> Path:
-        key = {**self._maker, "scale": float(scale), "image": digest, "flip": flip}
-        return self.folder / (hashlib.sha256(to_json(key, sort_keys=True).encode()).hexdigest() + ".npy")
+    def check_pictures(self, images: Iterable[Path]) -> None:
+        """Decode the pictures without cached features, which is fast, before features are computed, which is slow.
+
+        Raises:
+            DensescoreError: some cannot be read: all of them, with their reasons.
+        """
+        problems = list[str]()
+        for image in images:
+            try:
+                if not all(path.exists() for path in self._paths(image)):
+                    read_image(image)
+            except DensescoreError as error:
+                problems.append(str(error))
+        if problems:
+            header = [f"{len(problems)} pictures cannot be read:"] if len(problems) > 1 else []
+            raise DensescoreError("\n  ".join([*header, *problems]))
+
+    def _paths(self, image: Path, flip: bool = False) -> list[Path]:
+        """Files of an image's features, one per scale."""
+        try:
+            digest = hashlib.sha256(image.read_bytes()).hexdigest()
+        except OSError as error:
+            raise DensescoreError(f"{image}: cannot be read: {error.strerror}") from error
+        keys = [
+            {**self._maker, "scale": float(scale), "image": digest, "flip": flip}
+            for scale in self.scorer.patch_sizes or self.scorer.scales
+        ]
+        names = [hashlib.sha256(to_json(key, sort_keys=True).encode()).hexdigest() for key in keys]
+        return [self.folder / f"{name}.npy" for name in names]
 
     def _compute(self, pixels: Pixels, scales: Sequence[float]) -> list[NDArray[np.float16]]:
         """Features of missing levels, in one pass."""

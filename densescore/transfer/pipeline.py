@@ -70,6 +70,7 @@ def train_model(
     """
     # Label and draw patches, with features from the cache
     check_class_labels(images)
+    cache.check_pictures(image.path for image in images.images)
     features = cached_features(scorer, cache)
     patches = gather(images, features, recipe, seed, track)
     check_every_class(patches, images.classes, recipe)

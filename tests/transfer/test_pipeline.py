@@ -1,6 +1,7 @@
 """From a set of images to a head that works: `train_model`, resumption, and the commands."""
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,23 @@ def test_recipes_are_checked(field: str, value: object) -> None:
     with pytest.raises(DensescoreError, match=field):
         Recipe(**{field: value})  # type: ignore[arg-type]
     assert RECIPES["paper"].rule == LabelRule(overlap="touch")
+
+
+def test_damaged_pictures_are_all_named_before_features_are_computed(
+    toy: DenseScorer, voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = Path(shutil.copytree(voc, tmp_path / "set"))
+    first, second, *_ = pictures = [image.path for image in load_boxed(damaged, "train").images]
+    cache = FeatureCache(toy, tmp_path / "cache")
+    cache.features(pictures[2])
+    for path in (first, second):
+        path.write_bytes(path.read_bytes()[:-200])
+    compute = MagicMock()
+    monkeypatch.setattr(FeatureCache, "_compute", compute)
+    with pytest.raises(DensescoreError, match="^2 pictures cannot be read:\n") as raised:
+        train_model(load_boxed(damaged, "train"), toy, cache, QUICK)
+    assert all(f"\n  {path}: " in str(raised.value) for path in (first, second))
+    assert not compute.called
 
 
 @pytest.mark.parametrize("stop_at", ["features", "image labels", "boxes"])
