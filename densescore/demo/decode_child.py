@@ -34,6 +34,7 @@ FORMATS = {
 JOB = struct.Struct(">QQ")
 """Header of a job: bytes of the image, maximum pixels."""
 
+_PR_SET_PDEATHSIG = 1  # of prctl
 _MEMORY = 500_000_000  # bytes in addition to the pixels
 _SCANS = 20  # of a JPEG of the most pixels; encoders make about 10
 _PAGES = 1000  # of a TIFF
@@ -43,6 +44,7 @@ _PIXEL_BYTES = 64  # a float32 picture takes about 45 while it is made
 
 def main() -> None:
     """Decode until standard input ends."""
+    _end_with_parent()
     jobs = sys.stdin.buffer
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # output of libraries must not get into an answer
@@ -55,7 +57,6 @@ def main() -> None:
     while header := jobs.read(JOB.size):
         length, max_pixels = JOB.unpack(header)
         data = jobs.read(length)
-        _end_with_parent(True)
         if size:
             _limit_memory(size + _MEMORY + _PIXEL_BYTES * max_pixels)
         try:
@@ -68,7 +69,6 @@ def main() -> None:
             _write(answers, {"error": str(error)})
         else:
             _write(answers, {"shape": pixels.shape, "dtype": str(pixels.dtype)}, pixels)
-        _end_with_parent(False)
 
 
 class _TooManyPixelsError(Exception):
@@ -128,20 +128,17 @@ def _pages(data: bytes) -> int:
     return pages
 
 
-def _end_with_parent(watch: bool) -> None:
-    """While an image is decoded (`watch`), the system ends this process when the parent's end of the pipe closes."""
-    if sys.platform == "win32":
+def _end_with_parent() -> None:
+    """Have Linux kill this process when the thread that started it ends; elsewhere it ends with the image at work."""
+    if sys.platform != "linux":
         return
-    import fcntl
+    import ctypes
 
-    signal.signal(signal.SIGIO, signal.SIG_DFL if watch else signal.SIG_IGN)
-    flags = fcntl.fcntl(0, fcntl.F_GETFL)
-    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(0, fcntl.F_SETFL, flags | fcntl.FASYNC if watch else flags & ~fcntl.FASYNC)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     pipe = select.poll()
     pipe.register(0, 0)
-    if watch and pipe.poll(0):  # it has closed already
-        os._exit(1)
+    if pipe.poll(0):  # it has ended already
+        sys.exit(1)
 
 
 def _write(answers: BinaryIO, head: dict[str, object], pixels: Pixels | None = None) -> None:
