@@ -18,6 +18,7 @@ from densescore.io.files import atomic_write
 from densescore.io.images import read_image
 from densescore.io.names import as_text, label_file_names, to_json
 from densescore.results.draw import PICTURE_SIDE, Style, draw_map
+from densescore.results.fonts import complete_fonts
 
 RESULTS = "results on a set"
 """Mark of the folders that `write_results` wrote."""
@@ -114,4 +115,5 @@ def draw_top(result: SetScores, column: int, k: float, score: Scorer, path: str 
             text = f"{title} {place + 1}: {as_text(image.name)}\nconfidence {confidence:.2g}"
             axes.set_title(text, fontsize=8, parse_math=False)
     figure.suptitle(f"{as_text(label)}: best-ranked true images, and best-ranked false ones", parse_math=False)
-    figure.savefig(path, dpi=80)
+    with complete_fonts(figure):
+        figure.savefig(path, dpi=80)

@@ -26,6 +26,7 @@ from densescore.errors import DensescoreError
 from densescore.io.files import atomic_write
 from densescore.io.images import Pixels
 from densescore.io.names import as_text
+from densescore.results.fonts import complete_fonts
 from densescore.results.regions import FAINT, Box, ClassMap, Place, find_regions, thumbnail_size
 
 Colors = Literal["relative", "absolute", "rescaled"]
@@ -87,7 +88,8 @@ class Picture(Figure):
     def encode(self, form: str = "png") -> bytes:
         """The bytes of the picture's file, in a format of matplotlib."""
         file = io.BytesIO()
-        self.savefig(file, format=form)
+        with complete_fonts(self):
+            self.savefig(file, format=form)
         return file.getvalue()
 
     def _repr_png_(self) -> bytes:
@@ -100,7 +102,7 @@ class Picture(Figure):
         form, known = Path(path).suffix.lower().removeprefix("."), self.canvas.get_supported_filetypes()
         if form not in known:
             raise DensescoreError(f"{path}: a picture's name ends in one of {', '.join(f'.{name}' for name in known)}")
-        with atomic_write(path, overwrite=overwrite, inputs=inputs) as temporary:
+        with atomic_write(path, overwrite=overwrite, inputs=inputs) as temporary, complete_fonts(self):
             self.savefig(temporary, format=form)
 
 
@@ -288,7 +290,8 @@ def draw_frame(
     for x, text, side in ((8, view.title, "left"), (width - 8, f"{time:.1f} s", "right")):
         place = (x / width, _STRIP / 2 / (height + _STRIP))
         figure.text(*place, text, color="white", fontsize=10, ha=side, va="center", parse_math=False)
-    canvas.draw()
+    with complete_fonts(figure):
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
