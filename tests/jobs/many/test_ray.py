@@ -38,7 +38,7 @@ class Signing(Toy):
 
 
 def _read_or_die(source: Any) -> Any:
-    if "deadly" in str(source):
+    if Path(str(source)).name == "deadly.png":  # folders are named after tests
         os.kill(os.getpid(), signal.SIGKILL)
     return read_image(source)
 
