@@ -99,10 +99,10 @@ def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
     return tuple(labels)
 
 
-def load_strict(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Load `weights` into `module`, which must have the same tensors, of the same shapes."""
+def load_strict(module: nn.Module, weights: Mapping[str, Tensor], origin: str, *, assign: bool = False) -> None:
+    """Load `weights` into `module`, which must have the same tensors, of the same shapes; `assign`: without a copy."""
     check_fits(module, weights, origin)
-    module.load_state_dict(weights)
+    module.load_state_dict(weights, assign=assign)
 
 
 def check_fits(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, overload
+from typing import Any, get_args, overload
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from densescore.errors import DensescoreError, reason_of
+from densescore.network.cpu.accelerate import Runtime
 from densescore.network.crops import PatchNetwork
 from densescore.network.graph import random_pixels
 
@@ -53,6 +54,12 @@ def check_context(context: str | None, known: tuple[str | None, ...]) -> None:
             "context 'image' needs a convolutional network; this one is scored by crops: use context='patch'"
         )
     raise DensescoreError(f"context must be 'image' or 'patch', got {context!r}")
+
+
+def check_runtime(runtime: str) -> None:
+    """Raise an error for a runtime that is none."""
+    if runtime not in get_args(Runtime):
+        raise DensescoreError(f"runtime must be one of {', '.join(get_args(Runtime))}, got {runtime!r}")
 
 
 def check_weights(network: nn.Module, name: str) -> None:
