@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from densescore.scoring.scorer import DenseScorer
 
 Images = Annotated[list[Path], cli.option("Images or videos, or folders of them.")]
-BestMapped = Annotated[PositiveInt, cli.option("Without --classes: number of top classes to map.")]
+BestMapped = Annotated[PositiveInt, cli.option("Number of best classes to map, without --classes.")]
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ def heatmap(
     top: BestMapped = 1,
     colors: Annotated[
         Literal["relative", "absolute", "rescaled"],
-        cli.option("Relative to the map's peak, absolute (0 to 1), or from its minimum.", "--colors", "--colours"),
+        cli.more_option("Relative to the map's peak, absolute (0 to 1), or from its minimum.", "--colors", "--colours"),
     ] = "relative",
-    opacity: Annotated[float, cli.option("Opacity at the peak.", validator=Number(gte=0, lte=1))] = 0.65,
-    colormap: Annotated[str, cli.option("Colormap of matplotlib.")] = "turbo",
+    opacity: Annotated[float, cli.more_option("Opacity at the peak.", validator=Number(gte=0, lte=1))] = 0.65,
+    colormap: Annotated[str, cli.more_option("Colormap of matplotlib.")] = "turbo",
     sheet: Annotated[bool, cli.option("Also write the image and its maps side by side, on one scale.")] = False,
     fps: Annotated[float | None, cli.FIVE_FPS] = None,
     overwrite: cli.Overwrite = False,
@@ -215,8 +215,8 @@ def huge(
     classes: cli.ClassOptions = cli.ClassOptions(),
     top: BestMapped = 1,
     map_step: Annotated[PositiveInt, cli.option("Image pixels per map pixel.")] = 1,
-    memory: Annotated[float, cli.option("Memory in GB for one tile in the network.")] = 1.0,
-    bands: Annotated[str, cli.option("Channels to read, counted from 0, separated by commas: 0,1,2.")] = "",
+    memory: Annotated[float, cli.more_option("Memory in GB for one tile in the network.")] = 1.0,
+    bands: Annotated[str, cli.more_option("Channels to read, counted from 0, separated by commas: 0,1,2.")] = "",
     overwrite: Annotated[bool, cli.option("Start over if the folder holds other scores.")] = False,
     as_json: cli.Json = False,
     options: HugeOptions = HugeOptions(),
@@ -246,16 +246,16 @@ def demo(
     example_images: Annotated[Path | None, cli.option("Folder of example images to offer.", "--examples")] = None,
     host: Annotated[str, cli.option("Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, cli.option("Port to listen on.", validator=Number(gte=1, lte=65535))] = 7860,
-    root_path: Annotated[str, cli.option("Path prefix behind a proxy.")] = "",
-    proxy: Annotated[list[str] | None, cli.option("Proxy to trust for X-Forwarded-For; repeatable.")] = None,
+    root_path: Annotated[str, cli.more_option("Path prefix behind a proxy.")] = "",
+    proxy: Annotated[list[str] | None, cli.more_option("Proxy to trust for X-Forwarded-For; repeatable.")] = None,
     allowed_host: Annotated[
-        list[str] | None, cli.option("Host name to answer to, in addition to localhost and --host; repeatable.")
+        list[str] | None, cli.more_option("Host name to answer to, in addition to localhost and --host; repeatable.")
     ] = None,
-    upload: Annotated[float, cli.option("Upload limit in megabytes.", validator=Number(gte=0.01))] = 20,
-    pixels: Annotated[float, cli.option("Image limit in megapixels.", validator=Number(gte=0.01))] = 50,
-    max_cells: Annotated[PositiveInt, cli.option("Patch limit per image.")] = 8000,
-    seconds: Annotated[float, cli.option("Time limit per request, queue included.", validator=Number(gte=1))] = 60,
-    waiting: Annotated[NonNegativeInt, cli.option("Queue length: images that wait.")] = 8,
+    upload: Annotated[float, cli.more_option("Upload limit in megabytes.", validator=Number(gte=0.01))] = 20,
+    pixels: Annotated[float, cli.more_option("Image limit in megapixels.", validator=Number(gte=0.01))] = 50,
+    max_cells: Annotated[PositiveInt, cli.more_option("Patch limit per image.")] = 8000,
+    seconds: Annotated[float, cli.more_option("Time limit per request, queue included.", validator=Number(gte=1))] = 60,
+    waiting: Annotated[NonNegativeInt, cli.more_option("Queue length: images that wait.")] = 8,
     options: DemoOptions = DemoOptions(),
 ) -> None:
     """Serve a page that classifies and locates what a dropped photograph shows, and the same as an HTTP API."""

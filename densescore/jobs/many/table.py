@@ -102,7 +102,7 @@ class Run:
         self.out, self.images, self.columns = Path(out), images, columns
         self.part_size, self.overwrite, self.has_arrays = part_size, overwrite, has_arrays
         if self.out.suffix != ".parquet":
-            raise DensescoreError(f"--out: the table's file ends in .parquet, got {self.out}")
+            raise DensescoreError(f"--output: the table's file ends in .parquet, got {self.out}")
         if part_size < 1:
             raise DensescoreError(f"part_size must be at least 1, got {part_size}")
         values = {**description, "part-size": part_size, "images": _describe_images(images)}
