@@ -163,6 +163,9 @@ def report(
         raise DensescoreError(f"--output: expected a name that ends in .html, got {out}")
     if images is not None and table is None:
         raise DensescoreError("--images: applies to a table (.parquet) only, to find its images in that folder")
+    for name in inputs:
+        if name.lower().endswith((".csv", ".tsv", ".json", ".jsonl")):
+            raise DensescoreError(f"{name}: expected images, or the table (.parquet) that densescore score wrote")
     if table is not None and (options != cli.ScorerOptions() or top is not None):
         raise DensescoreError(f"{table}: already scored: --top and model options apply to images only")
     cli.check_new(out, overwrite, [*inputs, *options.files])

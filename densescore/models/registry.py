@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,8 +14,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from densescore.errors import DensescoreError, reason_of
+from densescore.errors import DensescoreError, DensescoreWarning, reason_of
 from densescore.geometry import PAPER_SCALES
+from densescore.io.find import near_files
 from densescore.io.names import unique_labels
 from densescore.models import efficientnet_lite, krizhevsky
 from densescore.models.box_layer import BoxLayer
@@ -113,7 +115,7 @@ def find_entry(name: str) -> ModelEntry:
     kinds = ", ".join([*MODELS, *(f"{zoo}:NAME" for zoo in ZOOS)])
     raise DensescoreError(
         f"unknown model {name!r}: expected one of {kinds}, or an adaptation head (.safetensors)"
-        f"{near_names(name, list(all_names()))}"
+        f"{near_files(name) or near_names(name, list(all_names()))}"
     )
 
 
@@ -146,6 +148,9 @@ def load_classifier(
         classifier = _load_named(os.fspath(model), weights)
 
     # The caller's choices
+    if isinstance(model, nn.Module) and patch_size is None:
+        message = f"{classifier.name}: patch_size is not given, and {classifier.patch_size} pixels are taken"
+        warnings.warn(message, DensescoreWarning, stacklevel=3)
     if isinstance(labels, str | os.PathLike):
         labels = read_label_file(labels)
     changes = {"mean": mean, "std": std, "labels": labels, "patch_size": patch_size}

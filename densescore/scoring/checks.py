@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any, get_args, overload
 
 import numpy as np
@@ -29,11 +30,15 @@ def as_tuple(name: str, values: Iterable[Any] | None) -> tuple[Any, ...] | None:
     """A list, tuple, array or tensor as a tuple of Python's own numbers or strings; None stays None."""
     if values is None:
         return None
+    kind = str if name == "labels" else Real
     try:
         items = values.tolist() if hasattr(values, "tolist") else values
-        return tuple(value.item() if isinstance(value, np.generic) else value for value in items)
+        numbers = tuple(value.item() if isinstance(value, np.generic) else value for value in items)
     except TypeError as error:
         raise DensescoreError(f"{name} must be a sequence, got {values!r}") from error
+    if isinstance(values, str) or not all(isinstance(value, kind) for value in numbers):
+        raise DensescoreError(f"{name} must be a sequence of {'names' if kind is str else 'numbers'}, got {values!r}")
+    return numbers
 
 
 def fit_labels(labels: tuple[str, ...], classes: int, strict: bool) -> tuple[str, ...]:

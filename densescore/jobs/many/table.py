@@ -29,7 +29,7 @@ from densescore.io.files import (
     remove_folder,
 )
 from densescore.io.find import each_once, exists, list_images, matching, read_list
-from densescore.io.names import as_text, to_json
+from densescore.io.names import as_text, refuse_url, to_json
 from densescore.io.video import frame_names, is_video, split_frame_name
 from densescore.jobs.many.rows import Outputs, Row, encode, make_row, open_arrays, schema
 from densescore.scoring.scorer import Context, DenseScorer
@@ -67,6 +67,7 @@ def _expand(text: str, *, videos: bool) -> Iterable[str]:
         stream = getattr(sys.stdin, "buffer", None)
         data = sys.stdin.read().encode("utf-8", "surrogateescape") if stream is None else stream.read()
         return read_list(data, "standard input")
+    refuse_url(text)
     path, is_there = Path(text), exists(text)
     if path.suffix.lower() == ".txt" and is_there and path.is_file():
         try:

@@ -1,6 +1,7 @@
 """Faster forms that passed their check, in the user's cache folder: the next process neither makes nor checks them."""
 
 import hashlib
+import logging
 import os
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +13,8 @@ import torch
 from densescore.errors import DensescoreError
 from densescore.io.files import atomic_write
 from densescore.io.names import to_json
+
+_log = logging.getLogger("densescore")
 
 _VERSION = 1  # raise it when a form changes for the same network
 _DIGEST = 32  # bytes before the data
@@ -39,7 +42,9 @@ class FormCache:
             with suppress(OSError):
                 content = self._file(form).read_bytes()
                 digest, data = content[:_DIGEST], content[_DIGEST:]
-                return data if hashlib.sha256(data).digest() == digest else None
+                if hashlib.sha256(data).digest() == digest:
+                    _log.debug("%s of %s: from the cache", form, self._network)
+                    return data
         return None
 
     def write(self, form: str, data: bytes) -> None:
