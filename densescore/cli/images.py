@@ -1,8 +1,10 @@
 """Commands that score images one by one: ``densescore classify | heatmap | huge | demo``."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -118,11 +120,11 @@ def heatmap(
     from densescore.io.files import clear_scratch
     from densescore.io.find import list_images
     from densescore.io.images import read_image
-    from densescore.io.names import folder_names
+    from densescore.io.names import as_text, folder_names
     from densescore.io.video import is_video
     from densescore.jobs.annotated_video import annotate_video
     from densescore.results.draw import Style
-    from densescore.results.heatmaps import HEATMAPS, export_heatmaps
+    from densescore.results.heatmaps import HEATMAPS, describe_geometry, export_heatmaps
 
     style = Style(colors, opacity, colormap)
     if sheet:
@@ -141,11 +143,17 @@ def heatmap(
 
     def work(path: Path) -> None:
         folder = out / folders[path]
+        finished = None if overwrite else read_finished(path, folder)
+        if finished is not None:
+            notice(f"{folder}: finished before, and skipped; --overwrite draws it again")
+            if as_json:
+                print_json({"folder": str(folder), **finished})
+            return
+        pixels = None if is_video(path) else read_image(path)  # its errors come before those of the output
         cli.check_new(folder, overwrite, inputs, HEATMAPS)
-        if is_video(path):
+        if pixels is None:
             work_on_video(path, folder)
             return
-        pixels = read_image(path)
         scores = scorer.score(pixels)
         labels = names or [best.label for best in scores.top(top)]
         manifest = export_heatmaps(scores, pixels, labels, folder, source=str(path), with_sheet=sheet, **drawing)
@@ -156,6 +164,23 @@ def heatmap(
             info(f"{folder / manifest['sheet']}  {len(labels)} maps side by side")
         for entry in manifest["classes"]:
             info(f"{folder / entry['overlay']}  {describe_map(entry)}")
+
+    def read_finished(path: Path, folder: Path) -> dict[str, Any] | None:
+        """The manifest of an earlier run on this image with this model and these classes, or None."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            file = folder / "manifest.json"
+            manifest: dict[str, Any] = json.loads(file.read_text())
+            image, video = manifest["image"], manifest.get("video", {})
+            made = [image["source"], manifest["model"], manifest["k"], manifest["geometry"]]
+            made += ["sheet" in manifest, video.get("fps")]
+            geometry = describe_geometry(scorer.pyramid(image["height"], image["width"]))
+            wanted = [as_text(str(path)), as_text(scorer.name), scorer.k, geometry]
+            wanted += [sheet and not video, (fps or 5.0) if video else None]
+            labels = [entry["label"] for entry in manifest["classes"]]
+            same = labels == [*map(as_text, names)] if names else len(labels) == top
+            newest = max(os.path.getmtime(item) for item in (path, *options.files) if os.path.isfile(item))
+            return manifest if made == wanted and same and newest <= file.stat().st_mtime else None
+        return None
 
     def work_on_video(path: Path, folder: Path) -> None:
         with Progress("frames", shown=len(paths) == 1 or not err.is_terminal) as progress:  # one bar at a time

@@ -168,7 +168,6 @@ def report(
             raise DensescoreError(f"{name}: expected images, or the table (.parquet) that densescore score wrote")
     if table is not None and (options != cli.ScorerOptions() or top is not None):
         raise DensescoreError(f"{table}: already scored: --top and model options apply to images only")
-    cli.check_new(out, overwrite, [*inputs, *options.files])
     from densescore.io.names import as_text
     from densescore.jobs.many.table import find_inputs, input_files
     from densescore.report.page import write_report
@@ -177,6 +176,7 @@ def report(
     # Read the table, or score the images
     if table is not None:
         rows = ScoreTable(table)
+        cli.check_new(out, overwrite, inputs)
         entries, count, files = rows.entries(classes.names, images), len(rows), [table]
         description = rows.description
     else:

@@ -283,7 +283,7 @@ class Job:
         if changed and not overwrite:
             raise DensescoreError(
                 f"{self.folder}: holds scores made with another {', '.join(changed)}; "
-                "choose another folder, or overwrite"
+                "choose another folder, or --overwrite (overwrite=True)"
             )
         return not overwrite
 
