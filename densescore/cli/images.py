@@ -262,6 +262,7 @@ def huge(
         return
     for entry in result["classes"]:
         info(f"{out / entry['map']}  {describe_map(entry)}")
+    info(f"{out / 'places.csv'}  best patches of each class")
 
 
 @examples("densescore demo", "densescore demo --model lite0 --model birds.safetensors --examples photos/ --port 8000")
