@@ -26,6 +26,9 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the processes share the process
     torch.set_num_threads(_threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads))  # of programs that tests start
 
+_CACHE = tempfile.TemporaryDirectory(prefix="densescore-tests-")  # of compiled forms and features
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
 # Machines are shared: no time limits in tests. CI draws the same examples each time, developers new ones.
 settings.register_profile("densescore", deadline=None, max_examples=50, derandomize="CI" in os.environ)
 settings.load_profile("densescore")

@@ -84,6 +84,27 @@ def test_index(photo: Path) -> None:
     assert (photo / "scores.safetensors").exists()
 
 
+def test_notebook() -> None:
+    names: dict[str, Any] = {}
+    cells = json.loads((DOCS / "start.ipynb").read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    for source in sources:
+        exec(source, names)
+    assert names["scores"].top(1)[0].label == "Egyptian cat"
+    assert names["patches"].features.shape[1] == 1280
+
+
+def test_the_reference_has_each_option_of_each_command() -> None:
+    pytest.importorskip("mkdocs", reason="needs the extra: pip install 'densescore[docs]'")
+    text = runpy.run_path(str(DOCS / "outside_files.py"))["command_reference"]()
+    sections = dict(zip(command_names(app), text.split("\n## ")[1:], strict=True))
+    for name, section in sections.items():
+        assert section.startswith(f"{name}\n")
+        assert {option for option in options_of(app, name) if option.startswith("--")} <= {
+            *re.findall(r"--[\w-]+", section)
+        }
+
+
 def test_readme(photo: Path) -> None:
     """The printed ranking is that of the code above it."""
     texts = dict(reversed(blocks(ROOT / "README.md")))  # the first of each

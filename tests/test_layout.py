@@ -199,7 +199,7 @@ ANSWERS = [
     ("score photos -o scores.parquet --engine spark", 2, 'Invalid value "spark" for --engine'),
     ("huge slide.tif -o scores --classes tabbi", 2, "did you mean tabby"),
     ("train --data x -o head.safetensors --recipe best", 2, 'Invalid value "best" for --recipe'),
-    ("train --data x -o head.pt", 2, "--out: expected a name that ends in .safetensors"),
+    ("train --data x -o head.pt", 2, "--output: expected a name that ends in .safetensors"),
     ("reproduce --table 4", 2, "--table: expected 1, 2 or 3"),
 ]
 

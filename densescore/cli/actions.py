@@ -44,10 +44,11 @@ def train_actions(
     out: Annotated[Path, cli.out_option("The trained file (.safetensors).")],
     split: cli.Split = "train",
     retrain: Annotated[
-        Literal["none", "last", "all"], cli.option("Layers to train with FCa and FCb: none, last stage (or FC6), all.")
+        Literal["none", "last", "all"],
+        cli.option("Layers trained below FCa and FCb: none, last (stage, or FC6), all."),
     ] = "none",
     sliding: Annotated[bool, cli.option("Train a head for dense scoring: no boxes at test.")] = False,
-    epochs: Annotated[PositiveInt | None, cli.option("Number of epochs; 30 by default.")] = None,
+    epochs: Annotated[PositiveInt | None, cli.more_option("Number of epochs; 30 by default.")] = None,
     seed: cli.Seed = 0,
     overwrite: cli.Overwrite = False,
     as_json: cli.Json = False,
@@ -141,7 +142,7 @@ def evaluate_actions(
         from densescore.transfer.pipeline import cached_scores
 
         if out is not None:
-            raise DensescoreError("--out: VOC's action files rank persons; a sliding-window head ranks images")
+            raise DensescoreError("--output: VOC's action files rank persons; a sliding-window head ranks images")
         scorer = options.build()
         score = cached_scores(scorer, cache.of(scorer))
         with Progress() as progress:

@@ -28,10 +28,10 @@ class BenchOptions(cli.ScorerOptions):
 
 
 @examples(
-    "densescore-bench --model alexnet --weights random --classes 21 --json speed.json",
+    "densescore-bench --model alexnet --weights random --classes 21 -o speed.json",
     "densescore-bench --growth 30000 --plot growth.png",
     "densescore-bench --contenders '' --batch 32",
-    "densescore-bench --device cuda --all --json gpu.json",
+    "densescore-bench --device cuda --all -o gpu.json",
 )
 def bench(
     *,
@@ -46,7 +46,7 @@ def bench(
     everything: Annotated[
         bool, file_option("For a GPU, in bfloat16: equality, contenders, batches, kernels.", "--all")
     ] = False,
-    json_file: Annotated[Path | None, file_option("File for the result.", "--json")] = None,
+    json_file: Annotated[Path | None, file_option("File for the result (.json).", "--output", "-o", "--out")] = None,
     csv_file: Annotated[Path | None, file_option("File for the table.", "--csv")] = None,
     plot: Annotated[Path | None, file_option("Picture of the growth curve.")] = None,
     overwrite: cli.Overwrite = False,
@@ -68,7 +68,7 @@ def bench(
     for file in files:
         cli.check_new(file, overwrite, inputs)
     if len({path.resolve() for path in files}) < len(files):
-        raise DensescoreError("--json, --csv and --plot: two of them name the same file")
+        raise DensescoreError("--output, --csv and --plot: two of them name the same file")
     megapixels = cli.numbers(resolutions, "--resolutions")
     from densescore.bench import curves, run
     from densescore.io.files import atomic_write

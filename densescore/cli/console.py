@@ -9,9 +9,10 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rich import progress as rich_progress
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -106,15 +107,40 @@ def print_table(
     numeric: bool = True,
 ) -> None:
     """Print a table, `last` below a line; with `numeric`, all columns but the first are right-aligned."""
-    table = Table(title=printable(title) if title else None, title_justify="left", title_style="bold")
-    for index, heading in enumerate(headings):
-        table.add_column(printable(heading), justify="right" if numeric and index else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(printable, row))
-    if last:
+    console, title = _results(), printable(title)
+    body = [tuple(map(printable, row)) for row in rows]
+    end = tuple(map(printable, last))
+    columns = list(zip(map(printable, headings), *body, *([end] if end else []), strict=True))
+    table = Table(title=title or None, title_justify="left", title_style="bold")
+    room, words = console.width - 1, [_longest_word(column) for column in columns]
+    if sum(words) + 3 * len(columns) > room:  # without borders
+        table.box, table.pad_edge, table.padding = None, False, (0, 1, 0, 0)
+    room -= len(columns) * (1 if table.box is None else 3)
+    for index, width in enumerate(_column_widths(columns, words, room)):
+        justify: Literal["left", "right"] = "right" if numeric and index else "left"
+        table.add_column(columns[index][0], justify=justify, overflow="fold", width=width)
+    for row in body:
+        table.add_row(*row)
+    if end:
         table.add_section()
-        table.add_row(*map(printable, last))
-    _results().print(table)
+        table.add_row(*end)
+    console.print(table)
+
+
+def _longest_word(cells: Sequence[str]) -> int:
+    return max(cell_len(word) for cell in cells for word in (cell.split() or [""]))
+
+
+def _column_widths(columns: Sequence[Sequence[str]], words: Sequence[int], total: int) -> list[int]:
+    """Widths of `total` characters at most; none breaks a word, except where all `words` together are longer."""
+    widths = [max(map(cell_len, column)) for column in columns]
+    for least in (words, [1] * len(words)):
+        while sum(widths) > total:
+            spare = [width - floor for width, floor in zip(widths, least, strict=True)]
+            if max(spare) <= 0:
+                break
+            widths[spare.index(max(spare))] -= 1
+    return widths
 
 
 def fraction(value: float | None) -> str:

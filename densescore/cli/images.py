@@ -1,8 +1,10 @@
 """Commands that score images one by one: ``densescore classify | heatmap | huge | demo``."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from densescore.scoring.scorer import DenseScorer
 
 Images = Annotated[list[Path], cli.option("Images or videos, or folders of them.")]
-BestMapped = Annotated[PositiveInt, cli.option("Without --classes: number of top classes to map.")]
+BestMapped = Annotated[PositiveInt, cli.option("Number of best classes to map, without --classes.")]
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,9 @@ def classify(
     from densescore.io.find import list_images
     from densescore.io.names import text_values
     from densescore.jobs.many.table import image_names
-    from densescore.results.heatmaps import describe
 
     paths = [Path(name) for path in list_images(images, videos=fps is not None) for name in image_names(path, fps)]
-    scorer = options.build()
+    scorer = _build(options, paths)
     names = classes.among(scorer.labels)
     top = max(top, len(names))
 
@@ -75,6 +76,8 @@ def classify(
         if names:
             scores = scores.select(names)
         if as_json:
+            from densescore.results.heatmaps import describe
+
             ranking = text_values([best._asdict() for best in scores.top(top)])
             print_json({**describe(scores, str(path)), "top": ranking})
             return
@@ -101,10 +104,10 @@ def heatmap(
     top: BestMapped = 1,
     colors: Annotated[
         Literal["relative", "absolute", "rescaled"],
-        cli.option("Relative to the map's peak, absolute (0 to 1), or from its minimum.", "--colors", "--colours"),
+        cli.more_option("Relative to the map's peak, absolute (0 to 1), or from its minimum.", "--colors", "--colours"),
     ] = "relative",
-    opacity: Annotated[float, cli.option("Opacity at the peak.", validator=Number(gte=0, lte=1))] = 0.65,
-    colormap: Annotated[str, cli.option("Colormap of matplotlib.")] = "turbo",
+    opacity: Annotated[float, cli.more_option("Opacity at the peak.", validator=Number(gte=0, lte=1))] = 0.65,
+    colormap: Annotated[str, cli.more_option("Colormap of matplotlib.")] = "turbo",
     sheet: Annotated[bool, cli.option("Also write the image and its maps side by side, on one scale.")] = False,
     fps: Annotated[float | None, cli.FIVE_FPS] = None,
     overwrite: cli.Overwrite = False,
@@ -117,11 +120,11 @@ def heatmap(
     from densescore.io.files import clear_scratch
     from densescore.io.find import list_images
     from densescore.io.images import read_image
-    from densescore.io.names import folder_names
+    from densescore.io.names import as_text, folder_names
     from densescore.io.video import is_video
     from densescore.jobs.annotated_video import annotate_video
     from densescore.results.draw import Style
-    from densescore.results.heatmaps import HEATMAPS, export_heatmaps
+    from densescore.results.heatmaps import HEATMAPS, describe_geometry, export_heatmaps
 
     style = Style(colors, opacity, colormap)
     if sheet:
@@ -129,7 +132,7 @@ def heatmap(
     paths = list_images(images, videos=fps is not None)
 
     # Load the model
-    scorer = options.build()
+    scorer = _build(options, paths)
     names = classes.among(scorer.labels)
     folders = dict(zip(paths, folder_names(path.stem for path in paths), strict=True))
     inputs = [*paths, *options.files]
@@ -140,11 +143,17 @@ def heatmap(
 
     def work(path: Path) -> None:
         folder = out / folders[path]
+        finished = None if overwrite else read_finished(path, folder)
+        if finished is not None:
+            notice(f"{folder}: finished before, and skipped; --overwrite draws it again")
+            if as_json:
+                print_json({"folder": str(folder), **finished})
+            return
+        pixels = None if is_video(path) else read_image(path)  # its errors come before those of the output
         cli.check_new(folder, overwrite, inputs, HEATMAPS)
-        if is_video(path):
+        if pixels is None:
             work_on_video(path, folder)
             return
-        pixels = read_image(path)
         scores = scorer.score(pixels)
         labels = names or [best.label for best in scores.top(top)]
         manifest = export_heatmaps(scores, pixels, labels, folder, source=str(path), with_sheet=sheet, **drawing)
@@ -155,6 +164,23 @@ def heatmap(
             info(f"{folder / manifest['sheet']}  {len(labels)} maps side by side")
         for entry in manifest["classes"]:
             info(f"{folder / entry['overlay']}  {describe_map(entry)}")
+
+    def read_finished(path: Path, folder: Path) -> dict[str, Any] | None:
+        """The manifest of an earlier run on this image with this model and these classes, or None."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            file = folder / "manifest.json"
+            manifest: dict[str, Any] = json.loads(file.read_text())
+            image, video = manifest["image"], manifest.get("video", {})
+            made = [image["source"], manifest["model"], manifest["k"], manifest["geometry"]]
+            made += ["sheet" in manifest, video.get("fps")]
+            geometry = describe_geometry(scorer.pyramid(image["height"], image["width"]))
+            wanted = [as_text(str(path)), as_text(scorer.name), scorer.k, geometry]
+            wanted += [sheet and not video, (fps or 5.0) if video else None]
+            labels = [entry["label"] for entry in manifest["classes"]]
+            same = labels == [*map(as_text, names)] if names else len(labels) == top
+            newest = max(os.path.getmtime(item) for item in (path, *options.files) if os.path.isfile(item))
+            return manifest if made == wanted and same and newest <= file.stat().st_mtime else None
+        return None
 
     def work_on_video(path: Path, folder: Path) -> None:
         with Progress("frames", shown=len(paths) == 1 or not err.is_terminal) as progress:  # one bar at a time
@@ -173,6 +199,14 @@ def heatmap(
             info(f"{folder / entry['video']}  {entry['label']}: {manifest['video']['frames']} frames")
 
     _for_each(paths, as_json, work)
+
+
+def _build(options: cli.ScorerOptions, paths: Sequence[Path]) -> "DenseScorer":
+    """The scorer. One photograph runs in torch, which starts sooner; many, or a video, in the faster runtime."""
+    from densescore.io.video import is_video
+
+    single = len(paths) == 1 and not is_video(paths[0]) and options.runtime == "auto"
+    return options.build(runtime="torch") if single else options.build()
 
 
 def _for_each(paths: Sequence[Path], as_json: bool, work: Callable[[Path], None]) -> None:
@@ -206,8 +240,8 @@ def huge(
     classes: cli.ClassOptions = cli.ClassOptions(),
     top: BestMapped = 1,
     map_step: Annotated[PositiveInt, cli.option("Image pixels per map pixel.")] = 1,
-    memory: Annotated[float, cli.option("Memory in GB for one tile in the network.")] = 1.0,
-    bands: Annotated[str, cli.option("Channels to read, counted from 0, separated by commas: 0,1,2.")] = "",
+    memory: Annotated[float, cli.more_option("Memory in GB for one tile in the network.")] = 1.0,
+    bands: Annotated[str, cli.more_option("Channels to read, counted from 0, separated by commas: 0,1,2.")] = "",
     overwrite: Annotated[bool, cli.option("Start over if the folder holds other scores.")] = False,
     as_json: cli.Json = False,
     options: HugeOptions = HugeOptions(),
@@ -228,6 +262,7 @@ def huge(
         return
     for entry in result["classes"]:
         info(f"{out / entry['map']}  {describe_map(entry)}")
+    info(f"{out / 'places.csv'}  best patches of each class")
 
 
 @examples("densescore demo", "densescore demo --model lite0 --model birds.safetensors --examples photos/ --port 8000")
@@ -237,16 +272,16 @@ def demo(
     example_images: Annotated[Path | None, cli.option("Folder of example images to offer.", "--examples")] = None,
     host: Annotated[str, cli.option("Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, cli.option("Port to listen on.", validator=Number(gte=1, lte=65535))] = 7860,
-    root_path: Annotated[str, cli.option("Path prefix behind a proxy.")] = "",
-    proxy: Annotated[list[str] | None, cli.option("Proxy to trust for X-Forwarded-For; repeatable.")] = None,
+    root_path: Annotated[str, cli.more_option("Path prefix behind a proxy.")] = "",
+    proxy: Annotated[list[str] | None, cli.more_option("Proxy to trust for X-Forwarded-For; repeatable.")] = None,
     allowed_host: Annotated[
-        list[str] | None, cli.option("Host name to answer to, in addition to localhost and --host; repeatable.")
+        list[str] | None, cli.more_option("Host name to answer to, in addition to localhost and --host; repeatable.")
     ] = None,
-    upload: Annotated[float, cli.option("Upload limit in megabytes.", validator=Number(gte=0.01))] = 20,
-    pixels: Annotated[float, cli.option("Image limit in megapixels.", validator=Number(gte=0.01))] = 50,
-    max_cells: Annotated[PositiveInt, cli.option("Patch limit per image.")] = 8000,
-    seconds: Annotated[float, cli.option("Time limit per request, queue included.", validator=Number(gte=1))] = 60,
-    waiting: Annotated[NonNegativeInt, cli.option("Queue length: images that wait.")] = 8,
+    upload: Annotated[float, cli.more_option("Upload limit in megabytes.", validator=Number(gte=0.01))] = 20,
+    pixels: Annotated[float, cli.more_option("Image limit in megapixels.", validator=Number(gte=0.01))] = 50,
+    max_cells: Annotated[PositiveInt, cli.more_option("Patch limit per image.")] = 8000,
+    seconds: Annotated[float, cli.more_option("Time limit per request, queue included.", validator=Number(gte=1))] = 60,
+    waiting: Annotated[NonNegativeInt, cli.more_option("Queue length: images that wait.")] = 8,
     options: DemoOptions = DemoOptions(),
 ) -> None:
     """Serve a page that classifies and locates what a dropped photograph shows, and the same as an HTTP API."""

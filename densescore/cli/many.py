@@ -59,11 +59,11 @@ def score(
     out: Annotated[Path, cli.out_option("The table (.parquet): one row per image or frame.")],
     fps: Annotated[float | None, cli.ONE_FPS] = None,
     top: Annotated[PositiveInt, cli.option("Number of classes to rank per image.")] = 5,
-    all_scores: Annotated[bool, cli.option("Also store the scores of all classes.")] = False,
-    mapped: Annotated[NonNegativeInt, cli.option("Number of top classes with regions and maps.")] = 1,
+    all_scores: Annotated[bool, cli.more_option("Also store the scores of all classes.")] = False,
+    mapped: Annotated[NonNegativeInt, cli.more_option("Number of top classes with regions and maps.")] = 1,
     classes: cli.ClassOptions = cli.ClassOptions(),
-    maps: Annotated[bool, cli.option("Store response maps in a zarr folder next to --out.")] = False,
-    patch_scores: Annotated[bool, cli.option("Store all patches' scores and boxes in that folder.")] = False,
+    maps: Annotated[bool, cli.option("Store response maps in a zarr folder next to the table.")] = False,
+    patch_scores: Annotated[bool, cli.more_option("Store all patches' scores and boxes in that folder.")] = False,
     formats: OtherFormats = OtherFormats(),
     overwrite: cli.Overwrite = False,
     as_json: cli.Json = False,
@@ -137,8 +137,8 @@ def score(
 
 
 @examples(
-    "densescore report photos/ --classes dog,cat --out report.html",
-    "densescore report scores.parquet --out report.html",
+    "densescore report photos/ --classes dog,cat -o report.html",
+    "densescore report scores.parquet -o report.html",
 )
 def report(
     inputs: Annotated[
@@ -160,12 +160,14 @@ def report(
     table = inputs[0] if len(inputs) == 1 and inputs[0].lower().endswith(".parquet") else None
     options.check(classes.names if table is None else ())
     if out.suffix.lower() not in (".html", ".htm"):
-        raise DensescoreError(f"--out: expected a name that ends in .html, got {out}")
+        raise DensescoreError(f"--output: expected a name that ends in .html, got {out}")
     if images is not None and table is None:
         raise DensescoreError("--images: applies to a table (.parquet) only, to find its images in that folder")
+    for name in inputs:
+        if name.lower().endswith((".csv", ".tsv", ".json", ".jsonl")):
+            raise DensescoreError(f"{name}: expected images, or the table (.parquet) that densescore score wrote")
     if table is not None and (options != cli.ScorerOptions() or top is not None):
         raise DensescoreError(f"{table}: already scored: --top and model options apply to images only")
-    cli.check_new(out, overwrite, [*inputs, *options.files])
     from densescore.io.names import as_text
     from densescore.jobs.many.table import find_inputs, input_files
     from densescore.report.page import write_report
@@ -174,6 +176,7 @@ def report(
     # Read the table, or score the images
     if table is not None:
         rows = ScoreTable(table)
+        cli.check_new(out, overwrite, inputs)
         entries, count, files = rows.entries(classes.names, images), len(rows), [table]
         description = rows.description
     else:

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from densescore.transfer.patch_labels import LabelRule
 
 
-def panel(title: str = "", number: int = 0) -> Callable[..., Parameter]:
+def panel(title: str = "", number: float = 0) -> Callable[..., Parameter]:
     """Maker of options in a panel of the help: ``make(help, *spellings, **cyclopts)``."""
     shared: dict[str, Any] = {"group": Group(title, sort_key=number)} if title else {}
     return lambda text, *names, **more: Parameter(names or None, help=text, **shared, **more)
 
 
 option = panel()
+more_option = panel("More options", 0.5)
 patch_option = panel("Patches and scores", 1)
 network_option = panel("Network", 2)
 rule_option = panel("Patch labels", 3)
@@ -37,8 +38,8 @@ NOT_AN_OPTION = Parameter(parse=False)
 
 
 def out_option(text: str) -> Parameter:
-    """The option ``--out``."""
-    return option(text, "--out", "-o")
+    """The option ``--output``."""
+    return option(text, "--output", "-o", "--out")
 
 
 def _read_weights(_: Any, tokens: Sequence[Any]) -> str | None:
@@ -48,8 +49,9 @@ def _read_weights(_: Any, tokens: Sequence[Any]) -> str | None:
 Weights = Annotated[str | None, network_option("Weights file, 'default', or 'random'.", converter=_read_weights)]
 Scales = Annotated[str, patch_option("Ratios of the image's short side to a patch's: 1,2,4. The model's by default.")]
 PatchSizes = Annotated[str, patch_option("Patch sides in image pixels, separated by commas, instead of scales.")]
-Stride = Annotated[int | None, patch_option("Pixels between patches in a resized image: 16 or 8, denser than 32.")]
+Stride = Annotated[int | None, patch_option("Pixels from one patch to the next: 16 or 8 give more patches than 32.")]
 K = Annotated[float | None, patch_option("Exponent of the image score, equation (1). 5, or the head's, by default.")]
+Dtype = Annotated[str, network_option("auto, float32, float16, or bfloat16 (twice as fast on recent CPUs).")]
 Device = Annotated[str, network_option("auto, cpu, cuda, cuda:1, …")]
 Model = Annotated[str, network_option("Name from `densescore models --all`, or a trained head (.safetensors).")]
 Labels = Annotated[Path | None, network_option("Text file of class names, one per line, instead of the model's.")]
@@ -72,9 +74,7 @@ class ScorerOptions:
     stride: Stride = None
     k: K = None
     device: Device = "auto"
-    dtype: Annotated[str, network_option("auto, float32, float16, or bfloat16 (twice as fast on recent CPUs).")] = (
-        "auto"
-    )
+    dtype: Dtype = "auto"
     runtime: Annotated[str, network_option("Runtime on a CPU: auto, torch or openvino.")] = "auto"
     labels: Labels = None
     context: Annotated[str, patch_option("image: one dense pass. patch: crops, slow, for any classifier.")] = ""
@@ -114,7 +114,7 @@ class ClassOptions:
     """Classes or groups: ``--classes a,b``, or ``--class a --class b`` for names with commas."""
 
     classes: Annotated[str, option("Class names, separated by commas, or groups such as dog for all breeds.")] = ""
-    class_: Annotated[list[str] | None, option("One class or group, whose name may hold commas; repeatable.")] = None
+    class_: Annotated[list[str] | None, more_option("A class or group whose name holds commas; repeatable.")] = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -135,7 +135,7 @@ class ClassOptions:
 
 Data = Annotated[Path, option("Data set: VOC, COCO, YOLO, a folder per class, or a table (.csv, .tsv, .jsonl).")]
 Split = Annotated[str, option("Image set (split) of the data.", "--set")]
-Seed = Annotated[NonNegativeInt, option("Seed of all random draws, recorded in the file.")]
+Seed = Annotated[NonNegativeInt, more_option("Seed of all random numbers; the file records it.")]
 
 
 @Parameter(name="*")
@@ -146,9 +146,9 @@ class DataOptions:
     split: Split = "train"
     labels: Annotated[
         Literal["auto", "image", "box", "both"],
-        option("image: image labels only. box: only images with boxes. both. auto: boxes if there are any."),
+        more_option("image labels only, only images with box labels, or both; auto: boxes if any.", "--supervision"),
     ] = "auto"
-    val_share: Annotated[float | None, option("Fraction to draw as val from a set without a val split: 0.2.")] = None
+    val_share: Annotated[float | None, more_option("Fraction to draw as val where there is no val split: 0.2.")] = None
 
     def read(self, data: Path, *, need_positives: bool = False) -> "LabeledSet":
         """Read the images of the split."""
@@ -213,5 +213,5 @@ def check_new(path: Path | None, overwrite: bool, inputs: Iterable[str | Path | 
 def check_new_weights(path: Path, overwrite: bool, inputs: Iterable[str | Path | None] = ()) -> None:
     """`check_new` for a file whose name must end in .safetensors."""
     if path.suffix != ".safetensors":
-        raise DensescoreError(f"--out: expected a name that ends in .safetensors, got {path}")
+        raise DensescoreError(f"--output: expected a name that ends in .safetensors, got {path}")
     check_new(path, overwrite, inputs)

@@ -27,7 +27,7 @@ ImageNetClasses = Annotated[
         "--classes",
     ),
 ]
-WordNetFolder = Annotated[Path, cli.option("Folder with WordNet 3.0's data.noun.", "--wordnet")]
+WordNetFolder = Annotated[Path, cli.more_option("Folder with WordNet 3.0's data.noun.", "--wordnet")]
 NetworkFile = Annotated[Path, cli.out_option("The network's file (.safetensors).")]
 
 
@@ -68,8 +68,8 @@ def reproduce(
     wordnet: WordNetFolder = DEFAULT_WORDNET,
     seed: cli.Seed = 0,
     device: cli.Device = "auto",
-    workers: Annotated[NonNegativeInt, cli.option("Processes that read images.")] = 4,
-    cache_size: Annotated[NonNegativeFloat, cli.option("Maximum size of the feature cache in GB.")] = 100.0,
+    readers: Annotated[NonNegativeInt, cli.more_option("Processes that read images.")] = 4,
+    cache_size: Annotated[NonNegativeFloat, cli.more_option("Maximum size of the feature cache in GB.")] = 100.0,
     as_json: cli.Json = False,
 ) -> None:
     """Run or resume the paper's Tables 1 to 3: pre-train, transfer, evaluate, and compare with the paper's numbers."""
@@ -93,7 +93,7 @@ def reproduce(
         chain = Chain(
             SMOKE if smoke else PAPER, draw_all(Path(scratch) / "data") if smoke else data,
             out or (Path(scratch) / "work" if smoke else Path("reproduce")), find_device(device),
-            workers=0 if smoke else workers, cache_bytes=int(cache_size * 1e9), seed=seed, wordnet=wordnet,
+            workers=0 if smoke else readers, cache_bytes=int(cache_size * 1e9), seed=seed, wordnet=wordnet,
             say=progress.notice, callback=progress.show,
         )  # fmt: skip
         results = {number: chain.table(number) for number in tables}
@@ -154,16 +154,18 @@ def pretrain(
     out: NetworkFile,
     classes: ImageNetClasses = "all",
     wordnet: WordNetFolder = DEFAULT_WORDNET,
-    width: Annotated[NonNegativeInt, cli.option("Outputs of FC6 and FC7; 4096, or 6144 above 1,000 classes.")] = 0,
-    batch: Annotated[PositiveInt, cli.option("Images per step, over all devices.")] = SourceRecipe.batch,
-    learning_rate: Annotated[float, cli.option("Initial learning rate.")] = SourceRecipe.learning_rate,
-    patience: Annotated[NonNegativeInt, cli.option("Epochs without improvement at a rate.")] = SourceRecipe.patience,
-    epochs: Annotated[PositiveInt, cli.option("Maximum number of epochs.")] = SourceRecipe.max_epochs,
+    width: Annotated[NonNegativeInt, cli.more_option("Outputs of FC6 and FC7; 4096, or 6144 above 1,000 classes.")] = 0,
+    batch: Annotated[PositiveInt, cli.more_option("Images per step, over all devices.")] = SourceRecipe.batch,
+    learning_rate: Annotated[float, cli.more_option("Initial learning rate.")] = SourceRecipe.learning_rate,
+    patience: Annotated[
+        NonNegativeInt, cli.more_option("Epochs without improvement per rate.")
+    ] = SourceRecipe.patience,
+    epochs: Annotated[PositiveInt, cli.more_option("Maximum number of epochs.")] = SourceRecipe.max_epochs,
     seed: cli.Seed = 0,
     device: cli.Device = "auto",
-    precision: Annotated[str, cli.option("auto, float32, bfloat16 or float16.")] = "auto",
-    workers: Annotated[NonNegativeInt, cli.option("Processes per device that read images.")] = 4,
-    checkpoint_steps: Annotated[PositiveInt, cli.option("Steps between checkpoints.")] = 1000,
+    dtype: cli.Dtype = "auto",
+    readers: Annotated[NonNegativeInt, cli.more_option("Processes per device that read images.")] = 4,
+    checkpoint_steps: Annotated[PositiveInt, cli.more_option("Steps between checkpoints.")] = 1000,
     overwrite: cli.Overwrite = False,
     as_json: cli.Json = False,
 ) -> None:
@@ -183,7 +185,7 @@ def pretrain(
         progress.notice(f"{len(choice.wnids):,} classes, {len(images.train):,} + {len(images.val):,} images")
         result = pretrain_krizhevsky(
             out, images, recipe, process, width=width or (4096 if len(choice.wnids) <= 1000 else 6144),
-            precision=precision, seed=seed, workers=workers, checkpoint_steps=checkpoint_steps,
+            precision=dtype, seed=seed, workers=readers, checkpoint_steps=checkpoint_steps,
             callback=progress.show, overwrite=overwrite,
         )  # fmt: skip
     if process.rank == 0:

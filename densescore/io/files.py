@@ -131,7 +131,7 @@ def check_replaceable(path: Place, *, overwrite: bool = False, folder: str = "",
     except (OSError, ValueError) as error:  # name too long or with a NUL, no permission
         raise WriteError(f"{path}: cannot be written: {_reason(error)}") from error
     if not overwrite:
-        raise DensescoreError(f"{path}: exists already; choose another name, or overwrite")
+        raise DensescoreError(f"{path}: exists already; choose another name, or --overwrite (overwrite=True)")
     with suppress(OSError):  # a link to nothing
         status = path.stat()
     needed = _needed(status, [*inputs, *([os.getcwd()] if folder else [])])

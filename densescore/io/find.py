@@ -1,6 +1,7 @@
 """Finds files: folders, patterns and lists of paths → image files."""
 
 import codecs
+import difflib
 import os
 import re
 import stat
@@ -10,6 +11,7 @@ from pathlib import Path, PurePath
 
 from densescore.errors import DensescoreError
 from densescore.io.files import SCRATCH
+from densescore.io.names import refuse_url
 from densescore.io.video import VIDEO_SUFFIXES
 
 PICTURE_SUFFIXES = frozenset(
@@ -34,8 +36,9 @@ def list_images(paths: Sequence[str | os.PathLike[str]], *, videos: bool = False
     files: list[str] = []
     suffixes = PICTURE_SUFFIXES | VIDEO_SUFFIXES if videos else PICTURE_SUFFIXES
     for name in paths:
+        refuse_url(name)
         if not exists(name):  # "" is no name of the working folder
-            raise DensescoreError(f"{os.fspath(name) or repr('')}: no such file or folder")
+            raise DensescoreError(f"{os.fspath(name) or repr('')}: no such file or folder{near_files(name)}")
         path = Path(name)
         inside = [str(path)]
         if path.is_dir():
@@ -85,6 +88,14 @@ def exists(path: str | os.PathLike[str]) -> bool:
     except (OSError, ValueError) as error:
         raise DensescoreError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     return True
+
+
+def near_files(path: str | os.PathLike[str]) -> str:
+    """``"; did you mean …?"`` with the files beside a missing one whose names are most like its own, or nothing."""
+    folder, name = os.path.split(path)
+    names = [entry.name for entry in _scan(folder)] if os.path.isdir(folder or ".") else []
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.8)
+    return f"; did you mean {', '.join(os.path.join(folder, other) for other in near)}?" if near else ""
 
 
 def walk(folder: str, *, hidden: bool = True, links: bool = False) -> Iterator[tuple[str, list[str]]]:

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from densescore.errors import DensescoreError, DensescoreWarning, MissingPackageError
 from densescore.geometry import Level, Pyramid
 from densescore.io.color import usable_profile
+from densescore.io.names import refuse_url
 from densescore.io.samples import Pixels, Samples
 from densescore.io.tiff import is_tiff, one_page, pillow_is_right, read_tiff, upright
 from densescore.io.video import is_video, read_frame, split_frame_name
@@ -111,6 +112,7 @@ def from_file(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Pixels:
         file: IO[bytes]
         if isinstance(source, str | os.PathLike):
             name = os.fspath(source)
+            refuse_url(name)
             path, seconds = split_frame_name(name)
             if seconds is not None or is_video(path):
                 return read_frame(path, seconds)

@@ -17,6 +17,14 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows' devices
 
 
+def refuse_url(name: str | os.PathLike[str]) -> None:
+    """Raise an error for the address of a file on the web: nothing is downloaded."""
+    if match := re.match(r"(https?|ftp|s3):/+(.*)", os.fspath(name)):  # a `Path` has one slash
+        raise DensescoreError(
+            f"{match[1]}://{match[2]}: is on the web: it must be downloaded first, and named as a file"
+        )
+
+
 def as_text(name: str) -> str:
     """A file name or label as valid Unicode, for tables and JSON; `from_text` is the inverse.
 

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -146,11 +146,18 @@ class Classes(NamedTuple):
     is_group: bool = False  # also of a group of one class
 
 
+def as_names(labels: str | Iterable[str]) -> list[str]:
+    """One name, or several, as a list; `find_classes` refuses what is no name."""
+    return [labels] if isinstance(labels, str) or not isinstance(labels, Iterable) else list(labels)
+
+
 def find_classes(name: str, labels: Sequence[str]) -> Classes:
     """The class of a label, in any case if that is unique; or, among ImageNet's 1,000 labels, the classes of a group.
 
     Groups are WordNet's nouns, by word or wnid. Errors list the nearest names, or the choices of an ambiguous one.
     """
+    if not isinstance(name, str):
+        raise DensescoreError(f"a class is a name, such as {labels[0]!r}, got {name!r}")
     if name in labels:
         return Classes(name, (labels.index(name),))
     twins = [label for label in labels if re.fullmatch(rf"{re.escape(name)} \(\d+\)", label)]

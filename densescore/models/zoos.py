@@ -51,7 +51,7 @@ def torchvision_model(name: str, description: str, **preprocessing: Any) -> Mode
         description,
         build=partial(_build, partial(_create_torchvision, name), 1000, name),
         published=partial(_download_torchvision, name),
-        license="BSD-3-Clause (torchvision)",
+        license="BSD-3-Clause",
         origin="torchvision, downloaded on first use",
         **preprocessing,
     )

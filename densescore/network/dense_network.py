@@ -211,6 +211,8 @@ def find_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         usable = torch.device(device)
+        if usable.type not in ("cpu", "cuda"):
+            raise DensescoreError(f"device {device!r} cannot be used: densescore runs on 'cpu' and 'cuda' only")
         torch.empty(1, device=usable)
     except (RuntimeError, AssertionError) as error:
         raise DensescoreError(f"device {device!r} cannot be used: {reason_of(error)}") from error

@@ -6,12 +6,10 @@ from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.norm_act import BatchNormAct2d
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from densescore.network.graph import members, symbolic_trace
+from densescore.network.graph import batch_norms, members, same_convolutions, symbolic_trace
 
 Clamp = tuple[float | None, float | None]
 """Lowest and highest output; None for no bound. (0, None) is a ReLU, (0, 6) a ReLU6."""
@@ -39,7 +37,7 @@ def folded(part: nn.Module) -> fx.GraphModule:
             name = names.setdefault((convolution, layer), f"folded_{source.name}")
             source.target = name
             layers[name] = layers.get(name) or _fold(convolution, layer)
-            # The activation of timm's batch norm takes the norm's place
+            # The activation of a batch norm takes the norm's place
             layers[f"{name}_act"] = activation = getattr(layer, "act", nn.Identity())
             node.target = f"{name}_act"
             if isinstance(activation, nn.Identity):
@@ -49,7 +47,7 @@ def folded(part: nn.Module) -> fx.GraphModule:
 
 def is_plain(layer: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     """Whether a convolution pads with zeros and uses its weights as they are; other subclasses may compute theirs."""
-    if not isinstance(layer, nn.Conv2d) or type(layer) not in (nn.Conv2d, Conv2dSame):
+    if not isinstance(layer, nn.Conv2d) or type(layer) not in (nn.Conv2d, *same_convolutions()):
         return False
     return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
@@ -94,7 +92,7 @@ def replace(node: fx.Node, other: fx.Node) -> None:
 
 def _is_norm(layer: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
     """Whether a batch norm has running statistics; without, it would take the map's."""
-    return type(layer) in (nn.BatchNorm2d, BatchNormAct2d) and getattr(layer, "running_mean", None) is not None
+    return type(layer) in batch_norms() and getattr(layer, "running_mean", None) is not None
 
 
 def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:

@@ -2,6 +2,7 @@
 
 import math
 import operator
+import sys
 import threading
 from collections.abc import Callable
 from operator import attrgetter
@@ -9,13 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.padding import get_same_padding
-from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from densescore.errors import DensescoreError, NotConvolutionalError, reason_of
+from densescore.models.efficientnet_lite import NormReLU6, SameConv2d, same_padding
 
 TRACING = threading.RLock()
 """Held while a network is traced or converted, by whatever tracer."""
@@ -38,6 +36,22 @@ _ARGUMENTS: dict[Any, tuple[str, ...]] = {
     F.avg_pool2d: ("input", "kernel_size", "stride", "padding", "ceil_mode"),
     F.pad: ("input", "pad", "mode", "value"),
 }
+
+
+def loaded(*names: str) -> tuple[Any, ...]:
+    """Classes and functions ``"module:name"`` of timm and torchvision, without those that no network has imported."""
+    parts = [name.split(":") for name in names]
+    return tuple(getattr(sys.modules[module], name) for module, name in parts if module in sys.modules)
+
+
+def same_convolutions() -> tuple[type[nn.Conv2d], ...]:
+    """The convolutions that pad as TensorFlow does, by the size of their input."""
+    return SameConv2d, *loaded("timm.layers.conv2d_same:Conv2dSame")
+
+
+def batch_norms() -> tuple[type[nn.BatchNorm2d], ...]:
+    """Batch norms, some with an activation, ``act``."""
+    return nn.BatchNorm2d, NormReLU6, *loaded("timm.layers.norm_act:BatchNormAct2d")
 
 
 class Tracer(fx.Tracer):
@@ -70,9 +84,11 @@ class _Tracer(Tracer):
     """Stops at layers, timm's subclasses included, and at modules that timm marks as not traceable."""
 
     def __init__(self) -> None:
-        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        notrace = loaded("timm.models:get_notrace_functions", "timm.models:get_notrace_modules")
+        functions, modules = (members() for members in notrace or (tuple, tuple))
+        super().__init__(autowrap_functions=tuple(functions))
         layers = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm)
-        self._leaves = (*layers, *get_notrace_modules())
+        self._leaves = (*layers, *modules)
         self.current = "its forward"
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -212,9 +228,9 @@ def padding_of(graph: fx.GraphModule, node: fx.Node) -> Padding:
     lowest = isinstance(kind, nn.MaxPool2d) or kind is F.max_pool2d
     value = -math.inf if lowest else arguments.get("value") or 0.0
     padding = arguments.get("pad", arguments.get("padding", 0))
-    if isinstance(kind, Conv2dSame):  # depends on the remainder of the size by the stride, which levels share
+    if isinstance(kind, same_convolutions()):  # depends on the remainder of the size by the stride, which levels share
         sizes = shape_of(node.all_input_nodes[0])[2:]
-        down, across = map(get_same_padding, sizes, kind.kernel_size, kind.stride, kind.dilation)
+        down, across = map(same_padding, sizes, kind.kernel_size, kind.stride, kind.dilation)
         padding = (across // 2, across - across // 2, down // 2, down - down // 2)
     elif padding == "same":
         kernel = arguments.get("kernel_size") or shape_of(arguments["weight"])[2:]
@@ -242,18 +258,16 @@ def pair(size: Any) -> tuple[int, int]:
 
 def peak_bytes(graph: fx.GraphModule, patch: int) -> int:
     """Peak memory of a graph on one patch: the largest sum of the tensors alive at one time."""
-    parameter = next(graph.parameters())
     with torch.inference_mode():
-        ShapeProp(graph).propagate(torch.zeros(1, 3, patch, patch, dtype=parameter.dtype, device=parameter.device))
+        note_shapes(graph, patch)
     alive: dict[fx.Node, int] = {}
     peak = 0
     last_use = {source: node for node in graph.graph.nodes for source in node.all_input_nodes}
     for node in graph.graph.nodes:
-        meta = node.meta.get("tensor_meta")
-        alive[node] = meta.shape.numel() if hasattr(meta, "shape") else 0
+        alive[node] = math.prod(shape_of(node)) if shape_of(node) else 0
         peak = max(peak, sum(alive.values()))
         alive = {source: size for source, size in alive.items() if last_use.get(source) is not node}
-    return peak * parameter.dtype.itemsize
+    return peak * next(graph.parameters()).dtype.itemsize
 
 
 def dependent(graph: fx.Graph) -> set[fx.Node]:

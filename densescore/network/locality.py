@@ -18,29 +18,26 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.norm import LayerNorm, LayerNorm2d
-from timm.layers.norm_act import BatchNormAct2d
-from timm.models.vgg import ConvMlp
 from torch import Tensor, fx, nn
 from torch.nn.modules import activation
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
-from torchvision.models.convnext import LayerNorm2d as TorchvisionLayerNorm2d
-from torchvision.ops import stochastic_depth
 
 from densescore.errors import DensescoreError, NotConvolutionalError
 from densescore.network.graph import (
     CROPS,
     Axes,
     axes_of,
+    batch_norms,
     dependent,
     enclosing_layer,
     grown_axes,
+    loaded,
     mixing,
     own_reason,
     random_pixels,
+    same_convolutions,
     shape_at,
     shape_of,
     step_of,
@@ -51,15 +48,15 @@ _MAX_REACH = 64  # strides; a position that reaches farther is held to see every
 
 # Layers that are local whatever their input.
 _LOCAL = (
-    *(nn.BatchNorm2d, BatchNormAct2d, nn.MaxPool2d, nn.AvgPool2d, nn.LocalResponseNorm, nn.PixelShuffle),
-    *(nn.Dropout, nn.Dropout2d, nn.Identity, ConvMlp, LayerNorm2d, TorchvisionLayerNorm2d),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.LocalResponseNorm, nn.PixelShuffle, nn.Dropout, nn.Dropout2d, nn.Identity),
     *(getattr(activation, name) for name in ("ReLU", "ReLU6", "GELU", "SiLU", "Mish", "Hardswish", "Hardsigmoid")),
     *(getattr(activation, name) for name in ("Sigmoid", "Tanh", "LeakyReLU", "PReLU", "ELU", "SELU", "Hardtanh")),
 )
+_FOREIGN = "timm.layers.norm:LayerNorm2d", "timm.models.vgg:ConvMlp", "torchvision.models.convnext:LayerNorm2d"
 _POINTWISE = (
     *(operator.add, operator.iadd, operator.sub, operator.mul, operator.imul, operator.truediv, operator.neg),
     *(torch.add, torch.sub, torch.mul, torch.cat, torch.relu, torch.sigmoid, torch.tanh, F.relu, F.relu6, F.gelu),
-    *(F.silu, F.hardswish, F.hardsigmoid, F.sigmoid, F.leaky_relu, F.dropout, stochastic_depth),
+    *(F.silu, F.hardswish, F.hardsigmoid, F.sigmoid, F.leaky_relu, F.dropout),
     *("add", "add_", "mul", "mul_", "relu", "relu_", "sigmoid", "sigmoid_", "clone", "contiguous"),
 )
 _LAYOUT = (torch.permute, torch.transpose, "permute", "transpose")
@@ -229,13 +226,15 @@ def _surely_local(trunk: fx.GraphModule, node: fx.Node) -> bool:
     if axes is None or not all(axes_of(source) or is_vector(shape_of(source)) for source in sources):
         return False
     if node.op != "call_module":
-        return node.target in _POINTWISE or node.target in _LAYOUT
+        return node.target in (*_POINTWISE, *_LAYOUT, *loaded("torchvision.ops:stochastic_depth"))
     layer = trunk.get_submodule(str(node.target))
-    if type(layer) in (nn.Conv2d, Conv2dSame):
+    if type(layer) in (nn.Conv2d, *same_convolutions()):
         return True
-    if type(layer) in (nn.Linear, nn.LayerNorm, LayerNorm):  # of the last axis, which must be the channels
+    # Of the last axis, which must be the channels
+    if type(layer) in (nn.Linear, nn.LayerNorm, *loaded("timm.layers.norm:LayerNorm")):
         return axes[1] < len(shape) - 1 and (not isinstance(layer, nn.LayerNorm) or len(layer.normalized_shape) == 1)
-    return type(layer) in _LOCAL and getattr(layer, "track_running_stats", True)
+    is_local = type(layer) in (*_LOCAL, *batch_norms(), *loaded(*_FOREIGN))
+    return is_local and getattr(layer, "track_running_stats", True)
 
 
 class _Operations(TorchDispatchMode):

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, fx, nn
 
 from densescore.errors import DensescoreError
@@ -27,6 +26,7 @@ from densescore.network.graph import (
     note_growth,
     note_shapes,
     padding_of,
+    same_convolutions,
     shape_of,
     step_of,
 )
@@ -90,7 +90,7 @@ def static_padding(trunk: fx.GraphModule) -> fx.GraphModule:
     root, graph = fx.GraphModule(trunk, trunk.graph), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in trunk.graph.nodes:
-        if node.op == "call_module" and isinstance(trunk.get_submodule(str(node.target)), Conv2dSame):
+        if node.op == "call_module" and isinstance(trunk.get_submodule(str(node.target)), same_convolutions()):
             (source,) = node.all_input_nodes
             root.add_module(f"static_{node.name}", LateLayer(*_strided_layer(trunk, node), (0, 0)))
             copies[node] = graph.call_module(f"static_{node.name}", (copies[source], copies[source], 0, 0))
@@ -180,7 +180,7 @@ def _strided_layer(trunk: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, Pad
     """The layer of a node that can begin late, and its padding."""
     layer: Any = trunk.get_submodule(str(node.target)) if node.op == "call_module" else None
     pads = padding_of(trunk, node).sides
-    if isinstance(layer, Conv2dSame) or (type(layer) is nn.Conv2d and layer.padding_mode == "zeros"):
+    if isinstance(layer, same_convolutions()) or (type(layer) is nn.Conv2d and layer.padding_mode == "zeros"):
         return layer, pads
     if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d) and not layer.ceil_mode:
         counts_padding = getattr(layer, "count_include_pad", True)

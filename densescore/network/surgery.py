@@ -226,9 +226,11 @@ def _logits(graph: fx.GraphModule) -> fx.Node:
     """The node of the logits, ``[N, classes]``."""
     (end,) = (node for node in graph.graph.nodes if node.op == "output")
     output = end.args[0]
-    if not isinstance(output, fx.Node) or len(shape_of(output)) != 2:
-        raise DensescoreError("the network must return one [N, classes] tensor of logits")
-    return output
+    if isinstance(output, fx.Node) and len(shape_of(output)) == 2:
+        return output
+    kind = f"a tensor of shape {[*shape_of(output)]}" if shape_of(output) else f"a {type(output).__name__}"
+    kind = f"a dict of {', '.join(map(repr, output))}" if isinstance(output, dict) else kind
+    raise DensescoreError(f"the network must return one [N, classes] tensor of logits, and returns {kind}")
 
 
 def _take_out_identity_pools(graph: fx.GraphModule) -> None:

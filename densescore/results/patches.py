@@ -27,6 +27,10 @@ class Patch(NamedTuple):
     scale: float
     values: Tensor
 
+    def __repr__(self) -> str:
+        box = ", ".join(f"{side:.1f}" for side in self.box)
+        return f"Patch(box=({box}), scale={self.scale:g}, values=[{len(self.values):,} numbers])"
+
 
 class BestPatch(NamedTuple):
     """A patch with a high score: its box in image pixels, its score, and its share of the image's score."""

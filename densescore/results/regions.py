@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import box_iou, nms
 
 from densescore.errors import DensescoreError
 from densescore.io.names import as_text
@@ -180,6 +179,8 @@ def layer_regions(
     certainty, order = certainty.topk(min(MAX_CANDIDATES, len(certainty)))
     boxes, patch_scores = boxes[order], patch_scores[order]
     # Merge each box with its voters
+    from torchvision.ops import box_iou, nms
+
     best = nms(boxes, certainty, NMS_IOU)[:MAX_DETECTIONS]
     votes = certainty * (box_iou(boxes[best], boxes) >= VOTE_IOU)  # [boxes, candidates]
     merged = (votes @ boxes) / votes.sum(1, keepdim=True).clamp(min=torch.finfo(votes.dtype).tiny)

@@ -24,7 +24,7 @@ from densescore.io.images import ImageLike, Pixels, read_image
 from densescore.io.names import as_text, to_json, unique_labels
 from densescore.models.box_layer import ObjectBoxes
 from densescore.models.head import BACKGROUND
-from densescore.models.labels import find_classes, find_label
+from densescore.models.labels import as_names, find_classes, find_label
 from densescore.models.weights import read_metadata, read_weights
 from densescore.results import formats, regions
 from densescore.results.formats import Ranked
@@ -197,8 +197,7 @@ class DenseScores:
             >>> [ranked.label for ranked in scores.select(["dog", "cat", "wolf spider"]).top()]
             ['cat', 'dog', 'wolf spider']
         """
-        names = [labels] if isinstance(labels, str) else labels
-        classes = {each.label: each.columns for each in (find_classes(name, self.labels) for name in names)}
+        classes = dict(find_classes(name, self.labels)[:2] for name in as_names(labels))
         boxes = self.object_boxes
         boxes = boxes.select([*classes.values()], self.patch_scores) if boxes is not None and classes else None
         scores = self.columns([*classes])
@@ -208,7 +207,7 @@ class DenseScores:
         """Scores of each patch for classes and groups, by default all classes: ``[M, len(labels)]``."""
         if labels is None:
             return self.patch_scores
-        classes = [find_classes(name, self.labels) for name in ([labels] if isinstance(labels, str) else labels)]
+        classes = [find_classes(name, self.labels) for name in as_names(labels)]
         indices = [self._on_device(each.columns) for each in classes]
         sums = [self.patch_scores[:, index].sum(1) for index in indices]
         return torch.stack(sums, 1).clamp(max=1) if sums else self.patch_scores[:, :0]

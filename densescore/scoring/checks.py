@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, overload
+from numbers import Real
+from typing import Any, get_args, overload
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from densescore.errors import DensescoreError, reason_of
+from densescore.network.cpu.accelerate import Runtime
 from densescore.network.crops import PatchNetwork
 from densescore.network.graph import random_pixels
 
@@ -28,11 +30,15 @@ def as_tuple(name: str, values: Iterable[Any] | None) -> tuple[Any, ...] | None:
     """A list, tuple, array or tensor as a tuple of Python's own numbers or strings; None stays None."""
     if values is None:
         return None
+    kind = str if name == "labels" else Real
     try:
         items = values.tolist() if hasattr(values, "tolist") else values
-        return tuple(value.item() if isinstance(value, np.generic) else value for value in items)
+        numbers = tuple(value.item() if isinstance(value, np.generic) else value for value in items)
     except TypeError as error:
         raise DensescoreError(f"{name} must be a sequence, got {values!r}") from error
+    if isinstance(values, str) or not all(isinstance(value, kind) for value in numbers):
+        raise DensescoreError(f"{name} must be a sequence of {'names' if kind is str else 'numbers'}, got {values!r}")
+    return numbers
 
 
 def fit_labels(labels: tuple[str, ...], classes: int, strict: bool) -> tuple[str, ...]:
@@ -53,6 +59,12 @@ def check_context(context: str | None, known: tuple[str | None, ...]) -> None:
             "context 'image' needs a convolutional network; this one is scored by crops: use context='patch'"
         )
     raise DensescoreError(f"context must be 'image' or 'patch', got {context!r}")
+
+
+def check_runtime(runtime: str) -> None:
+    """Raise an error for a runtime that is none."""
+    if runtime not in get_args(Runtime):
+        raise DensescoreError(f"runtime must be one of {', '.join(get_args(Runtime))}, got {runtime!r}")
 
 
 def check_weights(network: nn.Module, name: str) -> None:

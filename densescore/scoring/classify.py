@@ -1,5 +1,6 @@
 """`classify`, and its cache of scorers: one per process and choice of options."""
 
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -10,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 from densescore.io.images import ImageLike
 from densescore.results.scores import DenseScores
 from densescore.scoring.checks import check_process
+from densescore.scoring.options import ScorerOptions, check_options
 from densescore.scoring.scorer import DenseScorer
 
 MAX_SCORERS = 4
@@ -25,7 +28,7 @@ def classify(
     model: str | os.PathLike[str] = "lite0",
     *,
     classes: str | Sequence[str] | None = None,
-    **options: Any,
+    **options: Unpack[ScorerOptions],
 ) -> DenseScores:
     """Score every patch of an image with a named model, which is loaded once per process and choice of options.
 
@@ -52,6 +55,7 @@ def classify(
     return scores if classes is None else scores.select(classes)
 
 
+_log = logging.getLogger("densescore")
 _lock = threading.Lock()
 _scorers: OrderedDict[Hashable, Future[DenseScorer]] = OrderedDict()
 
@@ -59,6 +63,7 @@ _scorers: OrderedDict[Hashable, Future[DenseScorer]] = OrderedDict()
 def shared_scorer(model: str | os.PathLike[str], options: Mapping[str, Any]) -> DenseScorer:
     """The cached scorer of a named model or a head's file; a file that has been written again is read again."""
     check_process()
+    check_options(options)
     # Look up, or reserve a place
     key = (os.fspath(model), _version(model), _as_key(options))
     with _lock:
@@ -70,7 +75,9 @@ def shared_scorer(model: str | os.PathLike[str], options: Mapping[str, Any]) -> 
     # Make it; other threads that want the same scorer wait
     if is_new:
         try:
-            future.set_result(DenseScorer(os.fspath(model), **options))
+            scorer = DenseScorer(os.fspath(model), **options)
+            _log.info("loaded %s", scorer.describe())
+            future.set_result(scorer)
         except BaseException as error:
             with _lock:  # the next call tries again
                 if _scorers.get(key) is future:

@@ -22,6 +22,7 @@ from densescore.models.registry import Weights, load_classifier
 from densescore.models.weights import digest_of
 from densescore.network import make_network
 from densescore.network.cpu.accelerate import Runtime, accelerated
+from densescore.network.cpu.form_cache import FormCache
 from densescore.network.crops import CropNetwork, PatchNetwork, dense_only
 from densescore.network.dense_network import DenseNetwork, find_device, find_dtype, to_channels_last
 from densescore.network.gpu.accelerate import accelerated_on_gpu
@@ -124,8 +125,7 @@ class DenseScorer:
         checks.check_process()
 
         # Options
-        if runtime not in get_args(Runtime):
-            raise DensescoreError(f"runtime must be one of {', '.join(get_args(Runtime))}, got {runtime!r}")
+        checks.check_runtime(runtime)
         checks.check_context(context, (None, *get_args(Context)))
         if not isinstance(labels, str | os.PathLike):
             labels = as_tuple("labels", labels)
@@ -172,7 +172,10 @@ class DenseScorer:
         elif runtime == "compile":
             raise DensescoreError("runtime 'compile' is for networks that are scored by crops alone")
         elif self.device.type == "cpu":
-            self.network = accelerated(network, runtime)
+            # A named network's layers follow from its name, in the next process as well
+            weights_of = (self.weights_digest, self.classifier_digest, str(self.dtype))
+            origin = (classifier.backbone or self.name, network.patch, network.stride, *weights_of)
+            self.network = accelerated(network, runtime, FormCache(origin if self._arguments and weights else None))
         elif self.device.type == "cuda":
             self.network = accelerated_on_gpu(network)
         self.runtime = self.network.runtime
@@ -420,12 +423,9 @@ class DenseScorer:
 
     def describe(self) -> str:
         """Name, number of classes, scales, patch, stride, exponent, device and runtime, in words."""
-        count = len(self.labels)
-        if self.patch_sizes is None:
-            sizes = "scales " + ", ".join(f"{scale:g}" for scale in self.scales)
-        else:
-            sizes = "patches of " + ", ".join(f"{size:g}" for size in self.patch_sizes) + " pixels of the image"
-        dtype = str(self.dtype).removeprefix("torch.")
+        count, dtype = len(self.labels), str(self.dtype).removeprefix("torch.")
+        sizes = ", ".join(f"{size:g}" for size in self.patch_sizes or self.scales)
+        sizes = f"patches of {sizes} pixels of the image" if self.patch_sizes else f"scales {sizes}"
         crops = ", by crops" if self.context == "patch" else ""
         return (
             f"{self.name!r}, {count:,} class{'es' * (count != 1)}; {sizes}; a patch of {self.network.patch} pixels "

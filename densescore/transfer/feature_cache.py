@@ -15,9 +15,10 @@ from densescore.errors import DensescoreError
 from densescore.io.files import atomic_write, clear_scratch
 from densescore.io.images import Pixels, read_image
 from densescore.io.names import to_json
+from densescore.network.cpu.form_cache import cache_folder
 from densescore.scoring.scorer import Context, DenseScorer
 
-DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "densescore" / "features"
+DEFAULT_CACHE = cache_folder() / "features"
 DEFAULT_BYTES = 20 * 10**9
 """Quota of a cache: about 3,000 VOC photographs at the paper's scales with lite0 (6.5 MB each)."""
 

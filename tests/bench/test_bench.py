@@ -26,7 +26,7 @@ SMALL = ["--model", "lite0", "--scales", "1,1.2", "--rounds", "2", "--crop-cells
 
 def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     out = tmp_path / "result.json"
-    done = CliRunner().invoke(app, [*SMALL, "--json", str(out), "--overwrite", *arguments])
+    done = CliRunner().invoke(app, [*SMALL, "--output", str(out), "--overwrite", *arguments])
     assert done.exit_code == 0, done.output
     result: dict[str, Any] = json.loads(out.read_text())
     return result
@@ -36,9 +36,9 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     ("arguments", "message"),
     [
         (["--csv", "there.csv"], "there.csv: exists already"),
-        (["--json", "new.json", "--plot", "there.csv"], "there.csv: exists already"),
-        (["--json", "there.csv", "--image", "there.csv", "--overwrite"], "this run needs there.csv"),
-        (["--json", "same", "--csv", "./same"], "two of them name the same file"),
+        (["--output", "new.json", "--plot", "there.csv"], "there.csv: exists already"),
+        (["--output", "there.csv", "--image", "there.csv", "--overwrite"], "this run needs there.csv"),
+        (["--output", "same", "--csv", "./same"], "two of them name the same file"),
     ],
 )
 def test_output_files_are_checked_before_timing(

@@ -56,9 +56,12 @@ def test_heatmap_folder_is_replaced_only_with_overwrite(photos: Path, tmp_path: 
         ".densescore", "tabby.png", "tabby.npz", "Egyptian_cat.png", "Egyptian_cat.npz", "manifest.json",
     }  # fmt: skip
     before = {file: file.stat().st_mtime_ns for file in (out / "cat").iterdir()}
-    again = run(*arguments, "--top", "1")
-    assert again.exit_code == 1
-    assert "exists already" in again.stderr
+    again = succeed(*arguments, "--classes", "tabby,Egyptian cat")  # finished before
+    assert "cat: finished before, and skipped; --overwrite draws it again" in again.stderr.replace("\n", "")
+    for words in (["--top", "1"], ["--classes", "tabby,tiger cat"], ["--classes", "tabby,Egyptian cat", "--k", "2"]):
+        other = run(*arguments, *words)
+        assert other.exit_code == 1
+        assert "exists already; choose another name, or --overwrite" in other.stderr
     assert {file: file.stat().st_mtime_ns for file in (out / "cat").iterdir()} == before
     replaced = run(*arguments, "--top", "1", "--sheet", "--overwrite", "--json")
     assert replaced.exit_code == 0

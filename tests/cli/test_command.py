@@ -223,9 +223,15 @@ def test_defaults_in_help_are_the_librarys() -> None:
     ):
         assert default in re.findall(r"[\d.,]*\d", options_of(app, name)[option].help), option
     assert get_args(get_type_hints(train)["recipe"]) == tuple(RECIPES)
-    for option, choices in (("--labels", Labels), ("--overlap", Overlap)):
+    for option, choices in (("--supervision", Labels), ("--overlap", Overlap)):
         text = options_of(app, "train")[option].help
         assert all(re.search(rf"\b{choice}\b", text) for choice in get_args(choices)), option
+
+
+@pytest.mark.parametrize("name", [name for name in command_names(app) if name != "train"])
+def test_the_first_panel_has_eight_options_at_most(name: str) -> None:
+    panels = {parameter.help: parameter.group[0].name for parameter in options_of(app, name).values()}
+    assert 2 <= list(panels.values()).count("Options") <= 8
 
 
 def test_shared_option_has_one_help_text() -> None:
@@ -233,7 +239,7 @@ def test_shared_option_has_one_help_text() -> None:
     for name in command_names(app):
         options = options_of(app, name)
         assert {"--quiet", "-q", "--verbose", "-v"} <= options.keys()
-        assert ("-o" in options) == ("--out" in options)
+        assert len({"-o", "--output", "--out"} & options.keys()) in (0, 3)
         for option in ("--weights", "--device", "--dtype", "--runtime", "--stride", "--scales", "--k", "--context",
                        "--set", "--seed", "--cache", "--cache-size", "--classes", "--class"):  # fmt: skip
             own = (option, name) in (("--classes", "pretrain"), ("--classes", "source-classes"),

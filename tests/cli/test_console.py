@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 
 from densescore import DenseScorer
 from densescore.cli import console
@@ -52,6 +53,20 @@ def test_names_are_not_markup(name: str, capsys: pytest.CaptureFixture[str]) -> 
     captured = capsys.readouterr()
     assert captured.out.count(name) == 5
     assert captured.err == f"error: {name}: broken\n"
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_tables_break_no_word(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(console, "out", Console(width=width, markup=False))
+    headings = ("class", "average precision of boxes", "positives", "labeled patches", "pointing", "AP, IoU 0.5")
+    names = ("potted plant", "black-and-tan coonhound")
+    print_table(
+        headings, [(name, "0.812 ± 0.01", "12,345", 120, 0.5, 0.88) for name in names], last=("mean",) + ("1",) * 5
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    words = {word for line in lines for word in line.split()}
+    assert words >= {word for text in (*headings, *names, "0.812", "12,345") for word in text.split()}
 
 
 @pytest.mark.parametrize(("name", "shown"), ESCAPED.items())

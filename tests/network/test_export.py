@@ -58,7 +58,7 @@ def test_lite0_with_a_trained_head(suffix: str, tmp_path: Path, cat: NDArray[np.
     )
     save_head(tmp_path / "head.safetensors", head)
     path = tmp_path / f"model{suffix}"
-    result = CliRunner().invoke(app, ["export", "--model", str(tmp_path / "head.safetensors"), "--out", str(path)])
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "head.safetensors"), "--output", str(path)])
     assert result.exit_code == 0, result.output
     assert "pixels [1, 3, 224 + 32n, 224 + 32m] → probabilities [1, 3, n + 1, m + 1]" in result.stdout
     run = export._onnx_runner(path) if suffix == ".onnx" else export._torch_runner(path)

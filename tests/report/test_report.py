@@ -213,7 +213,7 @@ def test_a_file_is_found_by_the_end_of_its_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["photos", "--out", "report.pdf"], "--out: expected a name that ends in .html"),
+        (["photos", "--out", "report.pdf"], "--output: expected a name that ends in .html"),
         (["photos", "--classes", "d"], "no class 'd'"),
         (["photos", "--images", "photos"], "--images: applies to a table"),
         (["no.parquet"], "no.parquet: cannot be read as a table"),

@@ -15,8 +15,8 @@ TILE = 512
 """Side of the tiles of a file, in pixels of the map."""
 
 _SMALLEST = 512  # longest side of the last picture
-_PIXEL_SCALE, _TIEPOINT, _TRANSFORMATION, _KEYS = 33550, 33922, 34264, 34735
-_RASTER_TYPE, _PIXEL_IS_POINT = 1025, 2
+PIXEL_SCALE, TIEPOINT, TRANSFORMATION, KEYS = 33550, 33922, 34264, 34735
+RASTER_TYPE, PIXEL_IS_POINT = 1025, 2
 
 
 Track = Callable[[Sequence[tuple[int, int]]], Iterable[tuple[int, int]]]
@@ -131,17 +131,17 @@ def write_map(
 def scaled(tags: Sequence[GeoTag], step: int) -> tuple[GeoTag, ...]:
     """GeoTIFF tags for pixels that are `step` times as wide."""
     keys: dict[int, Any] = {code: value for code, _, _, value, _ in tags}
-    table = keys.get(_KEYS, ())
-    points = any(table[at] == _RASTER_TYPE and table[at + 3] == _PIXEL_IS_POINT for at in range(4, len(table), 4))
+    table = keys.get(KEYS, ())
+    points = any(table[at] == RASTER_TYPE and table[at + 3] == PIXEL_IS_POINT for at in range(4, len(table), 4))
     shift = (step - 1) / 2 if points else 0.0  # if coordinates mean the centers of pixels
     changed = []
     for code, kind, count, value, once in tags:
         numbers: Any = value
-        if code == _PIXEL_SCALE:
+        if code == PIXEL_SCALE:
             numbers = (value[0] * step, value[1] * step, value[2])
-        elif code == _TIEPOINT:
+        elif code == TIEPOINT:
             numbers = tuple((v - shift) / step if at % 6 < 2 else v for at, v in enumerate(value))
-        elif code == _TRANSFORMATION:
+        elif code == TRANSFORMATION:
             rows = np.array(value).reshape(4, 4)
             rows[:, 3] += shift * (rows[:, 0] + rows[:, 1])
             rows[:, :2] *= step

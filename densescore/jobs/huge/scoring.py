@@ -24,9 +24,10 @@ from densescore.errors import DensescoreError
 from densescore.geometry import Level, Pyramid
 from densescore.io.files import ZARR, atomic_write, check_replaceable, claim, exclusive, remove_folder, write_errors
 from densescore.io.names import label_file_names, text_values, to_json
+from densescore.jobs.huge import places
 from densescore.jobs.huge.maps import write_map
 from densescore.jobs.huge.resampling import level_window
-from densescore.jobs.huge.source import HugeImage, open_huge
+from densescore.jobs.huge.source import GeoTag, HugeImage, open_huge
 from densescore.models.head import BACKGROUND
 from densescore.models.labels import find_classes
 from densescore.network.crops import dense_only
@@ -42,7 +43,14 @@ Track = Callable[[Sequence[Any], str], Iterable[Any]]
 _UNLIMITED = 2**62  # cells
 _CHUNK_CLASSES = 64
 _KIND = "scores of a huge image"
-_HOLDS = (r"job\.json", "done", r"result\.json", r"maps(/[^/]+\.tif)?", rf"scores\.zarr(/{ZARR})?")
+_HOLDS = (
+    r"job\.json",
+    "done",
+    r"result\.json",
+    r"maps(/[^/]+\.tif)?",
+    r"places\.(csv|geojson)",
+    rf"scores\.zarr(/{ZARR})?",
+)
 
 
 def score_huge(
@@ -67,7 +75,8 @@ def score_huge(
     Args:
         scorer: scores the tiles; with `patch_sizes`, in pixels of the image, or with `scales`.
         image: path of a TIFF or zarr image; see `open_huge`.
-        folder: output folder: ``scores.zarr`` (per level ``[rows, cols, C]``), ``maps/CLASS.tif`` and ``result.json``.
+        folder: output folder: ``scores.zarr`` (per level ``[rows, cols, C]``), ``maps/CLASS.tif``,
+            ``result.json``, and the best patches: ``places.csv``, and ``places.geojson`` of a georeferenced image.
         classes: classes to map, or groups of classes, whose scores add up; see `DenseScores.select`.
         top: number of best classes to map, if `classes` is empty.
         map_step: image pixels per pixel of the maps.
@@ -120,6 +129,7 @@ def score_huge(
             "top": ranked[: max(top, 5)],
             "classes": _write_maps(scorer, job, pyramid, labels, map_step, source, track),
         }
+        _write_places(job, result["classes"], source.geotags)
         with job.writing(), atomic_write(job.folder / "result.json", overwrite=True) as temporary:
             temporary.write_text(to_json(text_values(result), indent=2) + "\n")
     return result
@@ -230,6 +240,15 @@ def _write_maps(
     return classes
 
 
+def _write_places(job: "Job", classes: Sequence[dict[str, Any]], tags: Sequence[GeoTag]) -> None:
+    """Write the classes' best patches, on the ground as well if the image is georeferenced."""
+    with job.writing(), atomic_write(job.folder / "places.csv", overwrite=True) as temporary:
+        places.write_csv(temporary, classes)
+    if places.ground_of(tags) is not None and places.epsg_of(tags) is not None:
+        with job.writing(), atomic_write(job.folder / "places.geojson", overwrite=True) as temporary:
+            places.write_geojson(temporary, classes, tags)
+
+
 class Job:
     """A folder of scores, new or resumed; `overwrite` starts again, but deletes none of the `inputs`.
 
@@ -283,7 +302,7 @@ class Job:
         if changed and not overwrite:
             raise DensescoreError(
                 f"{self.folder}: holds scores made with another {', '.join(changed)}; "
-                "choose another folder, or overwrite"
+                "choose another folder, or --overwrite (overwrite=True)"
             )
         return not overwrite
 

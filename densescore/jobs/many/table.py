@@ -29,7 +29,7 @@ from densescore.io.files import (
     remove_folder,
 )
 from densescore.io.find import each_once, exists, list_images, matching, read_list
-from densescore.io.names import as_text, to_json
+from densescore.io.names import as_text, refuse_url, to_json
 from densescore.io.video import frame_names, is_video, split_frame_name
 from densescore.jobs.many.rows import Outputs, Row, encode, make_row, open_arrays, schema
 from densescore.scoring.scorer import Context, DenseScorer
@@ -67,6 +67,7 @@ def _expand(text: str, *, videos: bool) -> Iterable[str]:
         stream = getattr(sys.stdin, "buffer", None)
         data = sys.stdin.read().encode("utf-8", "surrogateescape") if stream is None else stream.read()
         return read_list(data, "standard input")
+    refuse_url(text)
     path, is_there = Path(text), exists(text)
     if path.suffix.lower() == ".txt" and is_there and path.is_file():
         try:
@@ -102,7 +103,7 @@ class Run:
         self.out, self.images, self.columns = Path(out), images, columns
         self.part_size, self.overwrite, self.has_arrays = part_size, overwrite, has_arrays
         if self.out.suffix != ".parquet":
-            raise DensescoreError(f"--out: the table's file ends in .parquet, got {self.out}")
+            raise DensescoreError(f"--output: the table's file ends in .parquet, got {self.out}")
         if part_size < 1:
             raise DensescoreError(f"part_size must be at least 1, got {part_size}")
         values = {**description, "part-size": part_size, "images": _describe_images(images)}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from densescore.errors import DensescoreError, DensescoreWarning, reason_of
 from densescore.network.cpu import onednn, openvino
+from densescore.network.cpu.form_cache import FormCache
 from densescore.network.cpu.fusion import MIN_CHANNELS, fuse
 from densescore.network.cpu.onednn import PackedLinear
 from densescore.network.cpu.openvino import OpenVINOTrunk
@@ -22,33 +23,36 @@ _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.02}
 """Largest deviation of a faster form from torch's own layers, as a share of the largest output."""
 
 
-def accelerated(network: DenseNetwork, runtime: Runtime) -> DenseNetwork:
+def accelerated(network: DenseNetwork, runtime: Runtime, cache: FormCache | None = None) -> DenseNetwork:
     """The network with fused and packed layers, FC6 by Cook–Toom, and its trunk run by ``.runtime``.
 
-    Each form is run on levels of two sizes, and left out, with a warning, where its numbers are not torch's.
+    Forms new to the cache are run on two levels; one whose numbers are not torch's is left out, with a warning.
     """
+    cache = cache or FormCache(None)
     # glibc hands blocks larger than any freed before back to the system at once, and each page of the next one costs
     # a fault: a tenth of the time of scoring. It keeps blocks up to this one's size from now on (32 MiB is its limit).
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
     # Faster forms: layers fused and packed, then the trunk's runtime
     dtype = _dtype(network)
-    forms: dict[str, Callable[[], dict[str, Any]]] = {}
+    forms: dict[str, Callable[[bytes | None], dict[str, Any]]] = {}  # of their data in the cache
     if onednn.available(dtype):
-        forms["oneDNN"] = lambda: _fused(network)
+        forms["oneDNN"] = lambda data: _fused(network)
     if runtime == "openvino" or (runtime == "auto" and preferred_runtime(network) == "openvino"):
-        forms["OpenVINO"] = lambda: {
-            "fast_trunk": OpenVINOTrunk(network.level_trunk, network.patch, dtype), "runtime": "openvino"
+        forms["OpenVINO"] = lambda data: {
+            "fast_trunk": OpenVINOTrunk(network.level_trunk, network.patch, dtype, data), "runtime": "openvino"
         }  # fmt: skip
-    check = _Check(network) if forms else None
 
     # Keep those that give torch's numbers
-    faster = network
+    faster, check = network, None
     for name, fields in forms.items():
         try:
-            form = replaced(faster, **fields())
-            assert check is not None
-            check(form, name)
+            data = cache.read(name)
+            form = replaced(faster, **fields(data))
+            if data is None:
+                check = check or _Check(network)
+                check(form, name)
+                cache.write(name, form.fast_trunk.export() if isinstance(form.fast_trunk, OpenVINOTrunk) else b"")
         except Exception as error:  # each runtime has its own kinds
             if runtime == "openvino" and name == "OpenVINO":
                 raise error if isinstance(error, DensescoreError) else DensescoreError(reason_of(error)) from error

@@ -1,14 +1,13 @@
 """Layers for a CPU: clamps done in convolutions and linear layers, weights packed, Cook–Toom."""
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.padding import pad_same
 from torch import Tensor, fx, nn
 
+from densescore.models.efficientnet_lite import pad_same
 from densescore.network.cpu.onednn import PackedConv2d, PackedLinear
 from densescore.network.cpu.winograd import CookToom, tiling_of
 from densescore.network.folding import NO_CLAMP, Clamp, clamp_after, folded, is_plain, layer_of, replace
-from densescore.network.graph import members, pair
+from densescore.network.graph import members, pair, same_convolutions
 
 MIN_CHANNELS = 32
 """Channels per group; below, Cook–Toom's transforms cost more than the products that they save."""
@@ -29,7 +28,7 @@ class FusedConv2d(nn.Module):
         # Padding with zeros: computed from the input's size (`same`: kernel, stride, dilation), or fixed
         self._same: tuple[list[int], list[int], list[int]] | None = None
         self._padding = (0, 0)
-        if isinstance(convolution, Conv2dSame):
+        if isinstance(convolution, same_convolutions()):
             self._same = (list(pair(convolution.kernel_size)), list(stride), list(dilation))
         elif convolution.padding != "valid":
             self._padding = pair(convolution.padding)

@@ -50,43 +50,34 @@ def import_openvino() -> Any:
 class OpenVINOTrunk(nn.Module):
     """A trunk compiled for maps of any size: ``[1, 3, h, w]`` → ``[1, C, h', w']`` in float32 or bfloat16.
 
-    `idle` are infer requests: one serves one thread at a time. With `profile` they count the time of each layer.
+    `idle` are infer requests: one serves one thread at a time. `data`, if given, is an earlier `export` of the trunk.
     """
 
-    def __init__(self, trunk: nn.Module, patch: int, dtype: torch.dtype, *, profile: bool = False) -> None:
+    def __init__(self, trunk: nn.Module, patch: int, dtype: torch.dtype, data: bytes | None = None) -> None:
         super().__init__()
         openvino = import_openvino()
         if dtype not in _HINTS:
             raise DensescoreError(f"runtime 'openvino' computes in float32 or bfloat16, not {dtype}")
 
-        # Convert: trace at one patch, with any size and channels last after that
+        settings = {
+            "INFERENCE_PRECISION_HINT": _HINTS[dtype],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "CPU_RUNTIME_CACHE_CAPACITY": _CACHED_KERNELS,
+        }
         try:
-            with TRACING, warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # OpenVINO traces by torch.jit, which is deprecated
-                # OpenVINO rounds to bfloat16 by itself, and better: it misreads weights that are in it already.
-                exact = trunk if dtype == torch.float32 else copy.deepcopy(trunk).float()
-                if isinstance(exact, fx.GraphModule):
-                    exact = static_padding(exact)  # OpenVINO fuses it with the convolution
-                model = openvino.convert_model(exact, example_input=torch.zeros(1, 3, patch, patch))
-                steps = openvino.preprocess.PrePostProcessor(model)
-                for tensor in (steps.input(), steps.output()):
-                    tensor.tensor().set_layout(openvino.Layout("NHWC")).set_element_type(openvino.Type.f32)
-                    tensor.model().set_layout(openvino.Layout("NCHW"))
-                model = steps.build()
-                model.reshape([1, -1, -1, 3])
-
-                # Compile
-                settings = {
-                    "INFERENCE_PRECISION_HINT": _HINTS[dtype],
-                    "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                    "PERF_COUNT": profile,
-                    "CPU_RUNTIME_CACHE_CAPACITY": _CACHED_KERNELS,
-                }
-                self._compiled = openvino.compile_model(model, "CPU", settings)
+            if data is None:
+                self._compiled = openvino.compile_model(_convert(openvino, trunk, patch, dtype), "CPU", settings)
+            else:
+                self._compiled = openvino.Core().import_model(data, "CPU", settings)
         except Exception as error:  # OpenVINO's frontends have their own kinds
             raise DensescoreError(f"OpenVINO cannot convert the trunk: {reason_of(error)}") from error
         self._dtype = dtype
         self.idle = [self._compiled.create_infer_request()]
+
+    def export(self) -> bytes:
+        """The compiled trunk, for a process with the same OpenVINO."""
+        data: bytes = self._compiled.export_model().getvalue()
+        return data
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Run the trunk; from any number of threads."""
@@ -100,3 +91,21 @@ class OpenVINOTrunk(nn.Module):
         finally:
             self.idle.append(request)
         return torch.from_numpy(result).permute(0, 3, 1, 2).to(self._dtype)
+
+
+def _convert(openvino: Any, trunk: nn.Module, patch: int, dtype: torch.dtype) -> Any:
+    """OpenVINO's model of a trunk: traced at one patch, then of any size and channels last."""
+    with TRACING, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # OpenVINO traces by torch.jit, which is deprecated
+        # OpenVINO rounds to bfloat16 by itself, and better: it misreads weights that are in it already.
+        exact = trunk if dtype == torch.float32 else copy.deepcopy(trunk).float()
+        if isinstance(exact, fx.GraphModule):
+            exact = static_padding(exact)  # OpenVINO fuses it with the convolution
+        model = openvino.convert_model(exact, example_input=torch.zeros(1, 3, patch, patch))
+        steps = openvino.preprocess.PrePostProcessor(model)
+        for tensor in (steps.input(), steps.output()):
+            tensor.tensor().set_layout(openvino.Layout("NHWC")).set_element_type(openvino.Type.f32)
+            tensor.model().set_layout(openvino.Layout("NCHW"))
+        model = steps.build()
+        model.reshape([1, -1, -1, 3])
+    return model

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from densescore_kernels.checks import choose_backend
 from densescore_kernels.depthwise import torch_version
 from densescore_kernels.errors import DensescoreError
+from densescore_kernels.operators import operator
 from densescore_kernels.tiles import Tiles, tile_table
 
 ALIGNMENT = 16  # bytes
@@ -91,7 +92,7 @@ def _whole_maps(
     return region_tiles([(n, 0, 0, H, W) for n in range(N)], k, stride, padding).to(device)
 
 
-@torch.library.custom_op("densescore::depthwise_conv2d", mutates_args=())
+@operator("depthwise_conv2d")
 def _depthwise(
     x: torch.Tensor,
     weight: torch.Tensor,

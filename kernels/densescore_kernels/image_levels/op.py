@@ -11,6 +11,7 @@ import torch
 from densescore_kernels.checks import choose_backend
 from densescore_kernels.errors import DensescoreError
 from densescore_kernels.image_levels import torch_version
+from densescore_kernels.operators import operator
 from densescore_kernels.tiles import Tiles, tile_table
 
 BLOCK = 256
@@ -68,7 +69,7 @@ def level_tiles(levels: Sequence[PlacedLevel]) -> Tiles:
     return tile_table(columns, -(-columns[5] * columns[6] // BLOCK))
 
 
-@torch.library.custom_op("densescore::image_levels", mutates_args=())
+@operator("image_levels")
 def _image_levels(
     pixels: torch.Tensor,
     table: torch.Tensor,

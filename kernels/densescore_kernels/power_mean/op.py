@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from densescore_kernels.checks import check_exponent, check_matrix, check_offsets_shape, choose_backend, image_bounds
+from densescore_kernels.operators import operator
 from densescore_kernels.power_mean import torch_version
 
 
@@ -43,7 +44,7 @@ def power_mean(
     return _power_mean(scores, offsets, check_exponent(k), backend)
 
 
-@torch.library.custom_op("densescore::power_mean", mutates_args=())
+@operator("power_mean")
 def _power_mean(scores: torch.Tensor, offsets: torch.Tensor | None, k: float, backend: str) -> torch.Tensor:
     bounds = image_bounds(offsets, scores.shape[0])
     return _version(backend, scores).power_mean(scores, bounds, k)
@@ -55,7 +56,7 @@ def _(scores: torch.Tensor, offsets: torch.Tensor | None, k: float, backend: str
     return scores.new_empty(images, scores.shape[1], dtype=torch_version.working_dtype(scores))
 
 
-@torch.library.custom_op("densescore::power_mean_backward", mutates_args=())
+@operator("power_mean_backward")
 def _power_mean_backward(
     grad: torch.Tensor, scores: torch.Tensor, offsets: torch.Tensor | None, k: float, backend: str
 ) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 from densescore_kernels.checks import check_matrix, choose_backend
 from densescore_kernels.errors import DensescoreError
 from densescore_kernels.grid import Grid, GridLevel
+from densescore_kernels.operators import operator
 from densescore_kernels.response_map import torch_version
 
 OUT_DTYPES = (torch.float32, torch.float16)
@@ -119,7 +120,7 @@ def _unpack(numbers: Sequence[int]) -> tuple[Grid, ...]:
     return tuple(grids)
 
 
-@torch.library.custom_op("densescore::response_map", mutates_args=())
+@operator("response_map")
 def _response_map(
     scores: torch.Tensor, geometry: Sequence[int], classes: torch.Tensor | None, dtype: torch.dtype, backend: str
 ) -> torch.Tensor:

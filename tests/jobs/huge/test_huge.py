@@ -1,5 +1,6 @@
 """Images read by windows: pixels, scores and maps equal those of the whole; a killed run resumes."""
 
+import csv
 import json
 import platform
 import subprocess
@@ -29,6 +30,7 @@ zarr = pytest.importorskip("zarr")
 
 from densescore.jobs.huge import open_huge, resampling, score_huge, source  # noqa: E402
 from densescore.jobs.huge.maps import MapView, scaled  # noqa: E402
+from densescore.jobs.huge.places import ground_of  # noqa: E402
 from densescore.network.surgery import to_dense  # noqa: E402
 
 
@@ -364,6 +366,18 @@ def test_georeferencing_stays(points: bool, tmp_path: Path) -> None:
         assert found[34735] == keys
         shift = (step - 1) / 2 / step if points else 0
         assert found[33922] == pytest.approx((-shift, -shift, 0, 448000, 5412000, 0))
+        # The best patches, on the ground
+        half = 0.25 if points else 0
+        rows = [*csv.DictReader((out / "places.csv").open())]
+        features = json.loads((out / "places.geojson").read_text())["features"]
+        assert len(rows) == len(features) == len(entry["best_patches"])
+        for row, feature, patch in zip(rows, features, entry["best_patches"], strict=True):
+            assert (row["class"], feature["properties"]["score"]) == ("a", patch["score"])
+            (ring,) = feature["geometry"]["coordinates"]
+            x0, y0, x1, y1 = patch["box"]
+            assert float(row["x1"]) == pytest.approx(x1, abs=0.06)
+            assert ring[0] == ring[4] == pytest.approx([448000 + 0.5 * x0 - half, 5412000 - 0.5 * y0 + half])
+            assert ring[2] == pytest.approx([448000 + 0.5 * x1 - half, 5412000 - 0.5 * y1 + half])
         rasterio = pytest.importorskip("rasterio")
         with rasterio.open(path) as before, rasterio.open(out / entry["map"]) as after:
             assert after.crs == before.crs
@@ -376,6 +390,10 @@ def test_a_georeferencing_matrix_is_scaled() -> None:
     matrix = (0.5, 0.1, 0, 100.0, 0.1, -0.5, 0, 200.0, 0, 0, 0, 0, 0, 0, 0, 1)
     ((*_, values, _),) = scaled([(34264, 12, 16, matrix, True)], 4)
     assert values == pytest.approx((2, 0.4, 0, 100, 0.4, -2, 0, 200, 0, 0, 0, 0, 0, 0, 0, 1))
+    ground = ground_of([(34264, 12, 16, matrix, True)])
+    assert ground is not None
+    assert ground(10, 20) == pytest.approx((107, 191))
+    assert ground_of([]) is None
 
 
 def test_the_command(coffee_tiff: Path, tmp_path: Path) -> None:
@@ -387,6 +405,8 @@ def test_the_command(coffee_tiff: Path, tmp_path: Path) -> None:
     again = CliRunner().invoke(app, [*command, "--classes", "cup"])
     assert again.exit_code == 0, again.output
     assert "cup.tif" in again.stdout
+    assert "places.csv" in again.stdout
+    assert not (tmp_path / "out" / "places.geojson").exists()
     wrong = CliRunner().invoke(app, [*command, "--stride", "5"])
     assert (wrong.exit_code, "stride must divide" in wrong.stderr) == (2, True)
 

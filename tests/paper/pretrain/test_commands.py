@@ -28,7 +28,7 @@ def test_source_classes_are_counted_and_written(tmp_path: Path) -> None:
 def test_pretrain_writes_a_network_that_loads(tmp_path: Path) -> None:
     data, out = write_tree(tmp_path / "images", count=6), tmp_path / "source.safetensors"
     command = ["pretrain", "--data", str(data), "--classes", "random:2:0", "--width", "16", "--batch", "5"]
-    command += ["--epochs", "1", "--workers", "0", "--device", "cpu", "--out", str(out), "--json"]
+    command += ["--epochs", "1", "--readers", "0", "--device", "cpu", "--out", str(out), "--json"]
     result = succeed(*command)
     measured = json.loads(result.stdout)
     assert measured["classes"] == 2
