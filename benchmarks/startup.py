@@ -16,8 +16,7 @@ from statistics import median
 from typing import Any
 
 import cv2
-
-from benchmarks.common import RESULTS, noise_image, parser, write_record
+from common import RESULTS, noise_image, parser, write_record
 
 COMMANDS = {
     "import torch": "import torch",

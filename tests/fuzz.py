@@ -100,8 +100,9 @@ class Fuzz:
         self.seeds = [save(Toy().state_dict()), *written, pickled]
         # Data sets
         self.sets = list[tuple[Path, Path]]()
-        turned = [partial(turned_set, name) for name in TURNED]
-        for make in (roboflow_coco, cvat_coco, labelimg, yolo, lambda root: write_voc(root, {"train": 3}), *turned):
+        makers: list[Callable[[Path], Path]] = [partial(turned_set, name) for name in TURNED]
+        makers += [roboflow_coco, cvat_coco, labelimg, yolo, lambda root: write_voc(root, {"train": 3})]
+        for make in makers:
             root = make(folder / f"set-{len(self.sets)}")
             self.sets += [(root, path) for path in sorted(root.rglob("*")) if path.is_file()]
         # Videos
