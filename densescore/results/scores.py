@@ -34,17 +34,17 @@ from densescore_kernels import Grid, GridLevel, power_mean, response_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
     from pandas import DataFrame
     from supervision import Detections
+    from typing_extensions import Unpack
 
-    from densescore.results.draw import Colors, Picture
+    from densescore.results.draw import Picture, StyleOptions
 
 _FORMAT = "densescore-scores-1"
 _BOXES = "object_boxes."  # prefix of their tensors' names in a file
 
-Locate = Literal["shrunk", "mean"]
+Locate = Literal["heatmap", "response_map"]
 """How `DenseScores.locate` finds a class's place."""
 
 
@@ -256,22 +256,25 @@ class DenseScores:
         """
         return response_map(self.columns(labels), self._grid)
 
-    def shrunk_map(self, labels: str | Sequence[str] | None = None) -> Tensor:
-        """The response map, shrunk towards 0 where few patches hold a pixel: near the border.
+    def heatmap(self, labels: str | Sequence[str] | None = None) -> Tensor:
+        """The response map, lowered where few patches hold a pixel, averaged over each pixel's neighborhood.
 
-        ``2 Σ y / (n + max n)`` over the n patches that hold a pixel: the pixels that most patches hold keep the value
-        of the response map. Places and boxes are read from this map.
+        It is the map that is drawn: pictures, `locate`, boxes, tables and the page use it. With n patches over a pixel
+        the response map counts ``2 n / (n + max n)`` times: a mean of few, near the border, is extreme more often.
 
         Args:
             labels: as for `response_map`.
 
         Returns:
-            float32 ``[len(labels), H, W]`` in [0, 1].
-        """
-        return self._shrink(self.response_map(labels))
+            float32 ``[len(labels), H, W]`` in [0, 1], never rescaled.
 
-    def _shrink(self, maps: Tensor) -> Tensor:
-        return maps * regions.shrink_weights(self.coverage).to(maps.device, non_blocking=True)
+        Example:
+            >>> scores = DenseScores(torch.tensor([[0.8], [0.7]]), ("cat",), Pyramid.of(224, 256, scales=(1,)))
+            >>> heatmap = scores.heatmap("cat")[0]
+            >>> float(heatmap.max()) == scores.locate("cat")[0].peak
+            True
+        """
+        return regions.heatmap_of(self.response_map(labels), self.coverage)
 
     def thumbnail(self, side: int) -> "DenseScores":
         """The same patches of an image of at most `side` pixels a side, whose maps cost as little as their pixels."""
@@ -284,35 +287,39 @@ class DenseScores:
     def class_map(self, label: str, side: int) -> ClassMap:
         """A class or group as pictures of at most `side` pixels a side show it."""
         small = self.thumbnail(side)
-        mean = small.response_map(label)[0]
-        shrunk = small._shrink(mean)
-        box = None if self.object_boxes is None else self.find_boxes(label, max_regions=1)[0].box
-        return ClassMap(label, mean.cpu().numpy(), shrunk.cpu().numpy(), regions.find_place(mean, shrunk), box)
+        heatmap = small.heatmap(label)[0]
+        values = heatmap.cpu().numpy()
+        if self.object_boxes is None:
+            box = regions.find_regions(values, max_regions=1)[0].box
+        else:  # in pixels of the image
+            x0, y0, x1, y1 = self.find_boxes(label, max_regions=1)[0].box
+            across, down = values.shape[1] / self.pyramid.width, values.shape[0] / self.pyramid.height
+            box = round(x0 * across), round(y0 * down), round(x1 * across), round(y1 * down)
+        return ClassMap(label, self._certainty(label), values, regions.find_place(heatmap), box)
+
+    def _certainty(self, label: str) -> float:
+        """The number that pictures show of a class."""
+        return self.select(label).confidence().item()
 
     # Places and boxes
 
-    def locate(self, labels: str | Sequence[str] | None = None, *, by: Locate = "shrunk") -> list[Place]:
-        """The most likely location of each class: a pixel's center.
-
-        A mean over the few patches near the border is extreme more often, so a response map's maximum often lies there
-        by chance. ``by="shrunk"`` finds the maximum of the `shrunk_map`, averaged over a neighborhood of each pixel.
+    def locate(self, labels: str | Sequence[str] | None = None, *, by: Locate = "heatmap") -> list[Place]:
+        """The most likely location of each class, the peak of its `heatmap`: a pixel's center, and the value there.
 
         Args:
             labels: as for `response_map`.
-            by: ``"shrunk"``, or ``"mean"``: the response map's own maximum.
+            by: ``"heatmap"``, or ``"response_map"``, whose maximum often lies at the border by chance.
 
         Example:
             >>> scores = DenseScores(torch.tensor([[0.8], [0.7]]), ("cat",), Pyramid.of(224, 256, scales=(1,)))
             >>> place = scores.locate("cat")[0]  # both patches: 1.5 / (2 + 2); the left one alone: 0.8 / (1 + 2)
-            >>> 32 < place.x < 224, round(place.response, 2)
+            >>> 32 < place.x < 224, round(place.peak, 2)
             (True, 0.75)
-            >>> scores.locate("cat", by="mean")[0].x
+            >>> scores.locate("cat", by="response_map")[0].x
             0.5
         """
-        means = self.response_map(labels)  # [C, H, W]
-        if by == "mean":
-            return [regions.find_place(mean, mean, radius=0) for mean in means]
-        return [regions.find_place(mean, votes) for mean, votes in zip(means, self._shrink(means), strict=True)]
+        maps = self.heatmap(labels) if by == "heatmap" else self.response_map(labels)  # [C, H, W]
+        return [regions.find_place(values) for values in maps]
 
     def boxes_from_map(
         self,
@@ -323,7 +330,7 @@ class DenseScores:
         min_area: float = 0.0,
         max_regions: int | None = None,
     ) -> list[Region]:
-        """Boxes of the connected regions where a class's `shrunk_map` reaches a share of its peak.
+        """Boxes of the connected regions where a class's `heatmap` reaches a share of its peak.
 
         Args:
             label: a class name, or a group's.
@@ -339,7 +346,7 @@ class DenseScores:
             DensescoreError: no such class, or an argument that is out of range.
         """
         options = {"min_share": min_share, "min_area": min_area, "max_regions": max_regions}
-        return self._map_boxes([label], self.response_map(label), share, options)[label]
+        return self._map_boxes([label], self.heatmap(label), share, options)[label]
 
     def find_boxes(
         self, label: str, share: float | None = None, *, min_area: float = 0.0, max_regions: int | None = None
@@ -372,13 +379,13 @@ class DenseScores:
         max_regions: int | None = None,
         maps: NDArray[np.float32] | None = None,
     ) -> dict[str, list[Region]]:
-        """`find_boxes` of several classes; `maps` are their response maps ``[len(labels), H, W]``, if computed."""
+        """`find_boxes` of several classes; `maps` are their heatmaps ``[len(labels), H, W]``, if computed."""
         if not labels:
             return {}
         options: dict[str, Any] = {"min_area": min_area, "max_regions": max_regions}
         if self.object_boxes is None:
-            means = self.response_map(labels) if maps is None else torch.from_numpy(maps)
-            return self._map_boxes(labels, means, share, options)
+            heatmaps = self.heatmap(labels) if maps is None else torch.from_numpy(maps)
+            return self._map_boxes(labels, heatmaps, share, options)
         index = self._on_device([self.index(label) for label in labels])  # [n]
         patches, *rest = (part[index] for part in self.object_boxes)  # [n, K], [n, K, 4], [n, K]
         parts = (rest[0], self.patch_scores[patches, index[:, None]], rest[1], self.confidence()[index])
@@ -389,13 +396,12 @@ class DenseScores:
         }
 
     def _map_boxes(
-        self, labels: Sequence[str], means: Tensor, share: float | None, options: Mapping[str, Any]
+        self, labels: Sequence[str], maps: Tensor, share: float | None, options: Mapping[str, Any]
     ) -> dict[str, list[Region]]:
-        maps = self._shrink(means).cpu().numpy()  # [len(labels), H, W]
         confidence = _confidence(self.columns(labels), self.k).tolist()
         return {
             label: regions.find_regions(values, share, confidence=certainty, **options)
-            for label, values, certainty in zip(labels, maps, confidence, strict=True)
+            for label, values, certainty in zip(labels, maps.cpu().numpy(), confidence, strict=True)
         }
 
     # Other forms
@@ -408,7 +414,7 @@ class DenseScores:
         Args:
             top: number of classes to rank.
             labels: classes whose regions to list; the best one by default.
-            maps: response maps of `labels`, ``[len(labels), H, W]``, if computed already.
+            maps: heatmaps of `labels`, ``[len(labels), H, W]``, if computed already.
 
         Returns:
             ``height``, ``width``, ``patches``; ``label``, ``score`` and ``confidence`` of the best class, and its
@@ -530,29 +536,44 @@ class DenseScores:
             raise DensescoreError(f"{name}: expected the {expected} pixels that were scored, got {pixels.shape[:2]}")
         return pixels
 
+    def overlay(
+        self, label: str | None = None, *, image: ImageLike | None = None, **style: "Unpack[StyleOptions]"
+    ) -> Pixels:
+        """The photograph with a class's heatmap, without marks, for pictures of your own: uint8 ``[H, W, 3]``.
+
+        The arguments and errors are those of `plot`.
+
+        Example:
+            >>> import densescore, skimage
+            >>> densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)).overlay("Egyptian cat").shape
+            (300, 451, 3)
+        """
+        from densescore.results import draw
+
+        options, pixels = draw.Style(**style), self.photograph(image)
+        view = self.class_map(label or self._names(None)[0], draw.PICTURE_SIDE)
+        return draw.paint(pixels, view, options, (pixels.shape[1], pixels.shape[0]), marks=False)
+
     def plot(
         self,
         label: str | None = None,
         *,
         image: ImageLike | None = None,
         ax: "Axes | None" = None,
-        colors: "Colors" = "relative",
-        opacity: float = 0.65,
-        colormap: "str | Colormap" = "turbo",
+        **style: "Unpack[StyleOptions]",
     ) -> "Figure":
-        """Draw where a class is: its response map over the photograph, as ``densescore heatmap`` does.
+        """Draw where a class is: its heatmap over the photograph, as ``densescore heatmap`` does.
 
-        The map fades out where the class does not respond. A line marks half of the peak, a cross the most likely
-        location (`locate`), a dashed frame the region around it; the title says how high the peak is.
+        The map fades out where the class does not respond. A line marks half of the peak, a cross the peak (`locate`),
+        a frame the best box. The title is the answer. A class that is absent is not drawn.
 
         Args:
             label: a class name; the best class by default.
             image: the photograph, if the scores do not hold it (see `source`).
             ax: matplotlib's axes to draw on, in pixels of the image; by default a new figure, apart from pyplot.
-            colors: ``"relative"``, ``"absolute"`` (comparable between pictures) or ``"rescaled"``; see
-                `densescore.results.draw.Colors`.
-            opacity: opacity of the color at the peak, in [0, 1].
-            colormap: a colormap of matplotlib.
+            style: ``colors``, ``"relative"``, ``"absolute"`` (comparable between pictures) or ``"rescaled"`` (see
+                `densescore.results.draw.Colors`); ``opacity`` of the color at the peak, in [0, 1]; ``colormap``, one of
+                matplotlib's; ``colorbar``, whether there is one.
 
         Returns:
             The figure. A notebook shows it; ``savefig`` writes it.
@@ -563,16 +584,16 @@ class DenseScores:
         Example:
             >>> import densescore, skimage
             >>> figure = densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)).plot("Egyptian cat")
-            >>> figure.axes[0].get_title().split(",")[0]
-            'Egyptian cat: strong response'
+            >>> figure.axes[0].get_title()
+            'Egyptian cat 34 %'
         """
         from densescore.results import draw
 
-        style = draw.Style(colors, opacity, colormap)
+        options = draw.Style(**style)
         pixels, view = self.photograph(image), self.class_map(label or self._names(None)[0], draw.PICTURE_SIDE)
         if ax is None:
-            return draw.overlay(pixels, view, style)
-        draw.draw_map(ax, pixels, view, style)
+            return draw.plot_map(pixels, view, options)
+        draw.draw_map(ax, pixels, view, options)
         ax.set_title(view.title, parse_math=False)
         return cast("Figure", ax.figure)
 
@@ -582,23 +603,21 @@ class DenseScores:
         *,
         top: int = 6,
         image: ImageLike | None = None,
-        colors: "Colors" = "relative",
-        opacity: float = 0.65,
-        colormap: "str | Colormap" = "turbo",
+        **style: "Unpack[StyleOptions]",
     ) -> "Picture":
-        """Draw the photograph and the maps of several classes side by side, on one scale: the paper's Figure 1.
+        """Draw the photograph and the heatmaps of several classes side by side; absent classes are gray.
 
-        `labels` are class names, by default the `top` best ones. The other arguments and the errors are those of
-        `plot`; colors are not ``"rescaled"``.
+        `labels` are class names, by default the `top` best ones. Each panel has its own scale; ``shared_scale=True``
+        gives them one, as in the paper's Figure 1. The other arguments and the errors are those of `plot`.
         """
         from densescore.results import draw
 
-        style = draw.Style(colors, opacity, colormap)
+        options = draw.Style(**style)
         chosen = self.select([best.label for best in self.top(top)] if labels is None else labels)
         if not chosen.labels:
             raise DensescoreError("a sheet needs at least one class, got none")
         views = [chosen.class_map(label, draw.PANEL_SIDE) for label in chosen.labels]
-        return draw.sheet(self.photograph(image), views, chosen.confidence().tolist(), style)
+        return draw.sheet(self.photograph(image), views, options)
 
     def save_heatmap(
         self,
@@ -606,10 +625,8 @@ class DenseScores:
         label: str | None = None,
         *,
         image: ImageLike | None = None,
-        colors: "Colors" = "relative",
-        opacity: float = 0.65,
-        colormap: "str | Colormap" = "turbo",
         overwrite: bool = False,
+        **style: "Unpack[StyleOptions]",
     ) -> None:
         """Write the picture of `plot` to a file (``….png``, ``….jpg``, ``….pdf``, …), whole or not at all.
 
@@ -618,9 +635,8 @@ class DenseScores:
         Raises:
             DensescoreError: as for `plot`; unknown format; or the file exists and `overwrite` is off.
         """
-        picture = cast("Picture", self.plot(label, image=image, colors=colors, opacity=opacity, colormap=colormap))
         files = [each for each in (self.source, image) if isinstance(each, str | os.PathLike)]
-        picture.save(path, overwrite=overwrite, inputs=files)
+        cast("Picture", self.plot(label, image=image, **style)).save(path, overwrite=overwrite, inputs=files)
 
     def __repr__(self) -> str:
         best = ", ".join(f"{ranked.label!r} {ranked.confidence:.2g}" for ranked in self.top(3))
@@ -724,9 +740,9 @@ def response_maps(images: Sequence[DenseScores], labels: str | Sequence[str] | N
 
 
 def best_patches(scores: DenseScores, label: str, count: int = 6) -> list[BestPatch]:
-    """The patches that add most to a class's image score, most first.
+    """The different patches that add most to a class's image score, most first: none overlaps a better one by much.
 
-    By eq. (1) the image's score is ``Σ y_i^k / M``, so a patch's share of it is ``y_i^k / Σ y_j^k``.
+    By eq. (1) the image's score is ``Σ y_i^k / M``, so a patch's share of it is ``y_i^k / Σ y_j^k``, over all patches.
 
     Args:
         scores: scores of one image.
@@ -735,9 +751,9 @@ def best_patches(scores: DenseScores, label: str, count: int = 6) -> list[BestPa
 
     Example:
         >>> import densescore, skimage
-        >>> best = best_patches(densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)), "Egyptian cat", 100)
-        >>> round(sum(patch.share for patch in best), 3)
-        1.0
+        >>> best = best_patches(densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)), "Egyptian cat")
+        >>> best[0].score > best[-1].score
+        True
     """
     return rank_patches(scores.columns(label)[:, 0].cpu().numpy(), scores.pyramid, scores.k, count)
 
