@@ -11,6 +11,7 @@ from torch import Tensor
 
 from densescore.errors import DensescoreError
 from densescore.io.names import as_text
+from densescore_kernels import Grid
 
 _STRIP = 256  # rows or columns that `smooth` sums at a time
 RADIUS = 0.08
@@ -88,6 +89,17 @@ def thumbnail_size(width: int, height: int, side: int) -> tuple[int, int]:
     """Width and height shrunk, in proportion, to at most `side` pixels; never enlarged."""
     shrink = min(1.0, side / max(width, height))
     return max(1, round(width * shrink)), max(1, round(height * shrink))
+
+
+def coverage_of(grid: Grid) -> Tensor:
+    """Number of patches over each pixel's center; see `DenseScores.coverage`."""
+    axes = [(grid.down(number), grid.across(number)) for number in range(len(grid.levels))]
+    most = sum(int(down.cells.max()) * int(across.cells.max()) for down, across in axes)
+    counts = np.zeros((grid.height, grid.width), np.int16 if most < 2**15 else np.int32)
+    for down, across in axes:
+        rows, cols = (axis.cells[axis.segment].astype(counts.dtype) for axis in (down, across))  # [H], [W]
+        counts += rows[:, None] * cols
+    return torch.from_numpy(counts)
 
 
 def heatmap_of(maps: Tensor, coverage: Tensor) -> Tensor:

@@ -1,32 +1,24 @@
 """The result: a probability per patch and class, where the patches are, and what follows from both."""
 
-import base64
-import html
-import json
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 
 from densescore.errors import DensescoreError
 from densescore.geometry import Level, Pyramid
-from densescore.io.files import atomic_write
-from densescore.io.images import ImageLike, Pixels, read_image
-from densescore.io.names import as_text, to_json, unique_labels
+from densescore.io.images import ImageLike, Pixels, read_sized
+from densescore.io.names import unique_labels
 from densescore.models.box_layer import ObjectBoxes
 from densescore.models.head import BACKGROUND
 from densescore.models.labels import as_names, find_classes, find_label
-from densescore.models.weights import read_metadata, read_weights
-from densescore.results import formats, regions
+from densescore.results import formats, regions, stored
 from densescore.results.formats import Ranked
 from densescore.results.patches import BestPatch, Patch, describe_patches, each_patch, patch_scales, rank_patches
 from densescore.results.regions import MAP_THRESHOLD, MIN_AREA_SHARE, ClassMap, Place, Region
@@ -40,9 +32,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from densescore.results.draw import Picture, StyleOptions
-
-_FORMAT = "densescore-scores-1"
-_BOXES = "object_boxes."  # prefix of their tensors' names in a file
 
 Locate = Literal["heatmap", "response_map"]
 """How `DenseScores.locate` finds a class's place."""
@@ -223,7 +212,8 @@ class DenseScores:
     # Maps
 
     @cached_property
-    def _grid(self) -> Grid:
+    def grid(self) -> Grid:
+        """The patches as the kernels take them."""
         pyramid = self.pyramid
         levels = tuple(GridLevel(level.height, level.width, level.rows, level.cols) for level in pyramid.levels)
         return Grid(pyramid.height, pyramid.width, pyramid.patch, pyramid.stride, levels)
@@ -234,13 +224,7 @@ class DenseScores:
 
         int16, or int32 where more than 32,767 patches hold a pixel.
         """
-        axes = [(self._grid.down(number), self._grid.across(number)) for number in range(len(self.levels))]
-        most = sum(int(down.cells.max()) * int(across.cells.max()) for down, across in axes)
-        counts = np.zeros((self.pyramid.height, self.pyramid.width), np.int16 if most < 2**15 else np.int32)
-        for down, across in axes:
-            rows, cols = (axis.cells[axis.segment].astype(counts.dtype) for axis in (down, across))  # [H], [W]
-            counts += rows[:, None] * cols
-        return torch.from_numpy(counts)
+        return regions.coverage_of(self.grid)
 
     def response_map(self, labels: str | Sequence[str] | None = None) -> Tensor:
         """At each pixel, the mean score of all patches of all scales that hold the pixel's center.
@@ -254,7 +238,7 @@ class DenseScores:
         Raises:
             DensescoreError: no such class or group.
         """
-        return response_map(self.columns(labels), self._grid)
+        return response_map(self.columns(labels), self.grid)
 
     def heatmap(self, labels: str | Sequence[str] | None = None) -> Tensor:
         """The response map, lowered where few patches hold a pixel, averaged over each pixel's neighborhood.
@@ -529,12 +513,7 @@ class DenseScores:
                 "these scores do not hold their photograph: they were loaded from a file, or are of one image of many; "
                 "pass it as image="
             )
-        pixels = read_image(source)
-        expected = (self.pyramid.height, self.pyramid.width)
-        if pixels.shape[:2] != expected:
-            name = f"{os.fspath(source)}" if isinstance(source, str | os.PathLike) else "image"
-            raise DensescoreError(f"{name}: expected the {expected} pixels that were scored, got {pixels.shape[:2]}")
-        return pixels
+        return read_sized(source, (self.pyramid.height, self.pyramid.width))
 
     def overlay(
         self, label: str | None = None, *, image: ImageLike | None = None, **style: "Unpack[StyleOptions]"
@@ -652,10 +631,8 @@ class DenseScores:
         try:
             picture = cast("Picture", self.plot())
         except DensescoreError as error:  # the file is gone, or another one
-            return f"<p>{html.escape(as_text(str(error)))}</p>"
-        data, title = base64.b64encode(picture.encode("jpeg")).decode(), picture.axes[0].get_title()
-        alt = html.escape(title)
-        return f'<img src="data:image/jpeg;base64,{data}" alt="{alt}" style="max-width: min(100%, 720px)">'
+            return formats.paragraph(str(error))
+        return formats.picture_tag(picture.encode("jpeg"), picture.axes[0].get_title())
 
     def _repr_png_(self) -> bytes | None:
         """For notebooks that show no HTML: the picture, or None without a photograph."""
@@ -672,16 +649,9 @@ class DenseScores:
         Raises:
             DensescoreError: the file exists and `overwrite` is off.
         """
-        description = {
-            "labels": self.labels,
-            "pyramid": asdict(self.pyramid),
-            **{name: getattr(self, name) for name in ("k", "model", "context", "runtime", "timings", "retried")},
-        }
-        metadata = {"format": _FORMAT, "densescore": to_json(description)}
-        with atomic_write(path, overwrite=overwrite) as temporary:
-            boxes = {} if self.object_boxes is None else self.object_boxes._asdict()
-            tensors = {"patch_scores": self.patch_scores, **{_BOXES + name: tensor for name, tensor in boxes.items()}}
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        fields = ("labels", "k", "model", "context", "runtime", "timings", "retried")
+        description = {"pyramid": asdict(self.pyramid), **{name: getattr(self, name) for name in fields}}
+        stored.write(path, self.patch_scores, self.object_boxes, description, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "DenseScores":
@@ -690,53 +660,12 @@ class DenseScores:
         Raises:
             DensescoreError: not such a file.
         """
-        tensors = read_weights(path)
-        metadata = read_metadata(path) if Path(path).suffix == ".safetensors" else {}
-        if metadata.get("format") != _FORMAT:
-            raise DensescoreError(f"{path}: not saved scores (format {metadata.get('format')!r}, not {_FORMAT!r})")
-        try:
-            description = json.loads(metadata["densescore"])
+        patch_scores, boxes, description = stored.read(path)
+        with stored.named_faults(path):
             pyramid = description.pop("pyramid")
             levels = tuple(Level(**level) for level in pyramid.pop("levels"))
             labels = tuple(description.pop("labels"))
-            boxed = any(name.startswith(_BOXES) for name in tensors)
-            boxes = ObjectBoxes(*(tensors[_BOXES + name] for name in ObjectBoxes._fields)) if boxed else None
-            whole = Pyramid(**pyramid, levels=levels)
-            return cls(tensors["patch_scores"], labels, whole, object_boxes=boxes, **description)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DensescoreError(f"{path}: saved scores without a valid {error}") from error
-
-
-def response_maps(images: Sequence[DenseScores], labels: str | Sequence[str] | None = None) -> list[Tensor]:
-    """`DenseScores.response_map` of several images, with one call for all images of the same size and scales.
-
-    Args:
-        images: their scores; each image may have other labels.
-        labels: names of classes, or of groups; all classes by default.
-
-    Returns:
-        Per image, float32 ``[len(labels), H, W]`` in [0, 1].
-
-    Raises:
-        DensescoreError: no such class or group.
-
-    Example:
-        >>> from densescore import Pyramid
-        >>> pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
-        >>> images = [DenseScores(torch.tensor([[a], [b]]), ("cat",), pyramid) for a, b in ((0.9, 0.5), (0.1, 0.3))]
-        >>> [maps[0, 0, [0, 128, 255]] for maps in response_maps(images)]
-        [tensor([0.9000, 0.7000, 0.5000]), tensor([0.1000, 0.2000, 0.3000])]
-    """
-    by_grid: defaultdict[tuple[Grid, torch.device], list[int]] = defaultdict(list)
-    for index, scores in enumerate(images):
-        by_grid[scores._grid, scores.patch_scores.device].append(index)
-    maps: dict[int, Tensor] = {}
-    for (grid, _), members in by_grid.items():
-        # Columns of images with one grid are to the operation what classes of one image are.
-        columns = [images[index].columns(labels) for index in members]
-        joined = response_map(torch.cat(columns, 1), grid)
-        maps |= zip(members, joined.split([part.shape[1] for part in columns]), strict=True)
-    return [maps[index] for index in range(len(images))]
+            return cls(patch_scores, labels, Pyramid(**pyramid, levels=levels), object_boxes=boxes, **description)
 
 
 def best_patches(scores: DenseScores, label: str, count: int = 6) -> list[BestPatch]:

@@ -20,7 +20,8 @@ from densescore.evaluation.evaluate import score_set
 from densescore.io.video import write_video
 from densescore.models.head import save_head
 from densescore.models.registry import MODELS, ModelEntry
-from densescore.results.scores import DenseScores, best_patches, response_maps
+from densescore.results.batch import response_maps
+from densescore.results.scores import DenseScores, best_patches
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.pipeline import cached_scores, train_model
 from densescore.transfer.recipe import Recipe
@@ -42,7 +43,7 @@ WAITS = {
     "results/scores.py:_certainty": "plain numbers",
     "results/scores.py:best_patches": "ranked on the host",
     "results/scores.py:cpu": "asked for",
-    "results/scores.py:save": "a file",
+    "results/stored.py:write": "a file",
     "results/regions.py:find_place": "plain numbers",
     "transfer/feature_cache.py:_compute": "features go to a file",
     "evaluation/evaluate.py:score_set": "image scores of a whole set are kept on the host",
