@@ -14,8 +14,9 @@ from torchvision.ops import nms
 from densescore.errors import DensescoreError
 from densescore.geometry import Pyramid
 
-PATCH_IOU = 0.1
-"""Best patches overlap by no more than this (intersection over union): others show the same."""
+PATCH_IOU, PATCH_SHARE = 0.2, 0.3
+"""Best patches overlap by no more than the first (intersection over union), since others show the same, and reach the
+second, a share of the best one's score, since others add nothing to the image's."""
 
 
 class Patch(NamedTuple):
@@ -119,5 +120,6 @@ def rank_patches(column: NDArray[np.float32], pyramid: Pyramid, k: float, count:
     powers = (column / top).astype(np.float64) ** k if top else np.ones(len(column))
     shares = powers / powers.sum()
     boxes = pyramid.boxes()
-    different = nms(torch.from_numpy(boxes), torch.from_numpy(column), PATCH_IOU)[:count].tolist()
-    return [BestPatch(tuple(boxes[index].tolist()), float(column[index]), float(shares[index])) for index in different]
+    different = nms(torch.from_numpy(boxes), torch.from_numpy(column), PATCH_IOU)[:count]
+    strong = different[torch.from_numpy(column)[different] >= PATCH_SHARE * top].tolist()
+    return [BestPatch(tuple(boxes[index].tolist()), float(column[index]), float(shares[index])) for index in strong]

@@ -564,7 +564,7 @@ class DenseScores:
             >>> import densescore, skimage
             >>> figure = densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)).plot("Egyptian cat")
             >>> figure.axes[0].get_title()
-            'Egyptian cat 34 %'
+            'Egyptian cat 37 %'
         """
         from densescore.results import draw
 
@@ -680,7 +680,7 @@ def best_patches(scores: DenseScores, label: str, count: int = 6) -> list[BestPa
 
     Example:
         >>> import densescore, skimage
-        >>> best = best_patches(densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)), "Egyptian cat")
+        >>> best = best_patches(densescore.classify(skimage.data.chelsea(), scales=(1, 2.4)), "Egyptian cat")
         >>> best[0].score > best[-1].score
         True
     """

@@ -32,7 +32,8 @@ def test_scores_and_maps(start: Start, toy: DenseScorer) -> None:
     assert row["confidences"] == pytest.approx([ranked.confidence for ranked in best], rel=1e-6)
     assert row["confidence"] == row["confidences"][0]
     assert row["best_patch"]["score"] == row["best_patches"][0]["score"]
-    assert (row["model"], row["height"], row["width"], len(row["best_patches"])) == ("Toy", 30, 40, 2)
+    assert (row["model"], row["height"], row["width"]) == ("Toy", 30, 40)
+    assert 0 < len(row["best_patches"]) <= 3
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     status, body, _ = call(f"{url}/map?label=b", png())

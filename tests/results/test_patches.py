@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torchvision.ops import box_iou
 
 from densescore import DensescoreError, DenseScorer, DenseScores, Pyramid, best_patches
-from densescore.results.patches import PatchFeatures
+from densescore.results.patches import PATCH_IOU, PATCH_SHARE, PatchFeatures
 
 
 def test_iteration_gives_each_patch_with_its_box_and_scores(toy_scorer: DenseScorer, cat: NDArray[np.uint8]) -> None:
@@ -66,6 +67,18 @@ def test_a_scorer_in_a_line_and_as_a_call(toy_scorer: DenseScorer, cat: NDArray[
     assert "; patches of 40, 60.5 pixels of the image; " in repr(sized)
     assert torch.equal(toy_scorer(cat).patch_scores, toy_scorer.score(cat).patch_scores)
     assert toy_scorer(cat, context="patch").context == "patch"
+
+
+def test_the_best_patches_are_different_ones(toy_scorer: DenseScorer, cat: NDArray[np.uint8]) -> None:
+    scores = toy_scorer.score(cat)
+    for label in scores.labels:
+        best = best_patches(scores, label, 20)
+        boxes = torch.tensor([patch.box for patch in best])
+        assert (box_iou(boxes, boxes).fill_diagonal_(0) <= PATCH_IOU).all()
+        values = [patch.score for patch in best]
+        assert values == sorted(values, reverse=True)
+        assert values[0] == scores.columns(label).max() <= values[-1] / PATCH_SHARE
+        assert len(best) > 3
 
 
 @pytest.mark.parametrize("best", [0.0, 1e-45, 1e-40, 1e-30, 1.0])
