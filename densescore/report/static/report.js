@@ -128,9 +128,9 @@ chosen.append(make('option', {value: '', textContent: 'the best one of each imag
   ...labels.map((label, index) => make('option', {value: index, textContent: `${label} (${counts.get(label).toLocaleString('en')})`})));
 find('#about').textContent = about.text + (folder && folder !== '/' ? ` Images in ${folder}` : '');
 // A control without anything to act on is hidden.
-const found = images.flatMap((image) => image.classes);
-peak.parentElement.hidden = !found.some(({boxes}) => boxes.length);
-opacity.parentElement.hidden = !found.some(({place}) => place);
+const drawn = images.flatMap((image) => image.classes);
+peak.parentElement.hidden = !drawn.some(({boxes}) => boxes.length);
+opacity.parentElement.hidden = !drawn.some(({place}) => place);
 find('#errors').hidden = !failed.length;
 find('#errors summary').textContent = `${number(failed.length, 'image')} could not be shown`;
 find('#errors ul').append(...failed.map(({name, error}) =>
