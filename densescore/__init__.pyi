@@ -25,6 +25,7 @@ from .models.head import HeadFile as HeadFile
 from .models.head import load_head as load_head
 from .models.head import save_head as save_head
 from .network.export import export_model as export_model
+from .results.batch import response_maps as response_maps
 from .results.formats import Ranked as Ranked
 from .results.heatmaps import export_heatmaps as export_heatmaps
 from .results.patches import BestPatch as BestPatch
@@ -34,7 +35,6 @@ from .results.regions import Place as Place
 from .results.regions import Region as Region
 from .results.scores import DenseScores as DenseScores
 from .results.scores import best_patches as best_patches
-from .results.scores import response_maps as response_maps
 from .scoring.classify import classify as classify
 from .scoring.scorer import DenseScorer as DenseScorer
 from .scoring.stream import Scored as Scored

@@ -44,7 +44,7 @@ def of_mean(scores: DenseScores, label: str) -> list[Region]:
 
 STEPS: dict[str, Find] = {
     "regions of the response map at half its peak": of_mean,
-    "of the shrunk map": lambda scores, label: scores.boxes_from_map(label, 0.5, min_share=0),
+    "of the heatmap": lambda scores, label: scores.boxes_from_map(label, 0.5, min_share=0),
     "without small regions (`boxes_from_map`)": lambda scores, label: scores.boxes_from_map(label),
     "box layer, trained with the head (`find_boxes`)": lambda scores, label: scores.find_boxes(label),
 }

@@ -62,8 +62,8 @@ NUMBERS = {
     "map_2007": "mAP, 2007 rule",
     "pointing": "pointing, mean of classes",
     "pointing_pooled": "pointing, all pairs",
-    "pointing_map_maximum": "… at the map's maximum, mean of classes",
-    "pointing_map_maximum_pooled": "… all pairs",
+    "pointing_response_map": "… at the response map's maximum, mean of classes",
+    "pointing_response_map_pooled": "… all pairs",
     "located_map": "AP with location",
 }
 
@@ -184,13 +184,13 @@ class Experiment:
         score = functools.cache(score)  # of each image, twice
         result = score_set(self.val, score, KS)
         rows = evaluate_classes(result, 5.0)
-        by_mean = evaluate_classes(score_set(self.val, score, (5.0,), locate="mean"), 5.0)
+        by_mean = evaluate_classes(score_set(self.val, score, (5.0,), locate="response_map"), 5.0)
         fields = {"map": "ap", "map_2007": "ap_2007", "pointing": "pointing", "located_map": "located_ap"}
         return {
             **{key: mean_of(rows, field, CLASSES) for key, field in fields.items()},
             "pointing_pooled": pooled(rows),
-            "pointing_map_maximum": mean_of(by_mean, "pointing", CLASSES),
-            "pointing_map_maximum_pooled": pooled(by_mean),
+            "pointing_response_map": mean_of(by_mean, "pointing", CLASSES),
+            "pointing_response_map_pooled": pooled(by_mean),
             "k_curve": {f"{k:g}": value for k, value in k_curve(result, classes=CLASSES)},
             "classes": {
                 row.label: {"ap": row.ap, "pointing": row.pointing, "images": row.positives}

@@ -150,7 +150,7 @@ def fraction(value: float | None) -> str:
 
 def describe_map(entry: Mapping[str, Any]) -> str:
     """Class, confidence and map peak of a manifest's entry."""
-    return f"{entry['label']}: confidence {entry['confidence']:.2g}, map peak {entry['map_maximum']:.2g}"
+    return f"{entry['label']}: confidence {entry['confidence']:.2g}"
 
 
 INTERVAL = 10.0

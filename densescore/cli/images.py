@@ -108,13 +108,15 @@ def heatmap(
     ] = "relative",
     opacity: Annotated[float, cli.more_option("Opacity at the peak.", validator=Number(gte=0, lte=1))] = 0.65,
     colormap: Annotated[str, cli.more_option("Colormap of matplotlib.")] = "turbo",
-    sheet: Annotated[bool, cli.option("Also write the image and its maps side by side, on one scale.")] = False,
+    colorbar: Annotated[bool, cli.more_option("Draw the scale of the colors.")] = True,
+    sheet: Annotated[bool, cli.option("Also write the image and its heatmaps side by side.")] = False,
+    shared_scale: Annotated[bool, cli.more_option("One scale for all panels of the sheet, as in the paper.")] = False,
     fps: Annotated[float | None, cli.FIVE_FPS] = None,
     overwrite: cli.Overwrite = False,
     as_json: cli.JsonLines = False,
     options: cli.ScorerOptions = cli.ScorerOptions(),
 ) -> None:
-    """Write response maps: an overlay and the raw map (.npz) per class; for a video, an annotated video and a CSV."""
+    """Write heatmaps: a picture and the raw maps (.npz) per class; for a video, an annotated video and a CSV."""
     # Check all arguments
     options.check(classes.names)
     from densescore.io.files import clear_scratch
@@ -123,12 +125,13 @@ def heatmap(
     from densescore.io.names import as_text, folder_names
     from densescore.io.video import is_video
     from densescore.jobs.annotated_video import annotate_video
-    from densescore.results.draw import Style
+    from densescore.results.draw import Style, StyleOptions
     from densescore.results.heatmaps import HEATMAPS, describe_geometry, export_heatmaps
 
-    style = Style(colors, opacity, colormap)
-    if sheet:
-        style.check_one_scale()
+    style: StyleOptions = {
+        "colors": colors, "opacity": opacity, "colormap": colormap, "colorbar": colorbar, "shared_scale": shared_scale
+    }  # fmt: skip
+    Style(**style)  # raises its errors before any work
     paths = list_images(images, videos=fps is not None)
 
     # Load the model
@@ -136,9 +139,7 @@ def heatmap(
     names = classes.among(scorer.labels)
     folders = dict(zip(paths, folder_names(path.stem for path in paths), strict=True))
     inputs = [*paths, *options.files]
-    drawing: dict[str, Any] = {
-        "colors": colors, "opacity": opacity, "colormap": colormap, "overwrite": overwrite, "inputs": inputs,
-    }  # fmt: skip
+    drawing: dict[str, Any] = {**style, "overwrite": overwrite, "inputs": inputs}
     clear_scratch(out)  # of killed runs
 
     def work(path: Path) -> None:
@@ -261,7 +262,7 @@ def huge(
         print_json(result)
         return
     for entry in result["classes"]:
-        info(f"{out / entry['map']}  {describe_map(entry)}")
+        info(f"{out / entry['response_map']}  {describe_map(entry)}")
     info(f"{out / 'places.csv'}  best patches of each class")
 
 
@@ -269,7 +270,9 @@ def huge(
 def demo(
     *,
     model: Annotated[list[str] | None, cli.option("Model name or trained head (.safetensors); repeatable.")] = None,
-    example_images: Annotated[Path | None, cli.option("Folder of example images to offer.", "--examples")] = None,
+    example_images: Annotated[
+        Path | None, cli.option("Folder of example images to offer; samples by default.", "--examples")
+    ] = None,
     host: Annotated[str, cli.option("Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, cli.option("Port to listen on.", validator=Number(gte=1, lte=65535))] = 7860,
     root_path: Annotated[str, cli.more_option("Path prefix behind a proxy.")] = "",
@@ -289,6 +292,7 @@ def demo(
     if not host.strip():  # an unset variable; a server would listen at every address
         raise DensescoreError("--host: is empty; expected an address such as 127.0.0.1, or 0.0.0.0 for all")
     try:
+        from densescore.demo.api import sample_photographs
         from densescore.demo.limits import Limits
         from densescore.demo.server import build_app, make_server
         from densescore.demo.service import Service
@@ -303,7 +307,8 @@ def demo(
     }
     if len(builders) < len(names):
         raise DensescoreError(f"--model: two models share a name: {', '.join(names)}")
-    pictures = [str(path.resolve()) for path in list_images([example_images])[:12]] if example_images else []
+    found = list_images([example_images])[:12] if example_images else sample_photographs()
+    pictures = [str(path.resolve()) for path in found]
     limits = Limits(
         upload=int(upload * 1e6), pixels=int(pixels * 1e6), cells=max_cells, seconds=seconds, waiting=waiting
     )

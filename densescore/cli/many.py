@@ -62,7 +62,7 @@ def score(
     all_scores: Annotated[bool, cli.more_option("Also store the scores of all classes.")] = False,
     mapped: Annotated[NonNegativeInt, cli.more_option("Number of top classes with regions and maps.")] = 1,
     classes: cli.ClassOptions = cli.ClassOptions(),
-    maps: Annotated[bool, cli.option("Store response maps in a zarr folder next to the table.")] = False,
+    maps: Annotated[bool, cli.option("Store heatmaps in a zarr folder next to the table.")] = False,
     patch_scores: Annotated[bool, cli.more_option("Store all patches' scores and boxes in that folder.")] = False,
     formats: OtherFormats = OtherFormats(),
     overwrite: cli.Overwrite = False,

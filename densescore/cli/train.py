@@ -258,7 +258,7 @@ def evaluate(
     score = cached_scores(scorer, cache.of(scorer))
     with Progress() as progress:
         result = score_set(
-            dataset, score, (scorer.k,), locate="shrunk" if maps else None, boxes=maps,
+            dataset, score, (scorer.k,), locate="heatmap" if maps else None, boxes=maps,
             track=lambda items: progress.track(items, "images"),
         )  # fmt: skip
 

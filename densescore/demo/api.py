@@ -1,9 +1,10 @@
-"""HTTP API: an image in the body gives scores as JSON, or raw maps as NumPy files; and the page with its own calls."""
+"""HTTP API: an image in the body gives scores as JSON, or heatmaps as NumPy files; and the page with its own calls."""
 
 import asyncio
 import gzip
 import io
 from collections.abc import AsyncGenerator, Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -21,7 +22,7 @@ from densescore.demo.service import Answer, Service
 from densescore.errors import DensescoreError
 from densescore.io.images import read_image
 from densescore.io.names import to_json
-from densescore.results.draw import jpeg
+from densescore.results.draw import data_url
 from densescore.results.scores import best_patches
 
 T = TypeVar("T")
@@ -57,6 +58,14 @@ def build_api(service: Service, clients: Clients, examples: Sequence[str] = ()) 
     _add_scoring(app, service)
     _add_page(app, service, [Path(path) for path in examples])
     return app
+
+
+def sample_photographs() -> list[Path]:
+    """Photographs to begin with: scikit-image's, if it is installed."""
+    package = find_spec("skimage")
+    folder = Path(package.origin or "").parent / "data" if package else Path()
+    names = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def error_response(status: int, message: str) -> Response:
@@ -105,12 +114,12 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
         return json_response(await _score(request, model, describe))
 
     @app.post("/map", openapi_extra=_BODY)
-    async def response_map(request: Request, label: str, model: ModelQuery = default) -> Response:
-        """The raw response map of a class or group, float32 ``[H, W]``, as a NumPy file (.npy)."""
+    async def heatmap(request: Request, label: str, model: ModelQuery = default) -> Response:
+        """The heatmap of a class or group, float32 ``[H, W]``, as a NumPy file (.npy)."""
 
         def encode(answer: Answer) -> bytes:
             file = io.BytesIO()
-            np.save(file, answer.scores.response_map(label)[0].cpu().numpy())
+            np.save(file, answer.scores.heatmap(label)[0].cpu().numpy())
             return file.getvalue()
 
         return await _score_to_file(request, model, encode)
@@ -122,7 +131,7 @@ def _add_page(app: FastAPI, service: Service, examples: Sequence[Path]) -> None:
     for route, (name, kind) in _FILES.items():
         file = Response((_STATIC / name).read_bytes(), media_type=kind)
         app.router.routes.append(Route(route, file, methods=["GET"], include_in_schema=False))
-    thumbnails = [{"name": path.name, "photo": jpeg(read_image(path), _THUMBNAIL_SIDE)} for path in examples]
+    thumbnails = [{"name": path.name, "photo": data_url(read_image(path), _THUMBNAIL_SIDE)} for path in examples]
 
     @app.get("/examples")
     async def list_examples() -> Response:
@@ -156,7 +165,7 @@ def _add_page(app: FastAPI, service: Service, examples: Sequence[Path]) -> None:
 
     @app.post("/maps", openapi_extra=_BODY)
     async def maps(request: Request, model: ModelQuery = default, classes: ClassesQuery = "") -> Response:
-        """Raw maps of the page's classes, as a NumPy archive (.npz): as many as fit in the pixel limit."""
+        """Heatmaps of the page's classes, as a NumPy archive (.npz): as many as fit in the pixel limit."""
 
         def encode(answer: Answer) -> bytes:
             return answer.select(classes).maps_file(service.limits.pixels)

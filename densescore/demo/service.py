@@ -1,6 +1,5 @@
 """Scores clients' images: inputs are capped, one image is scored at a time, few wait, none longer than its time."""
 
-import base64
 import io
 import logging
 import time
@@ -11,14 +10,14 @@ from threading import BoundedSemaphore, Lock
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from matplotlib import colormaps
 
 from densescore.demo.decoder import Decoder
 from densescore.demo.limits import BusyError, Limits, ModelError, TooLargeError, TooSlowError
 from densescore.errors import DensescoreError
 from densescore.io.images import Pixels
-from densescore.results.draw import jpeg
-from densescore.results.regions import shrink_weights
+from densescore.results.draw import Style, data_url, paint
+from densescore.results.patches import BestPatch
+from densescore.results.regions import thumbnail_size
 from densescore.results.scores import DenseScores, best_patches
 from densescore.scoring.scorer import DenseScorer
 
@@ -27,7 +26,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _SHARE = 8  # seconds in which a client pays for one of the server
 _TOP, _PATCHES = 8, 6  # classes on the page, and best patches of each
-_PHOTO_SIDE, _MAP_SIDE, _PATCH_SIDE = 1000, 400, 240  # longest sides of the page's pictures, in pixels
+_PHOTO_SIDE, _PATCH_SIDE = 1000, 240  # longest sides of the page's pictures, in pixels
 
 
 class Answer(NamedTuple):
@@ -42,38 +41,19 @@ class Answer(NamedTuple):
         return self._replace(scores=self.scores.select(names)) if names else self
 
     def page(self) -> dict[str, Any]:
-        """Everything that the page shows, as JSON values; arrays are float32 in base64, classes best first."""
+        """Everything that the page shows, as JSON values; classes best first."""
         pixels, scores = self
-        ranked = scores.top(_TOP)
-        labels = [best.label for best in ranked]
-        peaks = scores.thumbnail(_PHOTO_SIDE).response_map(labels).amax((1, 2)).tolist()  # [TOP]
-        small = scores.thumbnail(_MAP_SIDE)
-        maps = small.response_map(labels).cpu().numpy()  # [TOP, rows, columns]
-        return {
-            "photo": jpeg(pixels, _PHOTO_SIDE),
-            "height": pixels.shape[0],
-            "width": pixels.shape[1],
-            "colors": _base64(colormaps["turbo"](np.arange(256), bytes=True)[:, :3]),  # uint8 [256, 3]
-            "rows": maps.shape[1],
-            "columns": maps.shape[2],
-            # Factors from a raw map to the drawn one; see `DenseScores.shrunk_map`
-            "weights": _base64(shrink_weights(small.coverage).numpy().astype("<f4")),
-            "classes": [
-                {
-                    "label": best.label,
-                    "score": best.score,
-                    "confidence": best.confidence,
-                    "best_patch": best.best_patch,
-                    "peak": peak,
-                    "values": _base64(values.astype("<f4")),
-                    "patches": self._patches(best.label),
-                }
-                for best, peak, values in zip(ranked, peaks, maps, strict=True)
-            ],
-        }
+        size = thumbnail_size(pixels.shape[1], pixels.shape[0], _PHOTO_SIDE)
+        classes = []
+        for best in scores.top(_TOP):
+            view = scores.class_map(best.label, _PHOTO_SIDE)
+            picture = data_url(paint(pixels, view, Style(), size), _PHOTO_SIDE) if view.is_present else ""
+            patches = [self._patch(patch) for patch in best_patches(scores, best.label, _PATCHES) if view.is_present]
+            classes.append({**best._asdict(), "title": view.title, "picture": picture, "patches": patches})
+        return {"photo": data_url(pixels, _PHOTO_SIDE), "classes": classes}
 
     def maps_file(self, max_values: int) -> bytes:
-        """Raw maps of the page's classes that fit in `max_values`, as .npz: ``maps [n, H, W]`` and ``labels [n]``."""
+        """Heatmaps of the page's classes that fit in `max_values`, as .npz: ``heatmaps [n, H, W]``, ``labels [n]``."""
         height, width = self.pixels.shape[:2]
         count = min(_TOP, max_values // (height * width))
         if count < 1:
@@ -82,17 +62,14 @@ class Answer(NamedTuple):
             )
         labels = [best.label for best in self.scores.top(count)]
         file = io.BytesIO()
-        np.savez_compressed(file, maps=self.scores.response_map(labels).cpu().numpy(), labels=np.array(labels))
+        np.savez_compressed(file, heatmaps=self.scores.heatmap(labels).cpu().numpy(), labels=np.array(labels))
         return file.getvalue()
 
-    def _patches(self, label: str) -> list[dict[str, Any]]:
+    def _patch(self, patch: BestPatch) -> str:
+        """A patch's picture."""
         height, width = self.pixels.shape[:2]
-        patches = []
-        for patch in best_patches(self.scores, label, _PATCHES):
-            x0, y0, x1, y1 = np.clip(np.rint(patch.box).astype(int), 0, [width, height, width, height])
-            crop = self.pixels[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
-            patches.append({"photo": jpeg(crop, _PATCH_SIDE), "score": patch.score, "share": patch.share})
-        return patches
+        x0, y0, x1, y1 = np.clip(np.rint(patch.box).astype(int), 0, [width, height, width, height])
+        return data_url(self.pixels[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)], _PATCH_SIDE)
 
 
 class _Job(NamedTuple):
@@ -226,7 +203,3 @@ class Service:
         if time.monotonic() > deadline:
             raise self.too_slow()
         return Answer(pixels, scorer.score(pixels))
-
-
-def _base64(array: np.ndarray[Any, Any]) -> str:
-    return base64.b64encode(array.tobytes()).decode()

@@ -63,7 +63,7 @@ def score_set(
     score: Scorer,
     ks: Sequence[float],
     *,
-    locate: Locate | None = "shrunk",
+    locate: Locate | None = "heatmap",
     boxes: bool = False,
     track: Callable[[Iterable[LabeledImage]], Iterable[LabeledImage]] = iter,
 ) -> SetScores:

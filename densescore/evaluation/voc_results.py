@@ -90,7 +90,8 @@ def draw_top(result: SetScores, column: int, k: float, score: Scorer, path: str 
     # Score those that are drawn once more
     chosen = [result.boxed.images[index] for row in rows for index in row]
     scores = {image.name: score(image) for image in chosen}
-    peak = max((float(each.shrunk_map(label).max()) for each in scores.values()), default=0.0)
+    views = {name: each.class_map(label, PICTURE_SIDE) for name, each in scores.items()}
+    peak = max((view.place.peak for view in views.values()), default=0.0)
     # Draw them
     inside = located(result)
     figure = Figure(figsize=(3 * _SHOWN, 5.2), layout="constrained")
@@ -103,7 +104,7 @@ def draw_top(result: SetScores, column: int, k: float, score: Scorer, path: str 
                 continue
             index = row[place]
             image = result.boxed.images[index]
-            draw_map(axes, read_image(image.path), scores[image.name].class_map(label, PICTURE_SIDE), Style(), peak)
+            draw_map(axes, read_image(image.path), views[image.name], Style(), peak)
             if isinstance(image, BoxedImage):
                 for x0, y0, x1, y1 in image.boxes[image.classes == column].astype(float):
                     frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="white", linewidth=1.5)

@@ -79,6 +79,15 @@ def file_of(source: ImageLike) -> str | None:
     return os.path.abspath(os.fspath(source)) if isinstance(source, str | os.PathLike) else None
 
 
+def read_sized(source: ImageLike, size: tuple[int, int]) -> Pixels:
+    """An image of a height and width that are known; another size raises `DensescoreError`."""
+    pixels = read_image(source)
+    if pixels.shape[:2] != size:
+        name = f"{os.fspath(source)}" if isinstance(source, str | os.PathLike) else "image"
+        raise DensescoreError(f"{name}: expected the {size} pixels that were scored, got {pixels.shape[:2]}")
+    return pixels
+
+
 def level_pixels(image: Pixels, pyramid: Pyramid, level: Level) -> Pixels:
     """Pixels ``[P + rows'·S, P + cols'·S, 3]`` of a level: resized, and padded bottom and right by reflection.
 

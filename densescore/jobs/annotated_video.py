@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
 from densescore.io.files import atomic_write
 from densescore.io.images import read_image
 from densescore.io.names import as_text, label_file_names, to_json
 from densescore.io.video import frame_names, read_frame, split_frame_name, write_video
-from densescore.results.draw import PICTURE_SIDE, Colors, Style, canvas_size, draw_frame
+from densescore.results.draw import PICTURE_SIDE, Style, StyleOptions, canvas_size, draw_frame
 from densescore.results.heatmaps import HEATMAPS, describe
 from densescore.results.scores import DenseScores
 from densescore.scoring.scorer import DenseScorer
@@ -30,19 +31,16 @@ def annotate_video(
     *,
     top: int = 1,
     fps: float = 5.0,
-    colors: Colors = "relative",
-    opacity: float = 0.65,
-    colormap: str = "turbo",
     overwrite: bool = False,
     inputs: Sequence[str | os.PathLike[str]] = (),
     callback: Callable[[int, int], None] = lambda done, total: None,
+    **style: Unpack[StyleOptions],
 ) -> dict[str, Any]:
     """Write, per class, ``<class>.mp4`` and ``<class>.csv``, and one ``manifest.json``; memory does not grow.
 
-    The pictures are drawn as `DenseScores.plot` draws them, on one scale for all frames of a
-    class. Its upper end is the highest peak of 12 frames spread over the video; a map that stays below a quarter of it
-    is not drawn. The table has a row per frame: ``time``, the ``peak`` of the map, the location ``x``, ``y`` and the
-    box ``x0 y0 x1 y1`` in pixels of the video.
+    The pictures are drawn as `DenseScores.plot` draws them, on one scale for all frames of a class, up to the
+    highest peak of 12 frames spread over the video. The table has a row per frame: ``time``, the ``peak`` of the
+    heatmap, its location ``x``, ``y``, and the box ``x0 y0 x1 y1`` in pixels of the video.
 
     Args:
         path: path of the video.
@@ -51,12 +49,10 @@ def annotate_video(
         labels: classes or groups of classes; by default the `top` best of the 12 frames, by their mean confidence.
         top: number of classes, if `labels` is empty.
         fps: frames per second to score, and of the new video, which is as long as the old one.
-        colors: as for `DenseScores.plot`.
-        opacity: as for `DenseScores.plot`.
-        colormap: as for `DenseScores.plot`.
         overwrite: replace an existing `folder` of heatmaps that densescore wrote.
         inputs: files of the run; a folder that holds one is not replaced.
         callback: called with the numbers of finished frames and of all frames.
+        style: as for `DenseScores.plot`.
 
     Returns:
         The contents of ``manifest.json``.
@@ -71,7 +67,7 @@ def annotate_video(
         >>> densescore.annotate_video("clip.mp4", scorer, "out", ["dog"])["video"]  # doctest: +SKIP
         {'fps': 5.0, 'frames': 50, 'seconds': 10.0}
     """
-    path, style = os.fspath(path), Style(colors, opacity, colormap)
+    path, options = os.fspath(path), Style(**style)
     names = list(frame_names(path, fps))
     if not names or split_frame_name(names[-1])[1] is None:
         read_frame(path, None)  # raises the video's error before the work
@@ -81,7 +77,7 @@ def annotate_video(
     labels = sample[0].select(labels).labels or _best(sample, top)
     known = list(dict.fromkeys([*scorer.labels, *labels]))
     stems = dict(zip(known, label_file_names(known), strict=True))
-    peaks = {label: max(float(scores.shrunk_map(label).max()) for scores in sample) for label in labels}
+    peaks = {label: max(scores.class_map(label, PICTURE_SIDE).place.peak for scores in sample) for label in labels}
     geometry = sample[0].pyramid
     size = canvas_size(geometry.height, geometry.width)
 
@@ -107,9 +103,10 @@ def annotate_video(
                 pixels = read_image(name)
                 scores, time = scorer.score(pixels), split_frame_name(name)[1] or 0.0
                 for label in labels:
-                    tables[label].writerow((time, *_where(scores, label)))
+                    place, region = scores.locate(label)[0], scores.find_boxes(label)[0]
+                    tables[label].writerow((time, place.peak, place.x, place.y, *region.box))
                     view = scores.class_map(label, PICTURE_SIDE)
-                    add[label](draw_frame(pixels, view, time, size, style, peaks[label]))
+                    add[label](draw_frame(pixels, view, time, size, options, peaks[label]))
                 callback(done, len(names))
         (temporary / "manifest.json").write_text(to_json(manifest, indent=2) + "\n")
     return manifest
@@ -127,9 +124,3 @@ def _best(sample: Sequence[DenseScores], top: int) -> list[str]:
     ranked = {best.label for best in sample[0].top(len(sample[0].labels))}  # all but the background
     order = mean.argsort(descending=True, stable=True).tolist()
     return [label for label in (sample[0].labels[column] for column in order) if label in ranked][:top]
-
-
-def _where(scores: DenseScores, label: str) -> tuple[float, ...]:
-    """Peak, location and best box, in the order of `_COLUMNS`."""
-    place, region = scores.locate(label)[0], scores.find_boxes(label)[0]
-    return (float(scores.shrunk_map(label).max()), place.x, place.y, *region.box)

@@ -12,9 +12,6 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
-from matplotlib import colormaps
-
 from densescore.io.files import atomic_write
 from densescore.io.names import to_json
 
@@ -27,8 +24,7 @@ class ClassSummary:
     confidence: float
     boxes: Sequence[tuple[float, float, float, float, float]] = ()  # x0 y0 x1 y1 in image pixels, peak; best first
     place: tuple[float, float] | None = None  # x y in image pixels, if known
-    peak: float | None = None  # highest value of the map, if known
-    map_url: str = ""  # the map as a picture, from black, 0, to white, its peak
+    map_url: str = ""  # the heatmap's colors, as a picture; none of an absent class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +48,6 @@ class Entry:
                 "confidence": _short(each.confidence),
                 "boxes": [[*(round(side, 1) for side in box[:4]), _short(box[4])] for box in each.boxes],
                 "place": each.place and [round(side, 1) for side in each.place],
-                "peak": each.peak and _short(each.peak),
             }
             for each in self.classes
         ]
@@ -95,12 +90,10 @@ def _frame(about: Mapping[str, Any]) -> tuple[str, str]:
     """The page before and after its entries."""
     static = files("densescore.report") / "static"
     frame, style, script = ((static / f"report.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
-    turbo = colormaps["turbo"](np.arange(256), bytes=True)[:, :3]  # [256, RGB]
-    colors = base64.b64encode(turbo.tobytes()).decode()
     policy = f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}"
     head, tail = frame.split("<!-- entries -->\n")
     head = head.replace("{policy}", f"{policy}; base-uri 'none'; form-action 'none'").replace("{style}", style)
-    return head + _block("about", {**about, "colors": colors}), tail.replace("{script}", script)
+    return head + _block("about", about), tail.replace("{script}", script)
 
 
 def _digest(text: str) -> str:

@@ -1,20 +1,16 @@
 """Where the entries of a report come from: images scored now, or a table of images scored before."""
 
-import base64
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError, MissingPackageError
-from densescore.geometry import Pyramid
 from densescore.io.images import Pixels, read_image
 from densescore.io.names import as_message, as_text, from_text
 from densescore.io.video import split_frame_name
@@ -22,20 +18,20 @@ from densescore.jobs.many.rows import array_key
 from densescore.jobs.many.table import read_description
 from densescore.models.labels import find_classes
 from densescore.report.page import ClassSummary, Entry
-from densescore.results.draw import jpeg
-from densescore.results.regions import find_place, shrink_weights, thumbnail_size
+from densescore.results.draw import Style, data_url, heat
+from densescore.results.formats import SIDES
+from densescore.results.regions import ABSENT, ClassMap, find_place
 from densescore.results.scores import DenseScores
 from densescore.scoring.scorer import DenseScorer
 from densescore.scoring.stream import score_many
 
-PHOTO_SIDE, MAP_SIDE = 480, 96
+PHOTO_SIDE, MAP_SIDE = 640, 128
 """Longest sides, in pixels, of the photographs and maps in a report."""
 
 _WORK_SIDE = 1000  # longest side of the maps that boxes are read from
 _MAX_BOXES = 10  # per image and class
 _PHOTO_QUALITY, _MAP_QUALITY = 80, 90
-_SMOOTHING = 1.2  # standard deviation of a map's blur, in pixels: steps between cells are noise
-_COLUMNS = ("index", "image", "height", "width", "patches", "labels", "scores", "regions", "error")
+_COLUMNS = ("index", "image", "height", "width", "labels", "confidences", "regions", "error")
 
 # Images scored now
 
@@ -61,36 +57,37 @@ def scored_entries(
 
 def entry_of(name: str, pixels: Pixels, scores: DenseScores) -> Entry:
     """The entry of an image ``[H, W, 3]``, with all classes of its scores."""
-    height, width = pixels.shape[:2]
+    width = pixels.shape[1]
     work = scores.thumbnail(_WORK_SIDE)
     zoom = width / work.pyramid.width
     box_zoom = zoom if scores.object_boxes is None else 1.0  # a box layer's boxes are in pixels of the image
-    maps = dict(zip(scores.labels, scores.thumbnail(MAP_SIDE).shrunk_map().cpu().numpy(), strict=True))  # each [h, w]
     classes = []
     for best in scores.top(len(scores.labels)):
         view = work.class_map(best.label, _WORK_SIDE)
         boxes = [
-            (x0 * box_zoom, y0 * box_zoom, x1 * box_zoom, y1 * box_zoom, peak)
-            for (x0, y0, x1, y1), peak, _ in work.find_boxes(best.label, max_regions=_MAX_BOXES)
+            (*(side * box_zoom for side in region.box), region.peak)
+            for region in work.find_boxes(best.label, max_regions=_MAX_BOXES)
         ]
-        place, picture = (view.place.x * zoom, view.place.y * zoom), _map_picture(maps[best.label])
-        summary = ClassSummary(
-            label=best.label, confidence=best.confidence, boxes=boxes, place=place, peak=view.peak, map_url=picture
-        )
-        classes.append(summary)
-    photo = jpeg(pixels, PHOTO_SIDE, _PHOTO_QUALITY)
-    return Entry(name=name, width=width, height=height, photo_url=photo, classes=classes)
+        classes.append(_summary(best.label, view.certainty, boxes, view, zoom))
+    return _entry(name, pixels, classes)
 
 
-def _map_picture(values: NDArray[np.float32]) -> str:
-    """A map ``[H, W]`` as a small picture, from black, 0, to white, its peak."""
-    height, width = values.shape
-    small = cv2.resize(values, thumbnail_size(width, height, MAP_SIDE), interpolation=cv2.INTER_AREA)
-    small = cv2.GaussianBlur(small, (0, 0), _SMOOTHING)
-    relative = np.rint(255 * small / max(float(small.max()), 1e-30)).astype(np.uint8)
-    pixels = cv2.cvtColor(relative, cv2.COLOR_GRAY2BGR)
-    encoded = cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, _MAP_QUALITY])[1]
-    return "data:image/webp;base64," + base64.b64encode(encoded.tobytes()).decode()
+def _entry(name: str, pixels: Pixels, classes: Sequence[ClassSummary]) -> Entry:
+    photo = data_url(pixels, PHOTO_SIDE, _PHOTO_QUALITY)
+    return Entry(name=name, width=pixels.shape[1], height=pixels.shape[0], photo_url=photo, classes=classes)
+
+
+def _summary(
+    label: str, confidence: float, boxes: Sequence[Any], view: ClassMap | None, zoom: float = 1.0
+) -> ClassSummary:
+    """A class, and what is drawn of it, which is nothing if it is absent."""
+    if confidence < ABSENT:
+        return ClassSummary(label=label, confidence=confidence)
+    if view is None:
+        return ClassSummary(label=label, confidence=confidence, boxes=boxes)
+    place = view.place.x * zoom, view.place.y * zoom
+    picture = data_url(heat(view, Style(opacity=1)), MAP_SIDE, _MAP_QUALITY)
+    return ClassSummary(label=label, confidence=confidence, boxes=boxes, place=place, map_url=picture)
 
 
 # A table of images scored before
@@ -157,39 +154,26 @@ class ScoreTable:
                 )
         except DensescoreError as error:
             return _failed(name, str(error))
-        # Shrink its maps, if there are any
+        # Describe the classes that have boxes or maps
         maps = _maps_of(arrays, row["index"])
-        if maps:
-            pyramid = self._pyramid(row)
-            coverage = DenseScores(torch.empty(len(pyramid), 0), (), pyramid).coverage
-            weights = shrink_weights(coverage).numpy()
-            maps = {label: values * weights for label, values in maps.items()}
-        classes = [
-            _summary(row, from_text(label), confidence, maps.get(label))
-            for label, confidence in self._ranking(row)
-            if not chosen or from_text(label) in chosen
-        ]
-        photo = jpeg(pixels, PHOTO_SIDE, _PHOTO_QUALITY)
-        return Entry(name=row["image"], width=width, height=height, photo_url=photo, classes=classes)
-
-    def _pyramid(self, row: dict[str, Any]) -> Pyramid:
-        """The patches of an image; the table has their number, not their phases."""
-        made = self.description
-        for phases in (1, 2, 4, 8, 16, 32):
-            pyramid = Pyramid.of(
-                row["height"], row["width"], scales=made["scales"] or (), patch_sizes=made["patch-sizes"],
-                patch=made["patch"], stride=made["stride"], phases=phases, max_cells=made["max-cells"],
-            )  # fmt: skip
-            if len(pyramid) == row["patches"]:
-                return pyramid
-        raise DensescoreError(f"{row['image']}: its {row['patches']:,} patches are not those of its size, {pyramid}")
+        boxes: dict[str, list[Any]] = {}
+        for each in row["regions"]:
+            boxes.setdefault(from_text(each["label"]), []).append([*(each[side] for side in SIDES), each["peak"]])
+        classes = []
+        for label, confidence in self._ranking(row):
+            if label in boxes and (not chosen or label in chosen):
+                values, view = maps.get(as_text(label)), None
+                if values is not None:
+                    place, box = find_place(torch.from_numpy(values)), tuple(boxes[label][0][:4])
+                    view = ClassMap(label, confidence, values, place, box)
+                classes.append(_summary(label, confidence, boxes[label], view))
+        return _entry(row["image"], pixels, classes)
 
     def _ranking(self, row: dict[str, Any]) -> list[tuple[str, float]]:
-        """Labels, as `as_text` writes them, and confidences, best first."""
+        """Labels and confidences, best first."""
         if row.get("classes") is not None:
-            return [(ranked["label"], ranked["confidence"]) for ranked in row["classes"]]
-        k = float(self.description["k"])
-        return [(label, score ** (1 / k)) for label, score in zip(row["labels"], row["scores"], strict=True)]
+            return [(from_text(ranked["label"]), ranked["confidence"]) for ranked in row["classes"]]
+        return [(from_text(label), value) for label, value in zip(row["labels"], row["confidences"], strict=True)]
 
 
 def find_again(name: str, folder: Path | None) -> Path:
@@ -208,20 +192,6 @@ def find_again(name: str, folder: Path | None) -> Path:
     raise DensescoreError(f"{name}: no such file in {folder}")
 
 
-def _summary(row: Mapping[str, Any], label: str, confidence: float, values: NDArray[np.float32] | None) -> ClassSummary:
-    """A class of a row, with its shrunk map ``[H, W]``, if there is one."""
-    boxes = [
-        (region["x0"], region["y0"], region["x1"], region["y1"], region["peak"])
-        for region in row["regions"]
-        if from_text(region["label"]) == label
-    ]
-    summary = ClassSummary(label=label, confidence=confidence, boxes=boxes, peak=boxes[0][4] if boxes else None)
-    if values is None:
-        return summary
-    place = find_place(torch.from_numpy(values), torch.from_numpy(values))[:2]
-    return replace(summary, place=place, peak=float(values.max()), map_url=_map_picture(values))
-
-
 def _open_arrays(path: Path) -> Any:
     if not path.is_dir():
         return None
@@ -238,10 +208,10 @@ def _open_arrays(path: Path) -> Any:
 def _maps_of(arrays: Any, index: int) -> dict[str, NDArray[np.float32]]:
     """The maps of an image by their labels, as `as_text` writes them."""
     key = array_key(index)
-    if arrays is None or key not in arrays or "maps" not in arrays[key]:
+    if arrays is None or key not in arrays or "heatmaps" not in arrays[key]:
         return {}
     group = arrays[key]
-    return {label: np.asarray(group["maps"][number]) for number, label in enumerate(group.attrs["mapped"])}
+    return {label: np.asarray(group["heatmaps"][number]) for number, label in enumerate(group.attrs["mapped"])}
 
 
 def _failed(name: str, error: str) -> Entry:

@@ -1,4 +1,4 @@
-"""Response maps drawn over their photograph: one map, a sheet of several, a frame of a video."""
+"""Heatmaps drawn over their photograph: pixels, one picture, a sheet of several, a frame of a video."""
 
 import base64
 import io
@@ -8,8 +8,9 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
+import contourpy
 import cv2
 import matplotlib
 import numpy as np
@@ -19,49 +20,56 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from densescore.errors import DensescoreError
 from densescore.io.files import atomic_write
 from densescore.io.images import Pixels
-from densescore.io.names import as_text
 from densescore.results.fonts import complete_fonts
-from densescore.results.regions import FAINT, Box, ClassMap, Place, find_regions, thumbnail_size
+from densescore.results.regions import ClassMap, thumbnail_size
 
 Colors = Literal["relative", "absolute", "rescaled"]
 """``"relative"``: from nothing, transparent, to the map's own peak. ``"absolute"``: one scale of scores, 0 to 1, for
 every picture. ``"rescaled"``: from the map's minimum to its maximum."""
 
-Map: TypeAlias = NDArray[Any]
+Painted: TypeAlias = NDArray[np.uint8]
 
 PICTURE_SIDE, PANEL_SIDE = 1000, 640
-"""Longest sides, in pixels, of the maps in a picture and in a sheet."""
+"""Longest sides, in pixels, of a picture and of a sheet's panel."""
 
 _FLOOR = 0.4  # of the peak: below, the photograph is bare
-_SMOOTHING = 0.012  # standard deviation, of the longer side
-
-_COLOR_BAR = "mean score of the patches over a pixel"
-_MAX_DIGITS = 9  # of a float32
 
 # A sheet, in pixels
 _SHEET_WIDTH, _SHEET_HEIGHT = 1800, 1000  # of all panels together, at most
-_TITLE, _GAP, _BAR = 42, 12, 110  # height of a panel's title, space between panels, width of the color bar
-_CHARACTER = 7.5  # width of a title's character
+_TITLE, _GAP, _BAR = 42, 12, 60  # height of a panel's title, space between panels, width of a color bar
+_CHARACTER = 0.95  # width of a title's character, in points of its font: dots of 1/100 inch
+_MAX_TITLE = 160  # characters
 
 # A frame of a video
 _MIN_SIDE, _MAX_SIDE = 480, 1280  # longer side, in pixels
 _STRIP = 28  # height of the line of text, in pixels
-_SILENT = 0.25  # of the video's peak: maps below are not drawn
+
+
+class StyleOptions(TypedDict, total=False):
+    """Keyword arguments of `Style`."""
+
+    colors: Colors
+    opacity: float
+    colormap: str | Colormap
+    colorbar: bool
+    shared_scale: bool
 
 
 @dataclass(frozen=True)
 class Style:
-    """How maps are drawn: `Colors`, opacity at the peak in [0, 1], and a colormap of matplotlib; checked."""
+    """How heatmaps are drawn; checked."""
 
     colors: Colors = "relative"
-    opacity: float = 0.65
-    colormap: str | Colormap = "turbo"
+    opacity: float = 0.65  # at the peak, in [0, 1]
+    colormap: str | Colormap = "turbo"  # matplotlib's
+    colorbar: bool = True
+    shared_scale: bool = False  # of a sheet's panels, as the paper's
 
     def __post_init__(self) -> None:
         if self.colors not in get_args(Colors):
@@ -71,11 +79,16 @@ class Style:
         if isinstance(self.colormap, str) and self.colormap not in matplotlib.colormaps:
             hint = "viridis, magma and turbo are some"
             raise DensescoreError(f"colormap: matplotlib has none named {self.colormap!r}; {hint}")
+        if self.shared_scale and self.colors == "rescaled":
+            raise DensescoreError("shared_scale: 'rescaled' colors give each map its own scale")
 
-    def check_one_scale(self) -> None:
-        """Raise `DensescoreError` for colors that give each map its own scale: a sheet has one."""
-        if self.colors == "rescaled":
-            raise DensescoreError("a sheet has one scale: colors must be relative or absolute, got 'rescaled'")
+    def scale(self, view: ClassMap, peak: float | None = None) -> Normalize:
+        """The scores' normalization; `peak` is the upper end of relative colors, by default the map's own."""
+        if self.colors == "absolute":
+            # A mean over all patches of all scales is small even on the object: the square root spreads small values.
+            return PowerNorm(0.5, 0.0, 1.0, clip=True)
+        low = float(view.heatmap.min()) if self.colors == "rescaled" else 0.0
+        return Normalize(low, max(peak or view.place.peak, 1e-12), clip=True)
 
 
 class Picture(Figure):
@@ -106,140 +119,146 @@ class Picture(Figure):
             self.savefig(temporary, format=form)
 
 
-# One map
+# Pixels
 
 
-def overlay(image: Pixels, view: ClassMap, style: Style) -> Picture:
-    """A class's map over its photograph ``[H, W, 3]``, with title and color bar; see `DenseScores.plot`."""
+def heat(view: ClassMap, style: Style, peak: float | None = None) -> Painted:
+    """A heatmap's colors and opacities: RGBA ``[h, w, 4]``; transparent where, or if, the class is absent."""
+    relative = np.asarray(style.scale(view, peak)(view.heatmap))
+    if style.colors == "relative":
+        low = max(_FLOOR, float(relative.min()))
+        alpha = (np.clip(relative - low, 0, 1) / max(1 - low, 1e-12)) ** 0.8
+    else:
+        alpha = 0.12 + 0.88 * relative
+    colormap = matplotlib.colormaps.get_cmap(style.colormap)
+    colors = np.asarray(colormap(relative, bytes=True))
+    colors[..., 3] = np.rint(255 * style.opacity * alpha * view.is_present)
+    return colors
+
+
+def paint(
+    image: Pixels, view: ClassMap, style: Style, size: tuple[int, int], *, peak: float | None = None, marks: bool = True
+) -> Painted:
+    """The photograph with a class's heatmap, at a width and height: RGB ``[h, w, 3]``; an absent class adds nothing.
+
+    Marks are a cross at the peak, a line at half of the scale, and the box; maps below that line have none.
+    """
+    canvas = _fit(image, size)
+    if not view.is_present:
+        return canvas
+    colors = cv2.resize(heat(view, style, peak), size, interpolation=cv2.INTER_LINEAR)
+    alpha = colors[..., 3:].astype(np.float32) / 255
+    canvas = np.rint(canvas + alpha * (colors[..., :3].astype(np.float32) - canvas)).astype(np.uint8)
+    half = (peak or view.place.peak) / 2
+    if marks and view.place.peak >= half:
+        _mark(canvas, view, half)
+    return canvas
+
+
+def _fit(image: Pixels, size: tuple[int, int]) -> Painted:
+    """The photograph at a width and height: uint8 ``[h, w, 3]``."""
+    is_smaller = size[0] < image.shape[1]
+    canvas = cv2.resize(image, size, interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR)
+    return cast(Painted, canvas if canvas.dtype == np.uint8 else np.rint(canvas * 255).astype(np.uint8))
+
+
+def _mark(canvas: Painted, view: ClassMap, half: float) -> None:
+    """Draw the line, the box and the cross, white in a dark outline."""
+    zoom = np.array([canvas.shape[1] / view.heatmap.shape[1], canvas.shape[0] / view.heatmap.shape[0]])
+    thickness = max(1, round(max(canvas.shape) / 500))
+    strokes: list[tuple[NDArray[np.int32], bool]] = []
+
+    def stroke(points: Any, closed: bool = False) -> None:
+        fixed = np.rint(np.asarray(points) * zoom * 16).astype(np.int32)  # in 1/16 pixels of the canvas
+        strokes.append((fixed, closed))
+
+    if min(view.heatmap.shape) > 1:
+        for line in contourpy.contour_generator(z=view.heatmap).lines(half):
+            stroke(np.asarray(line) + 0.5)
+    x0, y0, x1, y1 = view.box
+    stroke([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], closed=True)
+    x, y, arm = view.place.x, view.place.y, 6 * thickness / zoom
+    stroke([(x - arm[0], y), (x + arm[0], y)])
+    stroke([(x, y - arm[1]), (x, y + arm[1])])
+    for color, width in (((0, 0, 0), thickness + 2), ((255, 255, 255), thickness)):
+        for points, closed in strokes:
+            cv2.polylines(canvas, [points], closed, color, width, cv2.LINE_AA, 4)
+
+
+# One picture
+
+
+def plot_map(image: Pixels, view: ClassMap, style: Style) -> Picture:
+    """A class's heatmap over its photograph ``[H, W, 3]``, with title and color bar; see `DenseScores.plot`."""
     height, width = image.shape[:2]
     zoom = PICTURE_SIDE / max(height, width)
     figure = Picture(max(width * zoom, 300) + 120, max(height * zoom, 200) + 60)
     axes = figure.add_subplot()
-    norm = draw_map(axes, image, view, style)
-    axes.set_title(view.title, parse_math=False)
-    text = _COLOR_BAR if height * zoom > 350 else "mean score"  # as long as the bar of a panorama
-    add_colorbar(figure, [axes], norm, style.colormap, text)
+    draw_map(axes, image, view, style)
+    axes.set_title(_wrap(view.title, width * zoom, 12), parse_math=False)
+    if style.colorbar and view.is_present:
+        add_colorbar(figure, [axes], style.scale(view), style)
     return figure
 
 
-def draw_map(axes: Axes, image: Pixels, view: ClassMap, style: Style, peak: float | None = None) -> Normalize:
-    """Draw a photograph ``[H, W, 3]`` and a class's map, in pixels of the image; returns the scores' normalization.
-
-    `peak` is the upper end of relative colors, for pictures side by side. Maps below half of it get no line and frame.
-    """
-    extent = _draw_photograph(axes, image, view.mean.shape)
-    if style.colors == "relative":
-        # The mean map has stripes at the border, where few patches hold a pixel; steps between cells are noise.
-        values = cv2.GaussianBlur(view.shrunk, (0, 0), _SMOOTHING * max(view.shrunk.shape))
-        peak = peak or float(values.max())
-        norm, alpha = _fade(values, peak, style.opacity)
-        axes.imshow(values, cmap=style.colormap, norm=norm, alpha=alpha, extent=extent)
-        _mark(axes, values, view.place, peak / 2, extent, view.box)
-        return norm
-    values = view.mean
-    if style.colors == "absolute":
-        # A mean over all patches of all scales is small even on the object: the square root spreads small values.
-        norm = PowerNorm(0.5, 0.0, 1.0, clip=True)
-    else:
-        norm = Normalize(float(values.min()), float(values.max()), clip=True)
-    alpha = style.opacity * (0.12 + 0.88 * np.asarray(norm(values)))
-    axes.imshow(values, cmap=style.colormap, norm=norm, alpha=alpha, extent=extent)
-    return norm
+def draw_map(axes: Axes, image: Pixels, view: ClassMap, style: Style, peak: float | None = None) -> None:
+    """Draw a photograph ``[H, W, 3]`` and a class's heatmap, in pixels of the image."""
+    zoom = PICTURE_SIDE / max(image.shape)
+    size = max(1, round(image.shape[1] * zoom)), max(1, round(image.shape[0] * zoom))
+    _show(axes, paint(image, view, style, size, peak=peak), image)
 
 
-def _draw_photograph(axes: Axes, image: Pixels, shape: tuple[int, ...]) -> tuple[float, float, float, float]:
-    """Draw a photograph at the height and width of its map; returns its extent, in pixels of the image."""
-    height, width = image.shape[:2]
-    extent = (0.0, float(width), float(height), 0.0)
-    if shape != (height, width):
-        image = cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA)
-    axes.imshow(image, extent=extent, interpolation="antialiased")
+def _show(axes: Axes, pixels: Painted, image: Pixels) -> None:
+    """Show painted pixels, in pixels of the image."""
+    axes.imshow(pixels, extent=(0.0, float(image.shape[1]), float(image.shape[0]), 0.0), interpolation="antialiased")
     axes.set_axis_off()
-    return extent
 
 
-def _fade(values: Map, peak: float, opacity: float) -> tuple[Normalize, NDArray[Any]]:
-    """Colors from 0 to the peak, and opacities ``[H, W]`` that are 0 up to a floor and grow with the response."""
-    low = max(_FLOOR * peak, float(values.min()))
-    rise = np.clip((values - low) / max(peak - low, 1e-12), 0, 1)  # [H, W]
-    return Normalize(0.0, max(peak, 1e-12), clip=True), opacity * min(1.0, (peak / FAINT) ** 0.5) * rise**0.8
+def _wrap(title: str, pixels: float, font: float) -> str:
+    """A title in lines that fit a width."""
+    return textwrap.fill(title[:_MAX_TITLE], max(12, int(pixels / (_CHARACTER * font))))
 
 
-def _mark(
-    axes: Axes, values: Map, place: Place, half: float, extent: tuple[float, float, float, float], box: Box | None
-) -> None:
-    """A cross at the place, a line at half of the peak, and a frame: the box, or that of the highest pixel's region."""
-    height, width = values.shape
-    across, down = extent[1] / width, extent[2] / height  # pixels of the image per value
-    axes.plot(place.x * across, place.y * down, "+", color="white", markersize=16, mew=2.5)
-    highest = float(values.max())
-    if min(values.shape) < 2 or not float(values.min()) < half <= highest:  # no line to draw
-        return
-    xs, ys = (np.arange(width) + 0.5) * across, (np.arange(height) + 0.5) * down
-    axes.contour(xs, ys, values, levels=[half], colors="white", linewidths=1.5)
-    if box is None:
-        x0, y0, x1, y1 = find_regions(values, half / highest)[0].box
-        box = (round(x0 * across), round(y0 * down), round(x1 * across), round(y1 * down))
-    size = box[2] - box[0], box[3] - box[1]
-    axes.add_patch(Rectangle(box[:2], *size, fill=False, edgecolor="white", linestyle="--", linewidth=1.2))
-
-
-def add_colorbar(
-    figure: Figure, axes: Sequence[Axes], norm: Normalize, colormap: str | Colormap, label: str = _COLOR_BAR
-) -> Colorbar:
-    """Add the scale of maps to the right of their axes.
-
-    matplotlib's own ticks print over each other on short bars and nonlinear scales, and show narrow ranges as offsets.
-    """
+def add_colorbar(figure: Figure, axes: Sequence[Axes], norm: Normalize, style: Style) -> Colorbar:
+    """Add the scale of heatmaps to the right of their axes, with the one number at its upper end."""
     low, high = float(norm.vmin or 0), float(norm.vmax or 0)
-    ticks: tuple[float, ...] = (low, 0.1, 0.5, high) if isinstance(norm, PowerNorm) else (low, (low + high) / 2, high)
-    if not low < ticks[1] < high:  # a map of one value, in float32
-        ticks = (low,)
-    fraction, pad = (0.046, 0.02) if len(axes) == 1 else (0.02, 0.01)
-    bar = figure.colorbar(ScalarMappable(norm, colormap), ax=axes, fraction=fraction, pad=pad, label=label)
-    bar.set_ticks(ticks, labels=_short_numbers(ticks))
+    place: dict[str, Any] = {"ax": axes, "fraction": 0.02, "pad": 0.01}
+    if len(axes) == 1:
+        place = {"cax": axes[0].inset_axes((1.02, 0, 0.03, 1))}
+    bar = figure.colorbar(ScalarMappable(norm, style.colormap), label="heatmap", **place)
+    bar.set_ticks([high], labels=[f"{high:.2g}"]) if low < high else bar.set_ticks([])
     bar.minorticks_off()
     return bar
-
-
-def _short_numbers(values: Sequence[float]) -> list[str]:
-    """Numbers with the fewest significant digits, two or more, that tell them apart.
-
-    >>> _short_numbers([0, 0.0912, 0.18239]), _short_numbers([0.1234561, 0.1234565, 0.1234569])
-    (['0', '0.091', '0.18'], ['0.1234561', '0.1234565', '0.1234569'])
-    """
-    for digits in range(2, _MAX_DIGITS + 1):
-        texts = [f"{value:.{digits}g}" for value in values]
-        if len(set(texts)) == len(values):
-            break
-    return texts
 
 
 # A sheet
 
 
-def sheet(image: Pixels, views: Sequence[ClassMap], confidences: Sequence[float], style: Style) -> Picture:
-    """A photograph ``[H, W, 3]`` and its classes' maps, one or more, on one scale; see `DenseScores.plot_sheet`."""
-    style.check_one_scale()
-    peak = max(view.peak for view in views)
+def sheet(image: Pixels, views: Sequence[ClassMap], style: Style) -> Picture:
+    """A photograph ``[H, W, 3]`` and its classes' heatmaps, one or more; see `DenseScores.plot_sheet`."""
+    peak = max(view.place.peak for view in views) if style.shared_scale else None
     height, width = image.shape[:2]
     # Lay out the panels
     columns, panel = arrange(1 + len(views), width / height)
-    rows = -(-(1 + len(views)) // columns)
-    figure = Picture(columns * panel + _BAR, rows * (panel * height / width + _TITLE))
+    rows, bar = -(-(1 + len(views)) // columns), _BAR * style.colorbar
+    figure = Picture(columns * (panel + bar), rows * (panel * height / width + _TITLE))
     figure.set_layout_engine("constrained", w_pad=_GAP / 200, h_pad=_GAP / 200, wspace=0, hspace=0)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     # Draw the photograph, then the maps
-    _draw_photograph(axes[0], image, views[0].mean.shape)
+    size = max(1, round(panel)), max(1, round(panel * height / width))
+    photograph = _fit(image, size)
+    _show(axes[0], photograph, image)
     axes[0].set_title("the photograph", fontsize=10)
-    characters = max(12, int(panel / _CHARACTER))
-    for place, view, confidence in zip(axes[1:], views, confidences, strict=False):
-        norm = draw_map(place, image, view, style, peak)
-        name = textwrap.shorten(as_text(view.label), characters, placeholder="…")
-        place.set_title(f"{name}\nconfidence {confidence:.2g}", fontsize=10, parse_math=False)
+    gray = np.repeat(128 + photograph.mean(2, keepdims=True).astype(np.uint8) // 2, 3, 2)
+    for place, view in zip(axes[1:], views, strict=False):
+        _show(place, paint(image, view, style, size, peak=peak) if view.is_present else gray, image)
+        place.set_title(_wrap(view.title, panel, 10), fontsize=10, parse_math=False)
+        if style.colorbar and view.is_present and not style.shared_scale:
+            add_colorbar(figure, [place], style.scale(view), style).set_label("")
     for place in axes[1 + len(views) :]:
         place.set_axis_off()
-    add_colorbar(figure, list(axes), norm, style.colormap)
+    if style.colorbar and style.shared_scale:
+        add_colorbar(figure, list(axes), style.scale(views[0], peak), style)
     return figure
 
 
@@ -282,11 +301,7 @@ def draw_frame(
     figure = Figure(figsize=(width / 100, (height + _STRIP) / 100), dpi=100, facecolor="black")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, _STRIP / (height + _STRIP), 1, height / (height + _STRIP)))
-    if style.colors == "relative" and view.peak < _SILENT * peak:
-        _draw_photograph(axes, image, view.mean.shape)
-    else:
-        draw_map(axes, image, view, style, peak)
-    axes.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0))
+    _show(axes, paint(image, view, style, (width, height), peak=peak), image)
     for x, text, side in ((8, view.title, "left"), (width - 8, f"{time:.1f} s", "right")):
         place = (x / width, _STRIP / 2 / (height + _STRIP))
         figure.text(*place, text, color="white", fontsize=10, ha=side, va="center", parse_math=False)
@@ -295,11 +310,11 @@ def draw_frame(
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def jpeg(pixels: Pixels, side: int, quality: int = 85) -> str:
-    """A picture ``[H, W, 3]`` of at most `side` pixels a side, as a data URL."""
-    height, width = pixels.shape[:2]
-    small = cv2.resize(pixels, thumbnail_size(width, height, side), interpolation=cv2.INTER_AREA)
-    if small.dtype != np.uint8:
-        small = np.rint(small * 255).astype(np.uint8)
-    encoded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
+def data_url(pixels: Pixels, side: int, quality: int = 85) -> str:
+    """A picture of at most `side` pixels a side, as a data URL: ``[H, W, 3]`` as JPEG, ``[H, W, 4]`` as WebP."""
+    small = _fit(pixels, thumbnail_size(pixels.shape[1], pixels.shape[0], side))
+    opaque = small.shape[2] == 3
+    kind, option = ("jpeg", cv2.IMWRITE_JPEG_QUALITY) if opaque else ("webp", cv2.IMWRITE_WEBP_QUALITY)
+    order = cv2.COLOR_RGB2BGR if opaque else cv2.COLOR_RGBA2BGRA
+    encoded = cv2.imencode(f".{kind}", cv2.cvtColor(small, order), [option, quality])[1]
+    return f"data:image/{kind};base64,{base64.b64encode(encoded.tobytes()).decode()}"

@@ -1,5 +1,6 @@
 """Scores in other libraries' forms: rows and tables of pandas, supervision's detections, COCO's results, HTML."""
 
+import base64
 import html
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -98,6 +99,17 @@ def coco_results(image_id: int, regions: ClassRegions, category_ids: Mapping[str
                 {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": region.score}
             )
     return records
+
+
+def picture_tag(jpeg: bytes, title: str) -> str:
+    """A picture as markup."""
+    data, alt = base64.b64encode(jpeg).decode(), html.escape(title)
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{alt}" style="max-width: min(100%, 720px)">'
+
+
+def paragraph(text: str) -> str:
+    """Any text as markup."""
+    return f"<p>{html.escape(as_text(text))}</p>"
 
 
 def notebook_html(model: str, patches: str, ranked: Sequence[Ranked], picture: str) -> str:

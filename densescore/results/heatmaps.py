@@ -1,4 +1,4 @@
-"""Response maps as files: a picture and the raw map per class, and a manifest of how both were made."""
+"""Heatmaps as files: a picture and the raw maps per class, and a manifest of how both were made."""
 
 import os
 import platform
@@ -7,14 +7,15 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from densescore.errors import DensescoreError
 from densescore.geometry import Pyramid
 from densescore.io.files import atomic_write
 from densescore.io.images import Pixels
 from densescore.io.names import as_text, label_file_names, text_values, to_json
-from densescore.results.draw import PANEL_SIDE, PICTURE_SIDE, Colors, Style, overlay, sheet
+from densescore.results.draw import PANEL_SIDE, PICTURE_SIDE, Style, StyleOptions, plot_map, sheet
+from densescore.results.regions import Place, find_place, heatmap_of
 from densescore.results.scores import DenseScores, best_patches
 
 HEATMAPS = "heatmaps"
@@ -33,14 +34,14 @@ def export_heatmaps(
     folder: str | os.PathLike[str],
     *,
     source: str = "",
-    colors: Colors = "relative",
-    opacity: float = 0.65,
-    colormap: str = "turbo",
     with_sheet: bool = False,
     overwrite: bool = False,
     inputs: Sequence[str | os.PathLike[str]] = (),
+    **style: Unpack[StyleOptions],
 ) -> dict[str, Any]:
-    """Write, per class, an overlay ``<class>.png`` and the raw map ``<class>.npz``, and one ``manifest.json``.
+    """Write, per class, an overlay ``<class>.png`` and the raw maps ``<class>.npz``, and one ``manifest.json``.
+
+    Maps in files are raw, whatever the style: ``heatmap``, and the paper's average as ``response_map``.
 
     Args:
         scores: scores of the image.
@@ -48,12 +49,10 @@ def export_heatmaps(
         labels: the classes, or groups, to write.
         folder: a new folder; it appears complete or not at all.
         source: the image's name, for the manifest.
-        colors: see `densescore.results.draw.Colors`. Maps in files are raw, whatever the colors.
-        opacity: opacity of the color at a map's peak, in [0, 1].
-        colormap: a colormap of matplotlib.
-        with_sheet: also write ``_sheet.png``: the photograph and all the classes' maps side by side, on one scale.
+        with_sheet: also write ``_sheet.png``: the photograph and all the classes' heatmaps side by side.
         overwrite: replace `folder` if it is there and holds heatmaps that densescore wrote.
         inputs: files of the run, such as all its images and the model's; a folder that holds one is not replaced.
+        style: see `DenseScores.plot` and `DenseScores.plot_sheet`.
 
     Returns:
         The manifest, as it is written: names and labels as `densescore.io.names.as_text` gives them.
@@ -65,25 +64,30 @@ def export_heatmaps(
     size = (scores.pyramid.height, scores.pyramid.width)
     if image.shape[:2] != size:
         raise DensescoreError(f"image: expected the {size} pixels that were scored, got {image.shape[:2]}")
-    style, selection = Style(colors, opacity, colormap), scores.select(labels)
-    maps = dict(zip(selection.labels, selection.response_map().cpu().numpy(), strict=True))  # each [H, W]
+    options, selection = Style(**style), scores.select(labels)
+    maps = selection.response_map()  # [C, H, W]
+    heatmaps = heatmap_of(maps, scores.coverage)
     # Name the files, as among all classes
-    known = list(dict.fromkeys([*scores.labels, *maps]))
+    known = list(dict.fromkeys([*scores.labels, *selection.labels]))
     stems = dict(zip(known, label_file_names(known), strict=True))
     # Describe them
     manifest = describe(scores, source)
-    manifest["classes"] = [_describe_class(scores, label, values, stems[label]) for label, values in maps.items()]
+    manifest["classes"] = [
+        _describe_class(scores, label, find_place(values), stems[label])
+        for label, values in zip(selection.labels, heatmaps, strict=True)
+    ]
     if with_sheet:
         manifest["sheet"] = SHEET
     # Write maps and pictures
     with atomic_write(folder, overwrite=overwrite, folder=HEATMAPS, inputs=inputs) as temporary:
-        for label, values in maps.items():
-            np.savez_compressed(temporary / f"{stems[label]}.npz", map=values, label=label)
-            picture = overlay(image, scores.class_map(label, PICTURE_SIDE), style)
-            picture.savefig(temporary / f"{stems[label]}.png", format="png")
+        for label, *arrays in zip(selection.labels, heatmaps.cpu().numpy(), maps.cpu().numpy(), strict=True):
+            file = temporary / f"{stems[label]}.npz"
+            np.savez_compressed(file, heatmap=arrays[0], response_map=arrays[1], label=label)
+            picture = plot_map(image, scores.class_map(label, PICTURE_SIDE), options)
+            file.with_suffix(".png").write_bytes(picture.encode())
         if with_sheet:
-            views = [selection.class_map(label, PANEL_SIDE) for label in maps]
-            sheet(image, views, selection.confidence().tolist(), style).savefig(temporary / SHEET, format="png")
+            views = [selection.class_map(label, PANEL_SIDE) for label in selection.labels]
+            (temporary / SHEET).write_bytes(sheet(image, views, options).encode())
         (temporary / "manifest.json").write_text(to_json(manifest, indent=2) + "\n")
     return manifest
 
@@ -119,17 +123,15 @@ def describe(scores: DenseScores, source: str) -> dict[str, Any]:
     return dict(text_values(description))
 
 
-def _describe_class(scores: DenseScores, label: str, values: NDArray[np.float32], stem: str) -> dict[str, Any]:
+def _describe_class(scores: DenseScores, label: str, place: Place, stem: str) -> dict[str, Any]:
     selection = scores.select(label)
     return {
         "label": as_text(label),
         "image_score": selection.image_scores()[0].item(),
         "confidence": selection.confidence()[0].item(),
         "overlay": f"{stem}.png",
-        "map": f"{stem}.npz",
-        "map_minimum": float(values.min()),
-        "map_maximum": float(values.max()),
-        "location": scores.locate(label)[0]._asdict(),
+        "maps": f"{stem}.npz",
+        "location": place._asdict(),
         "regions": [region._asdict() for region in scores.find_boxes(label)],
         "best_patches": [patch._asdict() for patch in best_patches(scores, label, 5)],
     }

@@ -9,9 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.ops import nms
 
 from densescore.errors import DensescoreError
 from densescore.geometry import Pyramid
+
+PATCH_IOU, PATCH_SHARE = 0.2, 0.3
+"""Best patches overlap by no more than the first (intersection over union), since others show the same, and reach the
+second, a share of the best one's score, since others add nothing to the image's."""
 
 
 class Patch(NamedTuple):
@@ -114,11 +119,7 @@ def rank_patches(column: NDArray[np.float32], pyramid: Pyramid, k: float, count:
     top = float(column.max())
     powers = (column / top).astype(np.float64) ** k if top else np.ones(len(column))
     shares = powers / powers.sum()
-    patches = []
-    for index in np.argsort(-column, kind="stable")[:count].tolist():
-        level, row, col = pyramid.locate(index)
-        x0, y0, x1, y1 = pyramid.window(level, row, col)
-        across, down = pyramid.width / level.width, pyramid.height / level.height
-        box = x0 * across, y0 * down, x1 * across, y1 * down
-        patches.append(BestPatch(box, float(column[index]), float(shares[index])))
-    return patches
+    boxes = pyramid.boxes()
+    different = nms(torch.from_numpy(boxes), torch.from_numpy(column), PATCH_IOU)[:count]
+    strong = different[torch.from_numpy(column)[different] >= PATCH_SHARE * top].tolist()
+    return [BestPatch(tuple(boxes[index].tolist()), float(column[index]), float(shares[index])) for index in strong]

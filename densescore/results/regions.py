@@ -1,4 +1,4 @@
-"""Where a class is in an image: its place and boxes, from its response map or from the head's box layer."""
+"""Where a class is in an image: its heatmap, place and boxes, from the map or from the head's box layer."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from densescore.errors import DensescoreError
 from densescore.io.names import as_text
+from densescore_kernels import Grid
 
 _STRIP = 256  # rows or columns that `smooth` sums at a time
-RADIUS = 0.06
-"""Radius of the neighborhood that votes for a place, as a share of the image's longer side. This and the thresholds
+RADIUS = 0.08
+"""Radius of the neighborhood that a heatmap averages, as a share of the image's shorter side. This and the thresholds
 below were chosen by cross-validation on the training images of voc2012-mini; docs/train.md has the numbers."""
 
 MAP_THRESHOLD, MIN_AREA_SHARE = 0.5, 0.3
@@ -32,19 +33,19 @@ in cross-validation; this costs 0.01."""
 MAX_CANDIDATES, MAX_DETECTIONS = 200, 20
 """Patches of a class whose boxes are merged, and boxes after merging."""
 
-FAINT = 0.05
-"""Peaks below this score are weak: pictures draw them fainter."""
+ABSENT = 0.05
+"""A class of less confidence is absent: pictures do not paint it."""
 
 Box: TypeAlias = tuple[int, int, int, int]
 """``x0 y0 x1 y1`` in image pixels, ``x1`` and ``y1`` exclusive."""
 
 
 class Place(NamedTuple):
-    """The most likely location of a class: the center of a pixel, in image pixels, and the response map there."""
+    """The most likely location of a class: the center of a pixel, in image pixels, and its map there, the peak."""
 
     x: float
     y: float
-    response: float
+    peak: float
 
 
 class Region(NamedTuple):
@@ -52,7 +53,7 @@ class Region(NamedTuple):
 
     Attributes:
         box: ``x0 y0 x1 y1`` in image pixels, ``x1`` and ``y1`` exclusive.
-        peak: highest value of the map in the box; of a box layer's box, the score of the patch that it comes from.
+        peak: highest value of the heatmap in the box; of a box layer's box, the score of the patch that it comes from.
         score: certainty of the box, comparable across images: the class's confidence times the peak. Of a box layer's
             box, ``sqrt(confidence) · peak · quality^3``, with the layer's estimate of how well the box fits.
     """
@@ -64,25 +65,24 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ClassMap:
-    """A class as pictures show it: its maps ``[h, w]``, which may be smaller than the image, its place and its box."""
+    """A class as pictures show it. Place and box are in pixels of the heatmap, which may be smaller than the image."""
 
     label: str
-    mean: NDArray[np.float32]  # the response map
-    shrunk: NDArray[np.float32]
-    place: Place  # in pixels of the maps
-    box: Box | None  # of the head's box layer, in pixels of the image
+    certainty: float  # in [0, 1]
+    heatmap: NDArray[np.float32]  # [h, w]
+    place: Place
+    box: Box
 
     @property
-    def peak(self) -> float:
-        """Highest value of the shrunk map."""
-        return float(self.shrunk.max())
+    def is_present(self) -> bool:
+        """Whether pictures paint the class."""
+        return self.certainty >= ABSENT
 
     @property
     def title(self) -> str:
-        """The class and the height of its response, in words."""
-        peak = self.peak
-        strength = "no" if peak < 0.005 else "weak" if peak < FAINT else "clear" if peak < 0.3 else "strong"
-        return f"{as_text(self.label)}: {strength} response, peak {peak:.2g}"
+        """The answer: ``horse 98 %``, or ``no yurt``."""
+        name = as_text(self.label)
+        return f"{name} {100 * self.certainty:.0f} %" if self.is_present else f"no {name}"
 
 
 def thumbnail_size(width: int, height: int, side: int) -> tuple[int, int]:
@@ -91,10 +91,22 @@ def thumbnail_size(width: int, height: int, side: int) -> tuple[int, int]:
     return max(1, round(width * shrink)), max(1, round(height * shrink))
 
 
-def shrink_weights(coverage: Tensor) -> Tensor:
-    """Factors from a response map to its shrunk map, at most 1: float32 ``[H, W]``, from `DenseScores.coverage`."""
-    counts = coverage.float()
-    return 2 * counts / (counts + counts.max())
+def coverage_of(grid: Grid) -> Tensor:
+    """Number of patches over each pixel's center; see `DenseScores.coverage`."""
+    axes = [(grid.down(number), grid.across(number)) for number in range(len(grid.levels))]
+    most = sum(int(down.cells.max()) * int(across.cells.max()) for down, across in axes)
+    counts = np.zeros((grid.height, grid.width), np.int16 if most < 2**15 else np.int32)
+    for down, across in axes:
+        rows, cols = (axis.cells[axis.segment].astype(counts.dtype) for axis in (down, across))  # [H], [W]
+        counts += rows[:, None] * cols
+    return torch.from_numpy(counts)
+
+
+def heatmap_of(maps: Tensor, coverage: Tensor) -> Tensor:
+    """Heatmaps ``[C, H, W]`` of response maps ``[C, H, W]`` and their `DenseScores.coverage` ``[H, W]``."""
+    counts = coverage.to(maps.device, torch.float32, non_blocking=True)
+    radius, weights = round(RADIUS * min(counts.shape)), 2 * counts / (counts + counts.max())
+    return torch.stack([smooth(each * weights, radius) for each in maps]) if len(maps) else maps
 
 
 def smooth(values: Tensor, radius: int) -> Tensor:
@@ -121,12 +133,11 @@ def _moving_mean(values: Tensor, radius: int, dim: int) -> Tensor:
     return sums / (counts if dim == 1 else counts[:, None])
 
 
-def find_place(mean: Tensor, votes: Tensor, radius: float = RADIUS) -> Place:
-    """Highest pixel of the smoothed votes ``[H, W]``, with its response in the mean map ``[H, W]``."""
-    pixels = round(radius * max(votes.shape))
-    best = int((smooth(votes, pixels) if pixels else votes).argmax())
-    row, column = divmod(best, votes.shape[1])
-    return Place(column + 0.5, row + 0.5, float(mean[row, column]))
+def find_place(values: Tensor) -> Place:
+    """The highest pixel of a map ``[H, W]``."""
+    best = int(values.argmax())
+    row, column = divmod(best, values.shape[1])
+    return Place(column + 0.5, row + 0.5, float(values[row, column]))
 
 
 def find_regions(

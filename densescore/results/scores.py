@@ -1,32 +1,24 @@
 """The result: a probability per patch and class, where the patches are, and what follows from both."""
 
-import base64
-import html
-import json
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 
 from densescore.errors import DensescoreError
 from densescore.geometry import Level, Pyramid
-from densescore.io.files import atomic_write
-from densescore.io.images import ImageLike, Pixels, read_image
-from densescore.io.names import as_text, to_json, unique_labels
+from densescore.io.images import ImageLike, Pixels, read_sized
+from densescore.io.names import unique_labels
 from densescore.models.box_layer import ObjectBoxes
 from densescore.models.head import BACKGROUND
 from densescore.models.labels import as_names, find_classes, find_label
-from densescore.models.weights import read_metadata, read_weights
-from densescore.results import formats, regions
+from densescore.results import formats, regions, stored
 from densescore.results.formats import Ranked
 from densescore.results.patches import BestPatch, Patch, describe_patches, each_patch, patch_scales, rank_patches
 from densescore.results.regions import MAP_THRESHOLD, MIN_AREA_SHARE, ClassMap, Place, Region
@@ -34,17 +26,14 @@ from densescore_kernels import Grid, GridLevel, power_mean, response_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
     from pandas import DataFrame
     from supervision import Detections
+    from typing_extensions import Unpack
 
-    from densescore.results.draw import Colors, Picture
+    from densescore.results.draw import Picture, StyleOptions
 
-_FORMAT = "densescore-scores-1"
-_BOXES = "object_boxes."  # prefix of their tensors' names in a file
-
-Locate = Literal["shrunk", "mean"]
+Locate = Literal["heatmap", "response_map"]
 """How `DenseScores.locate` finds a class's place."""
 
 
@@ -223,7 +212,8 @@ class DenseScores:
     # Maps
 
     @cached_property
-    def _grid(self) -> Grid:
+    def grid(self) -> Grid:
+        """The patches as the kernels take them."""
         pyramid = self.pyramid
         levels = tuple(GridLevel(level.height, level.width, level.rows, level.cols) for level in pyramid.levels)
         return Grid(pyramid.height, pyramid.width, pyramid.patch, pyramid.stride, levels)
@@ -234,13 +224,7 @@ class DenseScores:
 
         int16, or int32 where more than 32,767 patches hold a pixel.
         """
-        axes = [(self._grid.down(number), self._grid.across(number)) for number in range(len(self.levels))]
-        most = sum(int(down.cells.max()) * int(across.cells.max()) for down, across in axes)
-        counts = np.zeros((self.pyramid.height, self.pyramid.width), np.int16 if most < 2**15 else np.int32)
-        for down, across in axes:
-            rows, cols = (axis.cells[axis.segment].astype(counts.dtype) for axis in (down, across))  # [H], [W]
-            counts += rows[:, None] * cols
-        return torch.from_numpy(counts)
+        return regions.coverage_of(self.grid)
 
     def response_map(self, labels: str | Sequence[str] | None = None) -> Tensor:
         """At each pixel, the mean score of all patches of all scales that hold the pixel's center.
@@ -254,24 +238,27 @@ class DenseScores:
         Raises:
             DensescoreError: no such class or group.
         """
-        return response_map(self.columns(labels), self._grid)
+        return response_map(self.columns(labels), self.grid)
 
-    def shrunk_map(self, labels: str | Sequence[str] | None = None) -> Tensor:
-        """The response map, shrunk towards 0 where few patches hold a pixel: near the border.
+    def heatmap(self, labels: str | Sequence[str] | None = None) -> Tensor:
+        """The response map, lowered where few patches hold a pixel, averaged over each pixel's neighborhood.
 
-        ``2 Σ y / (n + max n)`` over the n patches that hold a pixel: the pixels that most patches hold keep the value
-        of the response map. Places and boxes are read from this map.
+        It is the map that is drawn: pictures, `locate`, boxes, tables and the page use it. With n patches over a pixel
+        the response map counts ``2 n / (n + max n)`` times: a mean of few, near the border, is extreme more often.
 
         Args:
             labels: as for `response_map`.
 
         Returns:
-            float32 ``[len(labels), H, W]`` in [0, 1].
-        """
-        return self._shrink(self.response_map(labels))
+            float32 ``[len(labels), H, W]`` in [0, 1], never rescaled.
 
-    def _shrink(self, maps: Tensor) -> Tensor:
-        return maps * regions.shrink_weights(self.coverage).to(maps.device, non_blocking=True)
+        Example:
+            >>> scores = DenseScores(torch.tensor([[0.8], [0.7]]), ("cat",), Pyramid.of(224, 256, scales=(1,)))
+            >>> heatmap = scores.heatmap("cat")[0]
+            >>> float(heatmap.max()) == scores.locate("cat")[0].peak
+            True
+        """
+        return regions.heatmap_of(self.response_map(labels), self.coverage)
 
     def thumbnail(self, side: int) -> "DenseScores":
         """The same patches of an image of at most `side` pixels a side, whose maps cost as little as their pixels."""
@@ -284,35 +271,39 @@ class DenseScores:
     def class_map(self, label: str, side: int) -> ClassMap:
         """A class or group as pictures of at most `side` pixels a side show it."""
         small = self.thumbnail(side)
-        mean = small.response_map(label)[0]
-        shrunk = small._shrink(mean)
-        box = None if self.object_boxes is None else self.find_boxes(label, max_regions=1)[0].box
-        return ClassMap(label, mean.cpu().numpy(), shrunk.cpu().numpy(), regions.find_place(mean, shrunk), box)
+        heatmap = small.heatmap(label)[0]
+        values = heatmap.cpu().numpy()
+        if self.object_boxes is None:
+            box = regions.find_regions(values, max_regions=1)[0].box
+        else:  # in pixels of the image
+            x0, y0, x1, y1 = self.find_boxes(label, max_regions=1)[0].box
+            across, down = values.shape[1] / self.pyramid.width, values.shape[0] / self.pyramid.height
+            box = round(x0 * across), round(y0 * down), round(x1 * across), round(y1 * down)
+        return ClassMap(label, self._certainty(label), values, regions.find_place(heatmap), box)
+
+    def _certainty(self, label: str) -> float:
+        """The number that pictures show of a class."""
+        return self.select(label).confidence().item()
 
     # Places and boxes
 
-    def locate(self, labels: str | Sequence[str] | None = None, *, by: Locate = "shrunk") -> list[Place]:
-        """The most likely location of each class: a pixel's center.
-
-        A mean over the few patches near the border is extreme more often, so a response map's maximum often lies there
-        by chance. ``by="shrunk"`` finds the maximum of the `shrunk_map`, averaged over a neighborhood of each pixel.
+    def locate(self, labels: str | Sequence[str] | None = None, *, by: Locate = "heatmap") -> list[Place]:
+        """The most likely location of each class, the peak of its `heatmap`: a pixel's center, and the value there.
 
         Args:
             labels: as for `response_map`.
-            by: ``"shrunk"``, or ``"mean"``: the response map's own maximum.
+            by: ``"heatmap"``, or ``"response_map"``, whose maximum often lies at the border by chance.
 
         Example:
             >>> scores = DenseScores(torch.tensor([[0.8], [0.7]]), ("cat",), Pyramid.of(224, 256, scales=(1,)))
             >>> place = scores.locate("cat")[0]  # both patches: 1.5 / (2 + 2); the left one alone: 0.8 / (1 + 2)
-            >>> 32 < place.x < 224, round(place.response, 2)
+            >>> 32 < place.x < 224, round(place.peak, 2)
             (True, 0.75)
-            >>> scores.locate("cat", by="mean")[0].x
+            >>> scores.locate("cat", by="response_map")[0].x
             0.5
         """
-        means = self.response_map(labels)  # [C, H, W]
-        if by == "mean":
-            return [regions.find_place(mean, mean, radius=0) for mean in means]
-        return [regions.find_place(mean, votes) for mean, votes in zip(means, self._shrink(means), strict=True)]
+        maps = self.heatmap(labels) if by == "heatmap" else self.response_map(labels)  # [C, H, W]
+        return [regions.find_place(values) for values in maps]
 
     def boxes_from_map(
         self,
@@ -323,7 +314,7 @@ class DenseScores:
         min_area: float = 0.0,
         max_regions: int | None = None,
     ) -> list[Region]:
-        """Boxes of the connected regions where a class's `shrunk_map` reaches a share of its peak.
+        """Boxes of the connected regions where a class's `heatmap` reaches a share of its peak.
 
         Args:
             label: a class name, or a group's.
@@ -339,7 +330,7 @@ class DenseScores:
             DensescoreError: no such class, or an argument that is out of range.
         """
         options = {"min_share": min_share, "min_area": min_area, "max_regions": max_regions}
-        return self._map_boxes([label], self.response_map(label), share, options)[label]
+        return self._map_boxes([label], self.heatmap(label), share, options)[label]
 
     def find_boxes(
         self, label: str, share: float | None = None, *, min_area: float = 0.0, max_regions: int | None = None
@@ -372,13 +363,13 @@ class DenseScores:
         max_regions: int | None = None,
         maps: NDArray[np.float32] | None = None,
     ) -> dict[str, list[Region]]:
-        """`find_boxes` of several classes; `maps` are their response maps ``[len(labels), H, W]``, if computed."""
+        """`find_boxes` of several classes; `maps` are their heatmaps ``[len(labels), H, W]``, if computed."""
         if not labels:
             return {}
         options: dict[str, Any] = {"min_area": min_area, "max_regions": max_regions}
         if self.object_boxes is None:
-            means = self.response_map(labels) if maps is None else torch.from_numpy(maps)
-            return self._map_boxes(labels, means, share, options)
+            heatmaps = self.heatmap(labels) if maps is None else torch.from_numpy(maps)
+            return self._map_boxes(labels, heatmaps, share, options)
         index = self._on_device([self.index(label) for label in labels])  # [n]
         patches, *rest = (part[index] for part in self.object_boxes)  # [n, K], [n, K, 4], [n, K]
         parts = (rest[0], self.patch_scores[patches, index[:, None]], rest[1], self.confidence()[index])
@@ -389,13 +380,12 @@ class DenseScores:
         }
 
     def _map_boxes(
-        self, labels: Sequence[str], means: Tensor, share: float | None, options: Mapping[str, Any]
+        self, labels: Sequence[str], maps: Tensor, share: float | None, options: Mapping[str, Any]
     ) -> dict[str, list[Region]]:
-        maps = self._shrink(means).cpu().numpy()  # [len(labels), H, W]
         confidence = _confidence(self.columns(labels), self.k).tolist()
         return {
             label: regions.find_regions(values, share, confidence=certainty, **options)
-            for label, values, certainty in zip(labels, maps, confidence, strict=True)
+            for label, values, certainty in zip(labels, maps.cpu().numpy(), confidence, strict=True)
         }
 
     # Other forms
@@ -408,7 +398,7 @@ class DenseScores:
         Args:
             top: number of classes to rank.
             labels: classes whose regions to list; the best one by default.
-            maps: response maps of `labels`, ``[len(labels), H, W]``, if computed already.
+            maps: heatmaps of `labels`, ``[len(labels), H, W]``, if computed already.
 
         Returns:
             ``height``, ``width``, ``patches``; ``label``, ``score`` and ``confidence`` of the best class, and its
@@ -523,12 +513,25 @@ class DenseScores:
                 "these scores do not hold their photograph: they were loaded from a file, or are of one image of many; "
                 "pass it as image="
             )
-        pixels = read_image(source)
-        expected = (self.pyramid.height, self.pyramid.width)
-        if pixels.shape[:2] != expected:
-            name = f"{os.fspath(source)}" if isinstance(source, str | os.PathLike) else "image"
-            raise DensescoreError(f"{name}: expected the {expected} pixels that were scored, got {pixels.shape[:2]}")
-        return pixels
+        return read_sized(source, (self.pyramid.height, self.pyramid.width))
+
+    def overlay(
+        self, label: str | None = None, *, image: ImageLike | None = None, **style: "Unpack[StyleOptions]"
+    ) -> Pixels:
+        """The photograph with a class's heatmap, without marks, for pictures of your own: uint8 ``[H, W, 3]``.
+
+        The arguments and errors are those of `plot`.
+
+        Example:
+            >>> import densescore, skimage
+            >>> densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)).overlay("Egyptian cat").shape
+            (300, 451, 3)
+        """
+        from densescore.results import draw
+
+        options, pixels = draw.Style(**style), self.photograph(image)
+        view = self.class_map(label or self._names(None)[0], draw.PICTURE_SIDE)
+        return draw.paint(pixels, view, options, (pixels.shape[1], pixels.shape[0]), marks=False)
 
     def plot(
         self,
@@ -536,23 +539,20 @@ class DenseScores:
         *,
         image: ImageLike | None = None,
         ax: "Axes | None" = None,
-        colors: "Colors" = "relative",
-        opacity: float = 0.65,
-        colormap: "str | Colormap" = "turbo",
+        **style: "Unpack[StyleOptions]",
     ) -> "Figure":
-        """Draw where a class is: its response map over the photograph, as ``densescore heatmap`` does.
+        """Draw where a class is: its heatmap over the photograph, as ``densescore heatmap`` does.
 
-        The map fades out where the class does not respond. A line marks half of the peak, a cross the most likely
-        location (`locate`), a dashed frame the region around it; the title says how high the peak is.
+        The map fades out where the class does not respond. A line marks half of the peak, a cross the peak (`locate`),
+        a frame the best box. The title is the answer. A class that is absent is not drawn.
 
         Args:
             label: a class name; the best class by default.
             image: the photograph, if the scores do not hold it (see `source`).
             ax: matplotlib's axes to draw on, in pixels of the image; by default a new figure, apart from pyplot.
-            colors: ``"relative"``, ``"absolute"`` (comparable between pictures) or ``"rescaled"``; see
-                `densescore.results.draw.Colors`.
-            opacity: opacity of the color at the peak, in [0, 1].
-            colormap: a colormap of matplotlib.
+            style: ``colors``, ``"relative"``, ``"absolute"`` (comparable between pictures) or ``"rescaled"`` (see
+                `densescore.results.draw.Colors`); ``opacity`` of the color at the peak, in [0, 1]; ``colormap``, one of
+                matplotlib's; ``colorbar``, whether there is one.
 
         Returns:
             The figure. A notebook shows it; ``savefig`` writes it.
@@ -563,16 +563,16 @@ class DenseScores:
         Example:
             >>> import densescore, skimage
             >>> figure = densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)).plot("Egyptian cat")
-            >>> figure.axes[0].get_title().split(",")[0]
-            'Egyptian cat: strong response'
+            >>> figure.axes[0].get_title()
+            'Egyptian cat 37 %'
         """
         from densescore.results import draw
 
-        style = draw.Style(colors, opacity, colormap)
+        options = draw.Style(**style)
         pixels, view = self.photograph(image), self.class_map(label or self._names(None)[0], draw.PICTURE_SIDE)
         if ax is None:
-            return draw.overlay(pixels, view, style)
-        draw.draw_map(ax, pixels, view, style)
+            return draw.plot_map(pixels, view, options)
+        draw.draw_map(ax, pixels, view, options)
         ax.set_title(view.title, parse_math=False)
         return cast("Figure", ax.figure)
 
@@ -582,23 +582,21 @@ class DenseScores:
         *,
         top: int = 6,
         image: ImageLike | None = None,
-        colors: "Colors" = "relative",
-        opacity: float = 0.65,
-        colormap: "str | Colormap" = "turbo",
+        **style: "Unpack[StyleOptions]",
     ) -> "Picture":
-        """Draw the photograph and the maps of several classes side by side, on one scale: the paper's Figure 1.
+        """Draw the photograph and the heatmaps of several classes side by side; absent classes are gray.
 
-        `labels` are class names, by default the `top` best ones. The other arguments and the errors are those of
-        `plot`; colors are not ``"rescaled"``.
+        `labels` are class names, by default the `top` best ones. Each panel has its own scale; ``shared_scale=True``
+        gives them one, as in the paper's Figure 1. The other arguments and the errors are those of `plot`.
         """
         from densescore.results import draw
 
-        style = draw.Style(colors, opacity, colormap)
+        options = draw.Style(**style)
         chosen = self.select([best.label for best in self.top(top)] if labels is None else labels)
         if not chosen.labels:
             raise DensescoreError("a sheet needs at least one class, got none")
         views = [chosen.class_map(label, draw.PANEL_SIDE) for label in chosen.labels]
-        return draw.sheet(self.photograph(image), views, chosen.confidence().tolist(), style)
+        return draw.sheet(self.photograph(image), views, options)
 
     def save_heatmap(
         self,
@@ -606,10 +604,8 @@ class DenseScores:
         label: str | None = None,
         *,
         image: ImageLike | None = None,
-        colors: "Colors" = "relative",
-        opacity: float = 0.65,
-        colormap: "str | Colormap" = "turbo",
         overwrite: bool = False,
+        **style: "Unpack[StyleOptions]",
     ) -> None:
         """Write the picture of `plot` to a file (``….png``, ``….jpg``, ``….pdf``, …), whole or not at all.
 
@@ -618,9 +614,8 @@ class DenseScores:
         Raises:
             DensescoreError: as for `plot`; unknown format; or the file exists and `overwrite` is off.
         """
-        picture = cast("Picture", self.plot(label, image=image, colors=colors, opacity=opacity, colormap=colormap))
         files = [each for each in (self.source, image) if isinstance(each, str | os.PathLike)]
-        picture.save(path, overwrite=overwrite, inputs=files)
+        cast("Picture", self.plot(label, image=image, **style)).save(path, overwrite=overwrite, inputs=files)
 
     def __repr__(self) -> str:
         best = ", ".join(f"{ranked.label!r} {ranked.confidence:.2g}" for ranked in self.top(3))
@@ -636,10 +631,8 @@ class DenseScores:
         try:
             picture = cast("Picture", self.plot())
         except DensescoreError as error:  # the file is gone, or another one
-            return f"<p>{html.escape(as_text(str(error)))}</p>"
-        data, title = base64.b64encode(picture.encode("jpeg")).decode(), picture.axes[0].get_title()
-        alt = html.escape(title)
-        return f'<img src="data:image/jpeg;base64,{data}" alt="{alt}" style="max-width: min(100%, 720px)">'
+            return formats.paragraph(str(error))
+        return formats.picture_tag(picture.encode("jpeg"), picture.axes[0].get_title())
 
     def _repr_png_(self) -> bytes | None:
         """For notebooks that show no HTML: the picture, or None without a photograph."""
@@ -656,16 +649,9 @@ class DenseScores:
         Raises:
             DensescoreError: the file exists and `overwrite` is off.
         """
-        description = {
-            "labels": self.labels,
-            "pyramid": asdict(self.pyramid),
-            **{name: getattr(self, name) for name in ("k", "model", "context", "runtime", "timings", "retried")},
-        }
-        metadata = {"format": _FORMAT, "densescore": to_json(description)}
-        with atomic_write(path, overwrite=overwrite) as temporary:
-            boxes = {} if self.object_boxes is None else self.object_boxes._asdict()
-            tensors = {"patch_scores": self.patch_scores, **{_BOXES + name: tensor for name, tensor in boxes.items()}}
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        fields = ("labels", "k", "model", "context", "runtime", "timings", "retried")
+        description = {"pyramid": asdict(self.pyramid), **{name: getattr(self, name) for name in fields}}
+        stored.write(path, self.patch_scores, self.object_boxes, description, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "DenseScores":
@@ -674,59 +660,18 @@ class DenseScores:
         Raises:
             DensescoreError: not such a file.
         """
-        tensors = read_weights(path)
-        metadata = read_metadata(path) if Path(path).suffix == ".safetensors" else {}
-        if metadata.get("format") != _FORMAT:
-            raise DensescoreError(f"{path}: not saved scores (format {metadata.get('format')!r}, not {_FORMAT!r})")
-        try:
-            description = json.loads(metadata["densescore"])
+        patch_scores, boxes, description = stored.read(path)
+        with stored.named_faults(path):
             pyramid = description.pop("pyramid")
             levels = tuple(Level(**level) for level in pyramid.pop("levels"))
             labels = tuple(description.pop("labels"))
-            boxed = any(name.startswith(_BOXES) for name in tensors)
-            boxes = ObjectBoxes(*(tensors[_BOXES + name] for name in ObjectBoxes._fields)) if boxed else None
-            whole = Pyramid(**pyramid, levels=levels)
-            return cls(tensors["patch_scores"], labels, whole, object_boxes=boxes, **description)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DensescoreError(f"{path}: saved scores without a valid {error}") from error
-
-
-def response_maps(images: Sequence[DenseScores], labels: str | Sequence[str] | None = None) -> list[Tensor]:
-    """`DenseScores.response_map` of several images, with one call for all images of the same size and scales.
-
-    Args:
-        images: their scores; each image may have other labels.
-        labels: names of classes, or of groups; all classes by default.
-
-    Returns:
-        Per image, float32 ``[len(labels), H, W]`` in [0, 1].
-
-    Raises:
-        DensescoreError: no such class or group.
-
-    Example:
-        >>> from densescore import Pyramid
-        >>> pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
-        >>> images = [DenseScores(torch.tensor([[a], [b]]), ("cat",), pyramid) for a, b in ((0.9, 0.5), (0.1, 0.3))]
-        >>> [maps[0, 0, [0, 128, 255]] for maps in response_maps(images)]
-        [tensor([0.9000, 0.7000, 0.5000]), tensor([0.1000, 0.2000, 0.3000])]
-    """
-    by_grid: defaultdict[tuple[Grid, torch.device], list[int]] = defaultdict(list)
-    for index, scores in enumerate(images):
-        by_grid[scores._grid, scores.patch_scores.device].append(index)
-    maps: dict[int, Tensor] = {}
-    for (grid, _), members in by_grid.items():
-        # Columns of images with one grid are to the operation what classes of one image are.
-        columns = [images[index].columns(labels) for index in members]
-        joined = response_map(torch.cat(columns, 1), grid)
-        maps |= zip(members, joined.split([part.shape[1] for part in columns]), strict=True)
-    return [maps[index] for index in range(len(images))]
+            return cls(patch_scores, labels, Pyramid(**pyramid, levels=levels), object_boxes=boxes, **description)
 
 
 def best_patches(scores: DenseScores, label: str, count: int = 6) -> list[BestPatch]:
-    """The patches that add most to a class's image score, most first.
+    """The different patches that add most to a class's image score, most first: none overlaps a better one by much.
 
-    By eq. (1) the image's score is ``Σ y_i^k / M``, so a patch's share of it is ``y_i^k / Σ y_j^k``.
+    By eq. (1) the image's score is ``Σ y_i^k / M``, so a patch's share of it is ``y_i^k / Σ y_j^k``, over all patches.
 
     Args:
         scores: scores of one image.
@@ -735,9 +680,9 @@ def best_patches(scores: DenseScores, label: str, count: int = 6) -> list[BestPa
 
     Example:
         >>> import densescore, skimage
-        >>> best = best_patches(densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)), "Egyptian cat", 100)
-        >>> round(sum(patch.share for patch in best), 3)
-        1.0
+        >>> best = best_patches(densescore.classify(skimage.data.chelsea(), scales=(1, 2.4)), "Egyptian cat")
+        >>> best[0].score > best[-1].score
+        True
     """
     return rank_patches(scores.columns(label)[:, 0].cpu().numpy(), scores.pyramid, scores.k, count)
 

@@ -33,7 +33,7 @@ def main(out: Path = Path(__file__).with_suffix(".jpg"), rows: int = 5, cols: in
         found = result["classes"][0]
         print(f"{result['tiles']} tiles; the best patches: {found['best_patches']}")
 
-        with tifffile.TiffFile(Path(folder) / "scores" / found["map"]) as file:
+        with tifffile.TiffFile(Path(folder) / "scores" / found["response_map"]) as file:
             values = file.series[0].levels[0].asarray()  # every third pixel, as map_step says
         wall = tifffile.imread(image)
     height, width = wall.shape[:2]

@@ -1,4 +1,4 @@
-"""Classes of your own: draw a few boxed pictures, train a head on them, and look for its classes in a new one."""
+"""Classes of your own: compose a few boxed pictures, train a head on them, and look for its classes in a new one."""
 
 import json
 import tempfile
@@ -18,32 +18,32 @@ from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.pipeline import train_model
 from densescore.transfer.recipe import RECIPES
 
-CLASSES = ("disc", "square", "star")
+CLASSES = ("cat", "cup", "wheel")
 WIDTH, HEIGHT = 320, 240
 
 
-def draw(random: np.random.Generator, shapes: list[int]) -> tuple[Image.Image, list[list[float]]]:
-    """Shapes of any color on grass, gravel or brick, side by side; and their boxes, x y width height."""
+def cut_outs() -> list[Image.Image]:
+    """A square of a photograph for each class."""
+    photos = skimage.data.chelsea(), skimage.data.coffee(), skimage.data.stereo_motorcycle()[0]
+    squares = (110, 20, 350, 260), (170, 10, 450, 290), (60, 200, 300, 440)
+    return [Image.fromarray(photo).crop(square) for photo, square in zip(photos, squares, strict=True)]
+
+
+def compose(random: np.random.Generator, shown: list[int]) -> tuple[Image.Image, list[list[float]]]:
+    """Discs cut out of photographs, on grass, gravel or brick, side by side; and their boxes, x y width height."""
     ground = [skimage.data.grass(), skimage.data.gravel(), skimage.data.brick()][random.integers(3)]
     top, left = random.integers(512 - HEIGHT), random.integers(512 - WIDTH)
     picture = Image.fromarray(ground[top : top + HEIGHT, left : left + WIDTH]).convert("RGB")
     boxes = []
-    for place, shape in enumerate(shapes):
-        room = WIDTH / len(shapes)
-        side = random.uniform(80, 130)
-        x, y = room * place + random.uniform(0, room - side), random.uniform(0, HEIGHT - side)
-        turns = np.arange(10) / 10 * 2 * np.pi
-        radius = np.where(np.arange(10) % 2, 0.22, 0.5)
-        star = np.stack([0.5 + radius * np.sin(turns), 0.5 - radius * np.cos(turns)], axis=1) * side + (x, y)
-        color = tuple(random.integers(0, 256, 3).tolist())
-        pen = ImageDraw.Draw(picture)
-        if CLASSES[shape] == "disc":
-            pen.ellipse((x, y, x + side, y + side), fill=color)
-        elif CLASSES[shape] == "square":
-            pen.rectangle((x, y, x + side, y + side), fill=color)
-        else:
-            pen.polygon([tuple(point) for point in star.tolist()], fill=color)
-        boxes.append([x, y, side, side])
+    for place, number in enumerate(shown):
+        room = WIDTH / len(shown)
+        side = int(random.uniform(80, 130))
+        x, y = int(room * place + random.uniform(0, room - side)), int(random.uniform(0, HEIGHT - side))
+        disc = Image.new("L", (side, side))
+        ImageDraw.Draw(disc).ellipse((0, 0, side, side), fill=255)
+        cut = cut_outs()[number].resize((side, side)).rotate(random.uniform(-15, 15))
+        picture.paste(cut, (x, y), disc)
+        boxes.append([float(x), float(y), float(side), float(side)])
     return picture, boxes
 
 
@@ -54,12 +54,12 @@ def write_coco(folder: Path, count: int, random: np.random.Generator) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(count):
-        shapes = random.permutation(3)[: 1 + number % 2].tolist()
-        picture, boxes = draw(random, shapes)
+        shown = random.permutation(3)[: 1 + number % 2].tolist()
+        picture, boxes = compose(random, shown)
         picture.save(folder / "train" / f"{number}.jpg", quality=92)
         images.append({"id": number, "file_name": f"{number}.jpg", "width": WIDTH, "height": HEIGHT})
-        for shape, box in zip(shapes, boxes, strict=True):
-            one = {"id": len(annotations) + 1, "image_id": number, "category_id": shape, "bbox": box}
+        for each, box in zip(shown, boxes, strict=True):
+            one = {"id": len(annotations) + 1, "image_id": number, "category_id": each, "bbox": box}
             annotations.append({**one, "area": box[2] * box[3], "iscrowd": 0})
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES)]
     content = {"images": images, "annotations": annotations, "categories": categories}
@@ -67,26 +67,26 @@ def write_coco(folder: Path, count: int, random: np.random.Generator) -> None:
 
 
 def main(
-    out: Path = Path(__file__).with_suffix(".jpg"), head: Path = Path("shapes.safetensors"), count: int = 24
+    out: Path = Path(__file__).with_suffix(".jpg"), head: Path = Path("cut-outs.safetensors"), count: int = 24
 ) -> None:
     random = np.random.default_rng(1)
     # A few pictures need fewer and shorter rounds than the default recipe's.
     recipe = replace(
-        RECIPES["default"], scales=(1.0, 1.3, 2.0), test_scales=None, width=256, round=2048, image_rounds=2
+        RECIPES["default"], scales=(1.6, 2.4, 3.2), test_scales=None, width=256, round=2048, image_rounds=2
     )
     with tempfile.TemporaryDirectory() as folder:
-        write_coco(Path(folder) / "shapes", count, random)
-        boxed = load_boxed(Path(folder) / "shapes", "train", need_positives=True)
+        write_coco(Path(folder) / "cut-outs", count, random)
+        boxed = load_boxed(Path(folder) / "cut-outs", "train", need_positives=True)
         scorer = DenseScorer("lite0", scales=recipe.scales)
         cache = FeatureCache(scorer, Path(folder) / "features")
         save_head(head, train_model(boxed, scorer, cache, recipe, seed=0), overwrite=True)
 
-    picture, boxes = draw(random, [2, 0])
+    picture, boxes = compose(random, [2, 0])
     photo = np.asarray(picture)
     scores = DenseScorer(head).score(photo)
     for found in scores.top(3):
         print(f"{found.confidence:.2g}  {found.label}")
-    print("drawn:", boxes, "found:", scores.locate(["star", "disc"]))
+    print("shown:", boxes, "found:", scores.locate(["wheel", "cat"]))
     scores.plot_sheet(CLASSES).savefig(out, dpi=70)
 
 

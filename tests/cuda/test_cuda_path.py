@@ -20,7 +20,8 @@ from densescore.evaluation.evaluate import score_set
 from densescore.io.video import write_video
 from densescore.models.head import save_head
 from densescore.models.registry import MODELS, ModelEntry
-from densescore.results.scores import DenseScores, best_patches, response_maps
+from densescore.results.batch import response_maps
+from densescore.results.scores import DenseScores, best_patches
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.pipeline import cached_scores, train_model
 from densescore.transfer.recipe import Recipe
@@ -39,10 +40,10 @@ WAITS = {
     "results/scores.py:_map_boxes": "regions are found on the host",
     "results/scores.py:class_boxes": "boxes of the box layer are merged on the host",
     "results/scores.py:class_map": "drawn on the host",
-    "results/scores.py:plot_sheet": "drawn on the host",
+    "results/scores.py:_certainty": "plain numbers",
     "results/scores.py:best_patches": "ranked on the host",
     "results/scores.py:cpu": "asked for",
-    "results/scores.py:save": "a file",
+    "results/stored.py:write": "a file",
     "results/regions.py:find_place": "plain numbers",
     "transfer/feature_cache.py:_compute": "features go to a file",
     "evaluation/evaluate.py:score_set": "image scores of a whole set are kept on the host",
@@ -218,11 +219,11 @@ USES: dict[str, Callable[[DenseScores, Path], Any]] = {
     "select": lambda scores, _: scores.select(["c", "a"]).top(),
     "columns": lambda scores, _: scores.columns(["b", "c"]),
     "response_map": lambda scores, _: scores.response_map(["a"]),
-    "shrunk_map": lambda scores, _: scores.shrunk_map(),
+    "heatmap": lambda scores, _: scores.heatmap(),
     "response_maps": lambda scores, _: response_maps([scores, scores], ["a"]),
     "class_map": lambda scores, _: scores.class_map("a", 20),
     "locate": lambda scores, _: scores.locate(),
-    "locate by mean": lambda scores, _: scores.locate("b", by="mean"),
+    "locate by response map": lambda scores, _: scores.locate("b", by="response_map"),
     "find_boxes": lambda scores, _: scores.find_boxes("b"),
     "boxes_from_map": lambda scores, _: scores.boxes_from_map("b", 0.8),
     "class_boxes": lambda scores, _: scores.class_boxes(["a", "b"]),
@@ -389,7 +390,5 @@ def test_the_page(cuda: FakeCuda, coffee: NDArray[np.uint8]) -> None:
         service.close()
     check(cuda)
     for one, other in zip(pages[1][0]["classes"], pages[0][0]["classes"], strict=True):
-        assert_same(
-            [one["label"], one["confidence"], one["peak"]], [other["label"], other["confidence"], other["peak"]], LEVELS
-        )
+        assert_same([one["label"], one["confidence"]], [other["label"], other["confidence"]], LEVELS)
     assert read_image(png()).shape == (30, 40, 3)

@@ -32,11 +32,12 @@ def test_scores_and_maps(start: Start, toy: DenseScorer) -> None:
     assert row["confidences"] == pytest.approx([ranked.confidence for ranked in best], rel=1e-6)
     assert row["confidence"] == row["confidences"][0]
     assert row["best_patch"]["score"] == row["best_patches"][0]["score"]
-    assert (row["model"], row["height"], row["width"], len(row["best_patches"])) == ("Toy", 30, 40, 3)
+    assert (row["model"], row["height"], row["width"]) == ("Toy", 30, 40)
+    assert 0 < len(row["best_patches"]) <= 3
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     status, body, _ = call(f"{url}/map?label=b", png())
-    np.testing.assert_array_equal(np.load(io.BytesIO(body)), scores.response_map("b")[0].numpy())
+    np.testing.assert_array_equal(np.load(io.BytesIO(body)), scores.heatmap("b")[0].numpy())
     assert json.loads(call(f"{url}/models")[1]) == ["toy"]
     described = json.loads(call(f"{url}/openapi.json")[1])["paths"]["/score"]["post"]
     assert {parameter["name"] for parameter in described["parameters"]} == {"model", "classes", "top", "patches"}

@@ -23,7 +23,7 @@ def scores() -> DenseScores:
 def test_supervision_filters_and_names_them(scores: DenseScores) -> None:
     pytest.importorskip("supervision")
     detections: Any = scores.to_supervision(["cat", "dog"])
-    assert detections.xyxy.tolist() == [[40, 0, 60, 20], [0, 0, 20, 20], [20, 0, 40, 20]]
+    assert detections.xyxy.tolist() == [[40, 0, 60, 20], [0, 0, 20, 20], [17, 0, 41, 20]]
     cat, dog = scores.confidence().tolist()
     np.testing.assert_allclose(detections.confidence, [cat * 0.8, cat * 0.6, dog * 0.9], rtol=1e-6)
     assert detections.data["class_name"].tolist() == ["cat", "cat", "dog"]
@@ -60,6 +60,6 @@ def test_rows_make_a_data_frame(scores: DenseScores) -> None:
     assert frame["best_patch_scores"][0] == pytest.approx([0.9, 0.8])
     assert frame["confidences"][0][1] == pytest.approx(scores.confidence()[0])
     regions = frame.explode("regions")["regions"].apply(pandas.Series)
-    assert regions[["label", "x0", "x1"]].values.tolist() == [["dog", 20, 40], ["cat", 40, 60], ["cat", 0, 20]]
+    assert regions[["label", "x0", "x1"]].values.tolist() == [["dog", 17, 41], ["cat", 40, 60], ["cat", 0, 20]]
     with pytest.raises(DensescoreError, match="top must be at least 1"):
         scores.to_row(top=0)

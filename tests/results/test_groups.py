@@ -33,7 +33,7 @@ def test_a_groups_score_map_and_place_are_those_of_the_sum(scores: DenseScores) 
         (chosen.image_scores(), alone.image_scores()),
         (chosen.confidence(), alone.confidence()),
         (scores.response_map("dog"), alone.response_map()),
-        (scores.shrunk_map("Dog"), alone.shrunk_map()),
+        (scores.heatmap("Dog"), alone.heatmap()),
     ):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
     assert scores.locate("dog")[0][:2] == alone.locate()[0][:2]
@@ -93,11 +93,11 @@ def test_groups_in_pictures(scores: DenseScores, tmp_path: Path) -> None:
     figure = scores.plot_sheet(["Cat", "pug", "cat"], image=pixels)
     expected = scores.select(["cat", "pug"]).confidence()
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles[1:] == [f"cat\nconfidence {expected[0]:.2g}", f"pug\nconfidence {expected[1]:.2g}"]
+    assert titles[1:] == [f"cat {100 * expected[0]:.0f} %", f"pug {100 * expected[1]:.0f} %"]
     manifest = export_heatmaps(scores, pixels, ["dog", "DOG", "domestic dog", "tabby cat"], tmp_path / "maps")
     assert [entry["overlay"] for entry in manifest["classes"]] == ["dog.png", "domestic_dog.png", "tabby.png"]
     score = manifest["classes"][0]["image_score"]
     assert score == pytest.approx(scores.select("dog").image_scores().item(), rel=1e-6)
     assert score > 1e-3
     with np.load(tmp_path / "maps" / "dog.npz") as saved:
-        np.testing.assert_array_equal(saved["map"], scores.response_map("dog")[0])
+        np.testing.assert_array_equal(saved["heatmap"], scores.heatmap("dog")[0])

@@ -30,12 +30,13 @@ def test_maps_pictures_and_manifest(tmp_path: Path) -> None:
     assert manifest["timings"] == {"trunk": 0.5}
     assert manifest["versions"]["torch"] == torch.__version__.split("+")[0]
     for entry, label in zip(manifest["classes"], ("a cat", "a/cat"), strict=True):
-        with np.load(folder / entry["map"]) as stored:
-            values = stored["map"]
+        with np.load(folder / entry["maps"]) as stored:
+            values = stored["heatmap"]
+            np.testing.assert_array_equal(stored["response_map"], scores.response_map([label])[0])
         assert values.dtype == np.float32
-        np.testing.assert_array_equal(values, scores.response_map([label])[0])
+        np.testing.assert_array_equal(values, scores.heatmap([label])[0])
         assert entry["label"] == label
-        assert entry["map_maximum"] == values.max()
+        assert entry["location"]["peak"] == entry["regions"][0]["peak"] == values.max()
         assert entry["regions"][0]["box"] == list(scores.boxes_from_map(label)[0].box)
         best = scores.patch_scores[:, scores.index(label)].max().item()
         assert entry["best_patches"][0]["score"] == pytest.approx(best)
@@ -46,7 +47,7 @@ def test_maps_pictures_and_manifest(tmp_path: Path) -> None:
 def test_folders_are_written_whole_and_never_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores, folder = make(LABELS), tmp_path / ("x" * 250)  # as long as names may be
     with monkeypatch.context() as patch:
-        patch.setattr("densescore.results.heatmaps.overlay", lambda *_: 1 / 0)
+        patch.setattr("densescore.results.heatmaps.plot_map", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             export_heatmaps(scores, IMAGE, ["dog"], folder)
     assert list(tmp_path.iterdir()) == []
@@ -60,11 +61,11 @@ def test_folders_are_written_whole_and_never_overwritten(tmp_path: Path, monkeyp
 
 
 def test_similar_labels_have_a_map_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def overlay(image: object, view: ClassMap, style: object) -> SimpleNamespace:
+    def plot_map(image: object, view: ClassMap, style: object) -> SimpleNamespace:
         """A picture whose file holds its label."""
-        return SimpleNamespace(savefig=lambda path, **_: path.write_text(as_text(view.label)))
+        return SimpleNamespace(encode=lambda: as_text(view.label).encode())
 
-    monkeypatch.setattr("densescore.results.heatmaps.overlay", overlay)
+    monkeypatch.setattr("densescore.results.heatmaps.plot_map", plot_map)
     labels = ("a_b", "a_b-3", "a/b", "A B", "crane", "crane", "con", "x" * 300, "é\ud800", "$x^2$", "a_b-2", "_sheet")
     scores = make(labels)
     assert scores.labels[4:6] == ("crane (4)", "crane (5)")
@@ -75,14 +76,14 @@ def test_similar_labels_have_a_map_each(tmp_path: Path, monkeypatch: pytest.Monk
     manifest = export_heatmaps(scores, IMAGE, scores.labels, folder, source="caf\udce9.png")
     json.dumps(manifest, ensure_ascii=False).encode()
     assert from_text(manifest["image"]["source"]) == "caf\udce9.png"
-    files = [entry[key].lower() for entry in manifest["classes"] for key in ("map", "overlay")]
+    files = [entry[key].lower() for entry in manifest["classes"] for key in ("maps", "overlay")]
     assert len(set(files)) == 2 * len(labels)
     for index, entry in enumerate(manifest["classes"]):
         assert from_text(entry["label"]) == scores.labels[index]
-        with np.load(folder / entry["map"]) as stored:
-            np.testing.assert_array_equal(stored["map"], scores.response_map([scores.labels[index]])[0])
+        with np.load(folder / entry["maps"]) as stored:
+            np.testing.assert_array_equal(stored["heatmap"], scores.heatmap([scores.labels[index]])[0])
             assert str(stored["label"]) == scores.labels[index]
         assert (folder / entry["overlay"]).read_text() == entry["label"]
     assert SHEET.lower() not in files
     one = export_heatmaps(scores, IMAGE, ["a/b"], tmp_path / "one")  # named as among all
-    assert one["classes"][0]["map"] == manifest["classes"][2]["map"]
+    assert one["classes"][0]["maps"] == manifest["classes"][2]["maps"]

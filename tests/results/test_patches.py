@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torchvision.ops import box_iou
 
 from densescore import DensescoreError, DenseScorer, DenseScores, Pyramid, best_patches
-from densescore.results.patches import PatchFeatures
+from densescore.results.patches import PATCH_IOU, PATCH_SHARE, PatchFeatures
 
 
 def test_iteration_gives_each_patch_with_its_box_and_scores(toy_scorer: DenseScorer, cat: NDArray[np.uint8]) -> None:
@@ -68,12 +69,24 @@ def test_a_scorer_in_a_line_and_as_a_call(toy_scorer: DenseScorer, cat: NDArray[
     assert toy_scorer(cat, context="patch").context == "patch"
 
 
+def test_the_best_patches_are_different_ones(toy_scorer: DenseScorer, cat: NDArray[np.uint8]) -> None:
+    scores = toy_scorer.score(cat)
+    for label in scores.labels:
+        best = best_patches(scores, label, 20)
+        boxes = torch.tensor([patch.box for patch in best])
+        assert (box_iou(boxes, boxes).fill_diagonal_(0) <= PATCH_IOU).all()
+        values = [patch.score for patch in best]
+        assert values == sorted(values, reverse=True)
+        assert values[0] == scores.columns(label).max() <= values[-1] / PATCH_SHARE
+        assert len(best) > 3
+
+
 @pytest.mark.parametrize("best", [0.0, 1e-45, 1e-40, 1e-30, 1.0])
 @pytest.mark.parametrize("k", [1.0, 5.0, 80.0])
 def test_shares_and_confidence_of_scores_that_underflow(best: float, k: float) -> None:
     pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
     scores = DenseScores(torch.tensor([[best], [0.0]]), ("cat",), pyramid, k=k)
     shares = [patch.share for patch in best_patches(scores, "cat")]
-    assert shares == ([1.0, 0.0] if best else [0.5, 0.5])
+    assert shares == ([1.0] if best else [0.5])  # the other patch overlaps it
     torch.testing.assert_close(scores.confidence(), scores.patch_scores.amax(0) * 0.5 ** (1 / k), rtol=1e-3, atol=0)
     json.dumps(scores.to_row(), allow_nan=False)

@@ -29,13 +29,13 @@ def test_boxes_from_map_finds_separate_regions() -> None:
     patch_scores[5, 0], patch_scores[35, 0] = 0.9, 0.6  # one row; a patch is 40 pixels wide, a step 8
     scores = DenseScores(patch_scores, ("cat", "dog"), pyramid)
     first, second = scores.boxes_from_map("cat", share=0.5)
-    assert first.peak == pytest.approx(scores.shrunk_map("cat").max().item())
+    assert first.peak == pytest.approx(scores.heatmap("cat").max().item())
     assert second.score == pytest.approx(scores.confidence()[0].item() * second.peak)
     assert first.box == (40, 0, 80, 40)
-    assert second.box == (280, 0, 320, 40)
+    assert second.box == (282, 0, 318, 40)
     assert scores.boxes_from_map("cat", max_regions=1) == [first]
     assert first.peak > second.peak
-    assert [region.box for region in scores.boxes_from_map("cat", share=1)] == [first.box]
+    assert [region.box for region in scores.boxes_from_map("cat", share=1)] == [(46, 0, 74, 40)]
     with pytest.raises(DensescoreError, match="share must lie in"):
         scores.boxes_from_map("cat", share=0)
 
@@ -69,14 +69,14 @@ def test_a_few_patches_at_the_border_are_no_peak() -> None:
     assert 10 < y0 < 90 < 110 < y1
 
 
-def test_locate_finds_the_highest_smoothed_shrunk_mean() -> None:
+def test_the_heatmap_is_the_smoothed_response_map_lowered_where_few_patches_vote() -> None:
+    """Its peak is the place, and the peak of the best box."""
     scores = make()
-    sums = scores.response_map().double() * scores.coverage / (scores.coverage + scores.coverage.max())
-    for votes, place, label in zip(sums, scores.locate(), scores.labels, strict=True):
-        x, y = int(place.x), int(place.y)
-        smoothed = smooth(votes, round(RADIUS * max(votes.shape)))
-        assert smoothed[y, x] >= smoothed.max() * (1 - 1e-6)
-        assert place.response == scores.response_map(label)[0, y, x]
+    votes = 2 * scores.response_map().double() * scores.coverage / (scores.coverage + scores.coverage.max())
+    for expected, heatmap, place, label in zip(votes, scores.heatmap(), scores.locate(), scores.labels, strict=True):
+        torch.testing.assert_close(heatmap, smooth(expected, round(RADIUS * 90)).float(), rtol=1e-5, atol=1e-7)
+        assert heatmap[int(place.y), int(place.x)] == heatmap.max() == place.peak
+        assert scores.boxes_from_map(label)[0].peak == scores.class_map(label, 1000).place.peak == place.peak
     means = scores.response_map("a")[0]
-    place = scores.locate("a", by="mean")[0]
-    assert means[int(place.y), int(place.x)] == means.max() == place.response
+    place = scores.locate("a", by="response_map")[0]
+    assert means[int(place.y), int(place.x)] == means.max() == place.peak

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from densescore import DensescoreError, DenseScores, Pyramid, response_maps
 from densescore.models.labels import imagenet_labels
-from densescore.results import scores as module
+from densescore.results import batch as module
 from densescore_kernels import response_map
 from tests.results.conftest import make
 

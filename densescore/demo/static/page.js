@@ -4,9 +4,6 @@ const [upload, models, classes, stage, patches] = ['#upload', '#model', '#classe
 const wanted = find('#wanted input');
 const input = upload.querySelector('input');
 const model = models.querySelector('select');
-const bytes = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-const readable = (value) => (value >= 0.001 ? value.toPrecision(2) : value > 0 ? '< 0.001' : '0');
-const percent = (share) => (share >= 0.005 || !share ? `${Math.round(share * 100)}%` : '< 1%');
 const make = (tag, properties = {}, ...children) => {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);
@@ -14,8 +11,6 @@ const make = (tag, properties = {}, ...children) => {
 };
 
 let photograph = null; // {data, name}
-let shown = null; // what the server said of it
-let chosen = null; // the class whose map is drawn
 let asking = null; // ends the request that is under way
 
 async function ask(path, picture, signal) {
@@ -47,7 +42,6 @@ function busy(on) {
 }
 
 function clear() {
-  shown = chosen = null;
   for (const part of [classes, stage, patches, find('#maps')]) part.hidden = true;
 }
 
@@ -85,62 +79,27 @@ async function score() {
 }
 
 function show(answer) {
-  shown = answer;
   const legend = classes.querySelector('legend');
-  const rows = answer.classes.map((found, number) => {
+  const rows = answer.classes.map((each, number) => {
     const radio = make('input', {type: 'radio', name: 'class', checked: number === 0});
-    radio.addEventListener('change', () => draw(found));
-    return make('label', {}, radio, make('span', {textContent: found.label}),
-      make('span', {textContent: readable(found.confidence), title: `best patch ${readable(found.best_patch)}, score ${found.score.toPrecision(3)}`}));
+    radio.addEventListener('change', () => choose(each));
+    return make('label', {className: each.picture ? '' : 'absent'}, radio, make('span', {textContent: each.title}));
   });
   classes.replaceChildren(legend, ...rows);
   stage.querySelector('.photo').src = answer.photo;
-  for (const part of [classes, stage, patches, find('#maps')]) part.hidden = false;
-  draw(answer.classes[0]);
+  for (const part of [classes, stage, find('#maps')]) part.hidden = false;
+  choose(answer.classes[0]);
 }
 
-// As `densescore heatmap` draws: turbo from 0 to the map's peak. Below 0.4 of the peak the photograph stays bare, and a peak
-// below 0.05 is drawn fainter, so that a class that is not there does not shine.
-function draw(found) {
-  chosen = {...found, raw: new Float32Array(bytes(found.values).buffer)};
-  const colors = bytes(shown.colors);
-  const canvas = stage.querySelector('.map');
-  canvas.width = shown.columns;
-  canvas.height = shown.rows;
-  const context = canvas.getContext('2d');
-  const image = context.createImageData(shown.columns, shown.rows);
-  const weights = new Float32Array(bytes(shown.weights).buffer);
-  const drawn = chosen.raw.map((value, i) => value * weights[i]);
-  const peak = Math.max(drawn.reduce((high, value) => Math.max(high, value), 0), 1e-12);
-  const floor = Math.max(0.4 * peak, drawn.reduce((low, value) => Math.min(low, value), Infinity));
-  const strength = 255 * Math.min(1, Math.sqrt(peak / 0.05));
-  drawn.forEach((value, i) => {
-    const c = Math.round(Math.min(value / peak, 1) * 255) * 3;
-    const rise = Math.max(0, (value - floor) / Math.max(peak - floor, 1e-12)) ** 0.8;
-    image.data.set([colors[c], colors[c + 1], colors[c + 2], strength * rise], 4 * i);
-  });
-  context.putImageData(image, 0, 0);
-  canvas.style.opacity = stage.querySelector('.opacity').value;
-  const bar = stage.querySelector('.bar').getContext('2d');
-  for (let x = 0; x < 256; x++) {
-    const c = x * 3;
-    bar.fillStyle = `rgb(${colors[c]}, ${colors[c + 1]}, ${colors[c + 2]})`;
-    bar.fillRect(x, 0, 1, 1);
-  }
-  stage.querySelector('.highest').textContent = peak.toPrecision(2);
-  stage.querySelector('.reading').textContent = `${found.label}: peak ${found.peak.toPrecision(3)}`;
-  patches.querySelector('.items').replaceChildren(...found.patches.map((patch) => make('figure', {},
-    make('img', {src: patch.photo, alt: `a patch of ${found.label}`}),
-    make('figcaption', {textContent: `${readable(patch.score)}, ${percent(patch.share)}`}))));
-}
-
-function read(event) {
-  const box = stage.querySelector('.picture').getBoundingClientRect();
-  const u = (event.clientX - box.left) / box.width, v = (event.clientY - box.top) / box.height;
-  if (!chosen || u < 0 || v < 0 || u >= 1 || v >= 1) return;
-  const value = chosen.raw[Math.floor(v * shown.rows) * shown.columns + Math.floor(u * shown.columns)];
-  const x = Math.floor(u * shown.width), y = Math.floor(v * shown.height);
-  stage.querySelector('.reading').textContent = `${chosen.label} at (${x}, ${y}): ${value.toPrecision(3)}`;
+// The server draws; the slider blends its picture with the photograph.
+function choose(shown) {
+  const map = stage.querySelector('.map');
+  map.src = shown.picture || stage.querySelector('.photo').src;
+  map.alt = shown.title;
+  stage.querySelector('.title').textContent = shown.title;
+  stage.querySelector('.controls').hidden = !shown.picture;
+  patches.hidden = !shown.patches.length;
+  patches.querySelector('.items').replaceChildren(...shown.patches.map((src) => make('img', {src, alt: `a patch of ${shown.label}`})));
 }
 
 async function download() {
@@ -152,7 +111,7 @@ async function download() {
     make('a', {href: url, download: 'maps.npz'}).click();
     setTimeout(() => URL.revokeObjectURL(url), 60000);
   } catch (error) {
-    say(`The maps could not be had: ${error.message}`);
+    say(`The heatmaps could not be had: ${error.message}`);
   }
   button.disabled = false;
 }
@@ -162,8 +121,6 @@ upload.querySelector('.clear').addEventListener('click', () => { input.value = '
 model.addEventListener('change', score);
 wanted.addEventListener('change', score);
 find('#maps').addEventListener('click', download);
-stage.querySelector('.picture').addEventListener('pointermove', read);
-stage.querySelector('.picture').addEventListener('pointerdown', read);
 stage.querySelector('.opacity').addEventListener('input', (event) => {
   stage.querySelector('.map').style.opacity = event.target.value;
 });

@@ -231,9 +231,9 @@ def _write_maps(
                 "label": label,
                 "image_score": relative * best**scorer.k,
                 "confidence": relative ** (1 / scorer.k) * best,
-                "map": file,
+                "response_map": file,
                 "map_step": step,
-                "map_maximum": peak,
+                "response_map_peak": peak,
                 "best_patches": [patch._asdict() for patch in rank_patches(values, pyramid, scorer.k, 5)],
             }
         )

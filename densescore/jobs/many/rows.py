@@ -31,7 +31,7 @@ class Outputs:
     all_scores: bool = False  # also the image scores of all classes
     mapped: int = 1  # best classes whose regions, and maps if `maps` is set, are kept
     classes: tuple[str, ...] = ()  # classes or groups to map instead; their scores are kept whatever their rank
-    maps: bool = False  # response maps of the mapped classes, as arrays
+    maps: bool = False  # heatmaps of the mapped classes, as arrays
     patch_scores: bool = False  # scores and boxes of all patches, as arrays
 
     def checked(self, labels: Sequence[str]) -> "Outputs":
@@ -61,7 +61,7 @@ def make_row(index: int, name: str, scored: Scored, outputs: Outputs, arrays: Pa
     # Ranks, and regions of the mapped classes
     selected = scores.select(outputs.classes)
     labels = selected.labels or [best.label for best in scores.top(outputs.mapped)]
-    maps = scores.response_map(labels).cpu().numpy() if labels else None  # [len(labels), H, W]
+    maps = scores.heatmap(labels).cpu().numpy() if labels else None  # [len(labels), H, W]
     row |= text_values(scores.to_row(outputs.top, labels, maps))
     if outputs.classes:
         row["classes"] = text_values([ranked._asdict() for ranked in selected.top(len(labels))])
@@ -74,14 +74,14 @@ def make_row(index: int, name: str, scored: Scored, outputs: Outputs, arrays: Pa
 
         values: dict[str, NDArray[np.float32]] = {}
         if outputs.maps and maps is not None:
-            values["maps"] = maps
+            values["heatmaps"] = maps
         if outputs.patch_scores:
             values |= {"patch_scores": scores.patch_scores.cpu().numpy(), "boxes": scores.pyramid.boxes()}
         attributes = {"image": row["image"], "mapped": text_values(labels)}
         with write_errors(arrays):
             group = zarr.create_group(arrays / array_key(index), attributes=attributes, overwrite=True)
             for key, array in values.items():
-                group.create_array(key, data=array, chunks=(1, *array.shape[1:]) if key == "maps" else array.shape)
+                group.create_array(key, data=array, chunks=(1, *array.shape[1:]) if key == "heatmaps" else array.shape)
     return row
 
 

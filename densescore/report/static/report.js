@@ -17,7 +17,6 @@ const draw = (tag, attributes) => {
 };
 
 const about = read(find('script.about'));
-const colors = Uint8Array.from(atob(about.colors), (character) => character.charCodeAt(0));
 const entries = [...document.querySelectorAll('script.facts')].map((block) => ({...read(block), block}));
 const images = entries.filter((entry) => entry.error === undefined);
 const failed = entries.filter((entry) => entry.error !== undefined);
@@ -70,7 +69,7 @@ function fill(image) {
   shown.add(image);
   image.pictures = read(image.block.nextElementSibling);
   image.photo = make('img', {src: image.pictures.photo, decoding: 'async'});
-  image.map = make('canvas', {ariaHidden: 'true'});
+  image.map = make('img', {className: 'map', alt: ''});
   image.marks = draw('svg', {viewBox: `0 0 ${image.width} ${image.height}`, preserveAspectRatio: 'none', 'aria-hidden': 'true'});
   image.card.querySelector('.picture').append(image.photo, image.map, image.marks);
   show(image);
@@ -79,7 +78,9 @@ function fill(image) {
 function show(image) {
   const found = at(image, image.label);
   const buttons = image.classes.map((each) => {
-    const button = make('button', {type: 'button', ariaPressed: String(each === found)}, `${each.label} `,
+    const absent = !each.boxes.length && !each.place;
+    const button = make('button', {type: 'button', className: absent ? 'absent' : '', ariaPressed: String(each === found)},
+      `${absent ? 'no ' : ''}${each.label} `,
       make('span', {textContent: readable(each.confidence)}));
     button.addEventListener('click', () => {
       image.label = each.label;
@@ -91,7 +92,9 @@ function show(image) {
   image.card.querySelector('.labels').replaceChildren(...buttons);
   image.photo.alt = found ? `${image.name}: ${found.label}, confidence ${readable(found.confidence)}` : image.name;
   mark(image, found);
-  paint(image, found);
+  const map = image.pictures.maps[image.classes.indexOf(found)];
+  image.map.hidden = !map;
+  if (map) image.map.src = map;
 }
 
 function mark(image, found) {
@@ -105,40 +108,16 @@ function mark(image, found) {
   image.marks.replaceChildren(...marks);
 }
 
-// As `densescore heatmap` draws: turbo from 0 to the map's peak. Below 0.4 of the peak the photograph stays bare, and a peak
-// below 0.05 is drawn fainter, so that a class that is not there does not shine.
-async function paint(image, found) {
-  const url = image.pictures.maps[image.classes.indexOf(found)];
-  image.map.hidden = !url;
-  if (!url) return;
-  const picture = make('img', {src: url});
-  await picture.decode();
-  if (at(image, image.label) !== found) return; // another class was chosen meanwhile
-  const {naturalWidth: width, naturalHeight: height} = picture;
-  Object.assign(image.map, {width, height});
-  const context = image.map.getContext('2d', {willReadFrequently: true});
-  context.drawImage(picture, 0, 0);
-  const pixels = context.getImageData(0, 0, width, height);
-  let least = 255;
-  for (let i = 0; i < pixels.data.length; i += 4) least = Math.min(least, pixels.data[i]);
-  const floor = Math.max(0.4, least / 255);
-  const strength = 255 * Math.min(1, Math.sqrt(found.peak / 0.05));
-  for (let i = 0; i < pixels.data.length; i += 4) {
-    const value = pixels.data[i];
-    const rise = Math.max(0, (value / 255 - floor) / Math.max(1 - floor, 1e-12)) ** 0.8;
-    pixels.data.set([...colors.subarray(3 * value, 3 * value + 3), strength * rise], i);
-  }
-  context.putImageData(pixels, 0, 0);
-}
-
 function say() {
   for (const slider of [confidence, peak, opacity]) slider.nextElementSibling.textContent = Number(slider.value).toFixed(2);
   find('#images').style.setProperty('--opacity', opacity.value);
 }
 
 images.forEach((image, index) => {
-  const picture = make('div', {className: 'picture'});
+  const picture = make('button', {type: 'button', className: 'picture', ariaLabel: 'Enlarge, or back'});
+  picture.addEventListener('click', () => image.card.classList.toggle('large'));
   picture.style.aspectRatio = `${image.width} / ${image.height}`;
+  picture.style.setProperty('--aspect', image.width / image.height);
   image.card = make('li', {className: 'card'}, picture,
     make('p', {className: 'name', title: image.name, textContent: image.name.startsWith(folder) ? image.name.slice(folder.length) : image.name}),
     make('div', {className: 'labels'}));
@@ -148,6 +127,10 @@ images.forEach((image, index) => {
 chosen.append(make('option', {value: '', textContent: 'the best one of each image'}),
   ...labels.map((label, index) => make('option', {value: index, textContent: `${label} (${counts.get(label).toLocaleString('en')})`})));
 find('#about').textContent = about.text + (folder && folder !== '/' ? ` Images in ${folder}` : '');
+// A control without anything to act on is hidden.
+const drawn = images.flatMap((image) => image.classes);
+peak.parentElement.hidden = !drawn.some(({boxes}) => boxes.length);
+opacity.parentElement.hidden = !drawn.some(({place}) => place);
 find('#errors').hidden = !failed.length;
 find('#errors summary').textContent = `${number(failed.length, 'image')} could not be shown`;
 find('#errors ul').append(...failed.map(({name, error}) =>

@@ -107,7 +107,7 @@ def test_a_group_of_classes_is_mapped_by_its_sum(coffee_tiff: Path, tmp_path: Pa
         assert entry["image_score"] == pytest.approx(chosen.image_scores().item(), rel=1e-4)
         written = tifffile.imread(tmp_path / "out" / "maps" / f"{label}.tif")
         np.testing.assert_allclose(written, chosen.response_map()[0], rtol=1e-4)
-    assert result["classes"][0]["map_maximum"] > 5 * result["classes"][1]["map_maximum"]
+    assert result["classes"][0]["response_map_peak"] > 5 * result["classes"][1]["response_map_peak"]
 
 
 def test_a_class_whose_scores_are_all_zero(coffee_tiff: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_class_whose_scores_are_all_zero(coffee_tiff: Path, tmp_path: Path) ->
     scorer = DenseScorer(toy, labels=("a", "b", "c"), patch_size=20, patch_sizes=(32,), runtime="torch")
     result = score_huge(scorer, coffee_tiff, tmp_path / "out", classes=["b"], memory=SMALL["plain"])
     (entry,) = result["classes"]
-    assert [entry["image_score"], entry["confidence"], entry["map_maximum"]] == [0, 0, 0]
+    assert [entry["image_score"], entry["confidence"], entry["response_map_peak"]] == [0, 0, 0]
     assert {patch["share"] for patch in entry["best_patches"]} == {1 / len(scorer.score(coffee_tiff))}
     last = result["top"][-1]
     assert (last["label"], last["score"], last["confidence"], last["best_patch"]) == ("b", 0, 0, 0)
@@ -139,10 +139,10 @@ def test_tiles_equal_one_piece(network: str, options: dict[str, int], coffee_tif
         torch.testing.assert_close(tiled, whole.patch_scores[level.cells], rtol=1e-4, atol=1e-6)
     for name, entry in zip("bc", result["classes"], strict=True):
         expected = whole.response_map([name])[0].numpy()
-        np.testing.assert_allclose(tifffile.imread(tmp_path / "out" / entry["map"]), expected, rtol=1e-4)
+        np.testing.assert_allclose(tifffile.imread(tmp_path / "out" / entry["response_map"]), expected, rtol=1e-4)
         assert entry["image_score"] == pytest.approx(float(whole.image_scores()[whole.index(name)]), rel=1e-4)
         assert entry["confidence"] == pytest.approx(float(whole.confidence()[whole.index(name)]), rel=1e-4)
-        assert entry["map_maximum"] == pytest.approx(float(expected.max()), rel=1e-4)
+        assert entry["response_map_peak"] == pytest.approx(float(expected.max()), rel=1e-4)
         best = int(whole.patch_scores[:, whole.index(name)].argmax())
         assert entry["best_patches"][0]["box"] == pytest.approx(whole.boxes[best].tolist(), abs=0.02)
     for entry, ranked in zip(result["top"], whole.top(), strict=True):
@@ -230,7 +230,7 @@ def test_maps_of_several_runs_have_distinct_names(coffee_tiff: Path, tmp_path: P
     folder, files, maps = tmp_path / "out", [], []
     for label in labels:
         result = score_huge(scorer, coffee_tiff, folder, classes=[label])
-        files.append(folder / result["classes"][0]["map"])
+        files.append(folder / result["classes"][0]["response_map"])
     for file, label in zip(files, labels, strict=True):
         with tifffile.TiffFile(file) as opened:
             maps.append(opened.asarray())
@@ -358,7 +358,7 @@ def test_georeferencing_stays(points: bool, tmp_path: Path) -> None:
     for step in (1, 4):
         out = tmp_path / f"out{step}"
         (entry,) = score_huge(scorer, path, out, classes=["a"], map_step=step)["classes"]
-        with tifffile.TiffFile(out / entry["map"]) as tiff:
+        with tifffile.TiffFile(out / entry["response_map"]) as tiff:
             found = {code: tiff.pages[0].tags[code].value for code in (33550, 33922, 34735)}
             assert [len(page.shape) for page in tiff.pages] == [2] * len(tiff.pages)
             assert [page.is_tiled for page in tiff.pages] == [True] * len(tiff.pages)
@@ -379,7 +379,7 @@ def test_georeferencing_stays(points: bool, tmp_path: Path) -> None:
             assert ring[0] == ring[4] == pytest.approx([448000 + 0.5 * x0 - half, 5412000 - 0.5 * y0 + half])
             assert ring[2] == pytest.approx([448000 + 0.5 * x1 - half, 5412000 - 0.5 * y1 + half])
         rasterio = pytest.importorskip("rasterio")
-        with rasterio.open(path) as before, rasterio.open(out / entry["map"]) as after:
+        with rasterio.open(path) as before, rasterio.open(out / entry["response_map"]) as after:
             assert after.crs == before.crs
             assert after.bounds == pytest.approx(before.bounds)
             assert after.overviews(1) == [2, 4][: len(after.overviews(1))]

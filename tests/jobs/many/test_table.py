@@ -96,7 +96,7 @@ def test_arrays_go_beside_the_table(scorer: DenseScorer, pictures: list[str], tm
         if row["error"] is None:
             scores, group = scorer.score(row["image"]), store[array_key(row["index"])]
             assert dict(group.attrs) == {"image": row["image"], "mapped": ["c", "a"]}
-            np.testing.assert_array_equal(group["maps"][:], scores.response_map(["c", "a"]).numpy())
+            np.testing.assert_array_equal(group["heatmaps"][:], scores.heatmap(["c", "a"]).numpy())
             np.testing.assert_array_equal(group["patch_scores"][:], scores.patch_scores.numpy())
             np.testing.assert_array_equal(group["boxes"][:], scores.boxes.numpy())
     assert not (tmp_path / "results.parquet.parts").exists()
