@@ -258,8 +258,10 @@ def pair(size: Any) -> tuple[int, int]:
 
 def peak_bytes(graph: fx.GraphModule, patch: int) -> int:
     """Peak memory of a graph on one patch: the largest sum of the tensors alive at one time."""
-    with torch.inference_mode():
-        note_shapes(graph, patch)
+    parameter = next(graph.parameters())
+    with torch.inference_mode():  # by zeros that are made on the device
+        zeros = torch.zeros(1, 3, patch, patch, dtype=parameter.dtype, device=parameter.device)
+        _Shapes(graph, "patch_shape").run(zeros)
     alive: dict[fx.Node, int] = {}
     peak = 0
     last_use = {source: node for node in graph.graph.nodes for source in node.all_input_nodes}
@@ -267,7 +269,7 @@ def peak_bytes(graph: fx.GraphModule, patch: int) -> int:
         alive[node] = math.prod(shape_of(node)) if shape_of(node) else 0
         peak = max(peak, sum(alive.values()))
         alive = {source: size for source, size in alive.items() if last_use.get(source) is not node}
-    return peak * next(graph.parameters()).dtype.itemsize
+    return peak * parameter.dtype.itemsize
 
 
 def dependent(graph: fx.Graph) -> set[fx.Node]:
