@@ -127,10 +127,8 @@ def test_the_readmes_first_command_makes_its_picture(photo: Path) -> None:
     result = CliRunner().invoke(app, shlex.split(command[1].replace("YOUR_PHOTO", "photo")))
     assert result.exit_code == 0, result.output
     (made,) = (photo / "heatmaps" / "photo").glob("*.png")
-    tiny = [
-        cv2.resize(cv2.imread(str(path)), (17, 16), interpolation=cv2.INTER_AREA) for path in (ROOT / shown[1], made)
-    ]
-    old, new = (pixels.astype(int) for pixels in tiny)
+    pictures = (densescore.read_image(path) for path in (ROOT / shown[1], made))
+    old, new = (cv2.resize(each, (17, 16), interpolation=cv2.INTER_AREA).astype(int) for each in pictures)
     bits = [np.diff(pixels.sum(2), axis=1) > 0 for pixels in (old, new)]
     assert (bits[0] != bits[1]).mean() < 0.05
     assert np.abs(old - new).mean() < 4
