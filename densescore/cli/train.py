@@ -1,19 +1,22 @@
 """Commands for classes of your own: ``densescore labels | train | evaluate | tune-k``."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts.types import PositiveInt
+from cyclopts.validators import Number
 
 from densescore.cli import options as cli
-from densescore.cli.console import Progress, fraction, info, notice, print_json, print_table
+from densescore.cli.console import Progress, detail, fraction, info, notice, print_json, print_table
 from densescore.cli.program import examples
 from densescore.errors import DensescoreError
 
 if TYPE_CHECKING:
     from densescore.data.labeled_set import LabeledSet
+    from densescore.models.head import HeadFile
     from densescore.transfer.train_head import Round
 
 Head = Annotated[str, cli.option("Trained head (.safetensors).")]
@@ -112,6 +115,12 @@ def train(
     unfreeze: Annotated[Literal["fc6"] | None, cli.option("Fine-tune FC6 and FC7, without image labels.")] = None,
     from_scratch: Annotated[bool, cli.option("Train from random weights (the paper's NO PRETRAIN).")] = False,
     crops: Annotated[PositiveInt | None, cli.option("With --from-scratch: training crops; 12288 by default.")] = None,
+    precision: Annotated[
+        float, cli.option("Precision that the answer yes promises.", validator=Number(gt=0, lt=1))
+    ] = 0.9,
+    classes: cli.ClassOptions = cli.ClassOptions(),
+    drop_classes: Annotated[str, cli.option("Classes to leave out, separated by commas.")] = "",
+    strict: Annotated[bool, cli.option("Refuse classes that cannot be learned instead of leaving them out.")] = False,
     seed: cli.Seed = 0,
     overwrite: cli.Overwrite = False,
     as_json: cli.Json = False,
@@ -131,9 +140,10 @@ def train(
         _check_from_scratch(options, unfreeze=unfreeze, flips=flips)
     elif crops is not None:
         raise DensescoreError("--crops is for --from-scratch")
-    from densescore.data.boxed_set import boxed_part
+    from densescore.data.boxed_set import boxed_part, select_classes
     from densescore.io.checkpoint import checkpoint_folder
-    from densescore.models.head import save_head
+    from densescore.models.head import BACKGROUND, save_head
+    from densescore.transfer.cross_validation import mean_ap
     from densescore.transfer.recipe import RECIPES, change_recipe
 
     plan = change_recipe(
@@ -145,7 +155,10 @@ def train(
     )
 
     # Read the data set
-    dataset = images.read(data, need_positives=True)
+    dataset = images.read(data, need_positives=from_scratch or unfreeze is not None)
+    dropped = _check_subset([name.strip() for name in drop_classes.split(",") if name], dataset, "--drop-classes") or []
+    chosen = _check_subset(classes.names, dataset) or dataset.classes
+    dataset = select_classes(dataset, [name for name in chosen if name not in dropped])
     boxed = boxed_part(dataset)
     if (from_scratch or unfreeze) and not boxed.images:
         raise DensescoreError(f"{data}: --from-scratch and --unfreeze need images with boxes, and there are none")
@@ -159,51 +172,114 @@ def train(
     notice(f"training on {len(dataset.images):,} images of {len(dataset.classes)} classes ({supervision})")
 
     # Train
-    losses: list[float] = []
-
-    def callback(done: "Round") -> None:
-        losses.append(done.loss)
-        notice(str(done))
-
-    with checkpoint_folder(out) as checkpoint, Progress() as progress:
-
-        def track(items: Iterable[int]) -> Iterable[int]:
-            if from_scratch:
-                return progress.track(items, "batches of the round", unit="batches")
-            return progress.track(items, "features")
-
-        shared: dict[str, Any] = {"track": track, "callback": callback}
+    with checkpoint_folder(out) as checkpoint, Progress("steps") as progress:
         if from_scratch:
             from densescore.network.dense_network import find_device
             from densescore.paper.from_scratch import CROPS, train_from_scratch
 
-            device = find_device(options.device)
-            shared |= {"crops": crops or CROPS, "device": device, "checkpoint": checkpoint}
-            file = train_from_scratch(boxed, options.model, plan, seed, **shared)
-        elif unfreeze:
-            from densescore.paper.train_fc6 import train_unfrozen
-
-            scorer = options.build(scales=plan.scales)
-            file = train_unfrozen(boxed, scorer, cache.of, plan, seed, weights=options.weights, **shared)
+            file = train_from_scratch(
+                boxed, options.model, plan, seed, crops=crops or CROPS, device=find_device(options.device),
+                checkpoint=checkpoint, track=lambda items: progress.track(items, "batches of the round", "batches"),
+                callback=lambda done: notice(str(done)),
+            )  # fmt: skip
         else:
-            from densescore.transfer.pipeline import train_model
-
+            bar = TrainingBar(progress, len(dataset.images) * (1 + plan.flips))
             scorer = options.build(scales=plan.scales)
-            file = train_model(dataset, scorer, cache.of(scorer), plan, seed, boxes=boxes, **shared)
+            shared: dict[str, Any] = {"track": bar.track, "callback": bar.callback}
+            if unfreeze:
+                from densescore.paper.train_fc6 import train_unfrozen
+
+                file = train_unfrozen(boxed, scorer, cache.of, plan, seed, weights=options.weights, **shared)
+            else:
+                from densescore.transfer.pipeline import train_model
+
+                shared |= {"boxes": boxes, "precision": precision, "strict": strict}
+                file = train_model(dataset, scorer, cache.of(scorer), plan, seed, **shared)
         save_head(out, file, overwrite=overwrite)
 
     # Summarize
-    counts = file.training["patches"]
+    rows = [_describe_class(name, file) for name in file.labels if name != BACKGROUND]
+    mean = mean_ap([row["ap"] for row in rows])
     if as_json:
-        loss = losses[-1] if losses else None
-        print_json({"head": str(out), "images": len(dataset.images), "patches": counts, "loss": loss})
+        record = {"head": str(out), "images": len(dataset.images), "patches": file.training["patches"]}
+        print_json({**record, "held_out_map": mean, "classes": rows})
         return
-    info(f"{out}: trained on {len(dataset.images)} images")
-    labeled = file.training.get("labels", {})
     print_table(
-        ("class", "images", "labeled patches"),
-        [(name, f"{labeled[name]:,}" if name in labeled else "", f"{count:,}") for name, count in counts.items()],
+        ("class", "images", "AP", "yes is right", "finds", "advice"),
+        [
+            (
+                row["label"],
+                f"{row['images']:,}",
+                fraction(row["ap"]),
+                _percent(row["precision"], True),
+                _percent(row["recall"]),
+                row["advice"],
+            )
+            for row in rows
+        ],
+        title="Cross-validation on the training images",
+        last=("mean", "", fraction(mean), "", "", ""),
     )
+    info(f"{out}\nTry it: densescore heatmap photo.jpg --model {shlex.quote(str(out))}")
+
+
+MANY_IMAGES, GOOD_AP = 30, 0.8
+"""Classes below both are advised to have more images."""
+
+
+def _describe_class(label: str, file: "HeadFile") -> dict[str, Any]:
+    """What was learned of a class in cross-validation, and what to add."""
+    images, ap = file.training["labels"][label], file.training.get("held_out_ap", {}).get(label)
+    fitted = None if file.calibration is None else file.calibration.of(label)
+    row = {"label": label, "images": images, "ap": ap, "precision": None, "recall": None, "advice": ""}
+    if file.calibration is None:
+        return row
+    if fitted is None:
+        everywhere = images == file.training["images"]
+        return row | {"advice": "add images without it" if everywhere else "too few images to tell"}
+    if ap is not None and ap < GOOD_AP:
+        row["advice"] = "add images" if images < MANY_IMAGES else "hard: check its labels"
+    if fitted.yes is None:
+        return row | {"advice": row["advice"] or "never sure"}
+    return row | {"precision": fitted.precision, "recall": fitted.recall}
+
+
+def _percent(value: tuple[float, float, float] | None, interval: bool = False) -> str:
+    if value is None:
+        return "–"
+    middle, low, high = (round(100 * share) for share in value)
+    return f"{middle} % ({low}–{high})" if interval else f"{middle} %"
+
+
+class TrainingBar:
+    """One bar for a whole training, in steps: a mirrored or plain image read, or a part of a stage of the head."""
+
+    STAGE = 8  # steps
+
+    def __init__(self, progress: Progress, views: int) -> None:
+        self._progress, self._views = progress, views
+        self._read, self._trained, self._part, self._map = 0, 0.0, "features", ""
+        self._task = progress.add(self._part, views)
+
+    def track(self, items: Iterable[int]) -> Iterable[int]:
+        """Yield the images whose features are read."""
+        for item in items:
+            yield item
+            self._read += 1
+            self._show()
+
+    def callback(self, done: "Round") -> None:
+        """Show a round of training."""
+        detail(str(done))
+        self._trained = self.STAGE * (done.stage - 1 + done.round / done.rounds)
+        if done.held_out is not None:
+            self._map = f", mAP {done.held_out:.2f}"
+        self._part = done.part + self._map
+        self._show(self.STAGE * done.stages)
+
+    def _show(self, training: int | None = None) -> None:
+        total = None if training is None else max(self._views, self._read) + training
+        self._progress.update(self._task, round(self._read + self._trained), total=total, description=self._part)
 
 
 def _check_from_scratch(options: TrainOptions, **others: object) -> None:
@@ -218,11 +294,11 @@ def _check_from_scratch(options: TrainOptions, **others: object) -> None:
         )
 
 
-def _check_subset(names: Sequence[str], dataset: "LabeledSet") -> list[str] | None:
-    """The classes to average over; None for all."""
+def _check_subset(names: Sequence[str], dataset: "LabeledSet", option: str = "--classes") -> list[str] | None:
+    """Names of the set's classes; None for all."""
     for name in names:
         if name not in dataset.classes:
-            raise DensescoreError(f"--classes: the set has no class {name!r}, only {', '.join(dataset.classes)}")
+            raise DensescoreError(f"{option}: the set has no class {name!r}, only {', '.join(dataset.classes)}")
     return list(names) or None
 
 

@@ -18,6 +18,7 @@ from densescore.geometry import PAPER_SCALES
 from densescore.io.names import unique_labels
 from densescore.models import efficientnet_lite, krizhevsky
 from densescore.models.box_layer import BoxLayer
+from densescore.models.calibration import Calibration
 from densescore.models.entry import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
 from densescore.models.head import MAX_PATCH, Activation, AdaptationHead, HeadFile, load_head
 from densescore.models.labels import imagenet_labels, read_label_file
@@ -50,6 +51,7 @@ class Classifier:
     backbone: str = ""  # name of the network below the head
     by_crops: bool = False  # the head was trained on crops (context="patch")
     box_layer: BoxLayer | None = None
+    calibration: Calibration | None = None  # at these scales and this k
 
     def check_backbone(self, digest: str) -> None:
         """Refuse a head on other weights: `digest` is `digest_of` the layers below it, as loaded."""
@@ -177,7 +179,7 @@ def _of_head(path: str, file: HeadFile, weights: Weights) -> Classifier:
         state = backbone.module.state_dict()
         if digest_of_state({name: state[name] for name in state if name not in file.backbone_weights}) != frozen:
             raise _other_weights(path, file.backbone)
-    names = ("labels", "mean", "std", "patch_size", "head", "activation", "k", "backbone", "box_layer")
+    names = ("labels", "mean", "std", "patch_size", "head", "activation", "k", "backbone", "box_layer", "calibration")
     return replace(
         backbone,
         name=path,

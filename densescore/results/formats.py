@@ -1,6 +1,7 @@
 """Scores in other libraries' forms: rows and tables of pandas, supervision's detections, COCO's results, HTML."""
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError, MissingPackageError
 from densescore.io.names import as_text
+from densescore.models.calibration import Answer, Calibration
 from densescore.results.regions import Region
 
 if TYPE_CHECKING:
@@ -22,12 +24,33 @@ ClassRegions: TypeAlias = Mapping[str, Sequence[Region]]
 
 
 class Ranked(NamedTuple):
-    """A class, its image score, that score's k-th root (`DenseScores.confidence`), and the score of its best patch."""
+    """A class, its image score, that score's k-th root (`DenseScores.confidence`), and the score of its best patch.
+
+    `probability` that the image shows the class, and the `answer` that follows; None without calibration.
+    """
 
     label: str
     score: float
     confidence: float
     best_patch: float
+    probability: float | None = None
+    answer: Answer | None = None
+
+    @property
+    def shown(self) -> float:
+        """The number to show: the probability, or without calibration the confidence."""
+        return self.confidence if self.probability is None else self.probability
+
+
+def answers(
+    calibration: Calibration | None, inputs: NDArray[np.float32], labels: Sequence[str]
+) -> list[tuple[float | None, Answer | None]]:
+    """Probability and answer of each class, from the inputs ``[C]`` of a calibration; Nones where there is none."""
+    if calibration is None:
+        return [(None, None)] * len(labels)
+    values = calibration.probabilities(inputs, labels).tolist()
+    pairs = zip(labels, values, strict=True)
+    return [(None, None) if math.isnan(value) else (value, calibration.answer(label, value)) for label, value in pairs]
 
 
 def ranking_row(ranked: Sequence[Ranked], best_box: Sequence[float], regions: ClassRegions) -> dict[str, Any]:

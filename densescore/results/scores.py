@@ -23,6 +23,7 @@ from densescore.io.files import atomic_write
 from densescore.io.images import ImageLike, Pixels, read_image
 from densescore.io.names import as_text, to_json, unique_labels
 from densescore.models.box_layer import ObjectBoxes
+from densescore.models.calibration import Calibration
 from densescore.models.head import BACKGROUND
 from densescore.models.labels import find_classes, find_label
 from densescore.models.weights import read_metadata, read_weights
@@ -70,6 +71,8 @@ class DenseScores:
         source: the photograph, for pictures: the path of its file, or the pixels of a single image (no copy). None for
             scores that were loaded or pickled, and for those of one of many images in memory.
         object_boxes: boxes of the objects that each class's best patches show, from a head with a box layer.
+        calibration: confidences → probabilities, or None if the model has none at these scales.
+        calibrated_inputs: numbers that `calibration` takes, if `select` computed them from all classes.
 
     Example:
         >>> pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
@@ -92,6 +95,8 @@ class DenseScores:
     own_scores: Tensor | None = None
     source: ImageLike | None = None
     object_boxes: ObjectBoxes | None = None
+    calibration: Calibration | None = None
+    calibrated_inputs: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.pyramid), len(self.labels))
@@ -110,8 +115,9 @@ class DenseScores:
         if self.patch_scores.device.type == "cpu":
             return self
         boxes = None if self.object_boxes is None else ObjectBoxes(*(part.cpu() for part in self.object_boxes))
-        image_scores = None if self.own_scores is None else self.own_scores.cpu()
-        return replace(self, patch_scores=self.patch_scores.cpu(), own_scores=image_scores, object_boxes=boxes)
+        names = ("patch_scores", "own_scores", "calibrated_inputs")
+        parts = {name: tensor.cpu() for name in names if (tensor := getattr(self, name)) is not None}
+        return replace(self, object_boxes=boxes, **parts)
 
     def __len__(self) -> int:
         """M, the number of patches."""
@@ -156,15 +162,46 @@ class DenseScores:
         """
         return _confidence(self.patch_scores, self.k if k is None else k)
 
+    def image_probabilities(self) -> Tensor | None:
+        """The probability that the image shows each class: float32 ``[C]`` in [0, 1], or None without calibration.
+
+        A head's were fitted on held-out training images (``densescore train``). Those of the ImageNet models say that
+        the class is what the photograph shows. NaN for a class with too few examples.
+
+        Example:
+            >>> import densescore, skimage
+            >>> scores = densescore.classify(skimage.data.chelsea(), classes=["cat", "dog"])
+            >>> [round(probability) for probability in scores.image_probabilities().tolist()]
+            [1, 0]
+        """
+        if self.calibration is None:
+            return None
+        values = self.calibration.probabilities(self._calibrated_inputs().cpu().numpy(), self.labels)
+        return torch.from_numpy(values).float().to(self.patch_scores.device)
+
+    def probability(self, label: str) -> float | None:
+        """The probability that the image shows a class or group, or None; see `image_probabilities`."""
+        values = self.select(label).image_probabilities()
+        return None if values is None or values[0].isnan() else float(values[0])
+
+    def _calibrated_inputs(self) -> Tensor:
+        if self.calibrated_inputs is not None:
+            return self.calibrated_inputs
+        return self.confidence() if self.calibration is None else self.calibration.inputs(self.confidence())
+
     def top(self, n: int = 5) -> list[Ranked]:
         """The `n` classes of the highest confidence, best first.
 
         An adapted network's background is left out, unless it is the only class (see `select`).
         """
-        values = torch.stack([self.image_scores(), self.confidence(), self.patch_scores.amax(0)], 1).cpu()  # [C, 3]
+        columns = [self.image_scores(), self.confidence(), self.patch_scores.amax(0), self._calibrated_inputs()]
+        values = torch.stack(columns, 1).cpu()  # [C, 4]
         order = torch.argsort(values[:, 1], descending=True, stable=True).tolist()
-        columns = [c for c in order if self.labels[c] != BACKGROUND or len(order) == 1][:n]
-        return [Ranked(self.labels[c], *row) for c, row in zip(columns, values[columns].tolist(), strict=True)]
+        best = [c for c in order if self.labels[c] != BACKGROUND or len(order) == 1][:n]
+        labels = [self.labels[c] for c in best]
+        answers = formats.answers(self.calibration, values[best, 3].numpy(), labels)
+        rows = zip(labels, values[best, :3].tolist(), answers, strict=True)
+        return [Ranked(label, *numbers)._replace(probability=p, answer=answer) for label, numbers, (p, answer) in rows]
 
     # Classes and groups of classes
 
@@ -201,8 +238,15 @@ class DenseScores:
         classes = {each.label: each.columns for each in (find_classes(name, self.labels) for name in names)}
         boxes = self.object_boxes
         boxes = boxes.select([*classes.values()], self.patch_scores) if boxes is not None and classes else None
-        scores = self.columns([*classes])
-        return replace(self, patch_scores=scores, labels=tuple(classes), own_scores=None, object_boxes=boxes)
+        inputs = None
+        if self.calibration is not None and classes:
+            every = self._calibrated_inputs()
+            sums = [every[self._on_device(columns)].sum() for columns in classes.values()]
+            inputs = torch.stack(sums).clamp(max=1)
+        return replace(
+            self, patch_scores=self.columns([*classes]), labels=tuple(classes), own_scores=None, object_boxes=boxes,
+            calibrated_inputs=inputs,
+        )  # fmt: skip
 
     def columns(self, labels: str | Sequence[str] | None = None) -> Tensor:
         """Scores of each patch for classes and groups, by default all classes: ``[M, len(labels)]``."""
@@ -661,11 +705,14 @@ class DenseScores:
             "labels": self.labels,
             "pyramid": asdict(self.pyramid),
             **{name: getattr(self, name) for name in ("k", "model", "context", "runtime", "timings", "retried")},
+            "calibration": None if self.calibration is None else asdict(self.calibration),
         }
         metadata = {"format": _FORMAT, "densescore": to_json(description)}
         with atomic_write(path, overwrite=overwrite) as temporary:
             boxes = {} if self.object_boxes is None else self.object_boxes._asdict()
             tensors = {"patch_scores": self.patch_scores, **{_BOXES + name: tensor for name, tensor in boxes.items()}}
+            if self.calibrated_inputs is not None:
+                tensors["calibrated_inputs"] = self.calibrated_inputs
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
     @classmethod
@@ -687,6 +734,9 @@ class DenseScores:
             boxed = any(name.startswith(_BOXES) for name in tensors)
             boxes = ObjectBoxes(*(tensors[_BOXES + name] for name in ObjectBoxes._fields)) if boxed else None
             whole = Pyramid(**pyramid, levels=levels)
+            if description.get("calibration"):
+                description["calibration"] = Calibration.from_json(description["calibration"])
+            description["calibrated_inputs"] = tensors.get("calibrated_inputs")
             return cls(tensors["patch_scores"], labels, whole, object_boxes=boxes, **description)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DensescoreError(f"{path}: saved scores without a valid {error}") from error

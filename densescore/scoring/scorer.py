@@ -149,6 +149,10 @@ class DenseScorer:
         if stride is not None and stride != network.stride:
             network = network.with_stride(stride)
         self.context: Context = context or ("image" if "image" in network.contexts else "patch")
+        # A calibration holds for the scores that it was fitted on
+        fitted_on = (classifier.scales, None, None, classifier.k, "patch" if classifier.by_crops else "image")
+        same = fitted_on == (self.scales, self.patch_sizes, stride, self.k, self.context)
+        self.calibration = classifier.calibration if same else None
         checks.check_context(self.context, network.contexts)
         self.labels = checks.fit_labels(classifier.labels, network.classes, strict=labels is not None)
 
@@ -361,6 +365,7 @@ class DenseScorer:
         results = [
             DenseScores(
                 rows.clone(), self.labels, pyramid, k=self.k, model=self.name, context=context, runtime=self.runtime,
+                calibration=self.calibration if context == self.context else None,
                 object_boxes=engine.find_objects(self.box_layer, features, rows, pyramid), own_scores=scores, **fields,
             )
             for rows, features, pyramid, scores in parts
@@ -487,6 +492,8 @@ class DenseScorer:
         changed.scales = self.scales if scales is None else as_tuple("scales", scales)
         changed.patch_sizes = as_tuple("patch_sizes", patch_sizes)
         changed.pyramid(224, 224)  # checks them
+        if changed.scales != self.scales or changed.patch_sizes:
+            changed.calibration = None
         if self._arguments is not None:
             changed._arguments = {**self._arguments, "scales": scales, "patch_sizes": patch_sizes}
         return changed

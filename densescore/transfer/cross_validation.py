@@ -1,0 +1,222 @@
+"""Held-out scores of the training images, and what follows from them: average precision, and the head's calibration."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densescore.data.boxed_set import BoxedImage
+from densescore.data.labeled_set import POSITIVE, UNKNOWN, LabeledImage, LabeledSet
+from densescore.evaluation.average_precision import ImageBoxes, average_precision, match, precision_recall
+from densescore.models.calibration import Calibration, ClassCalibration, Curve, log_odds
+from densescore.models.head import BACKGROUND, AdaptationHead
+from densescore.results.scores import DenseScores
+from densescore.transfer.recipe import Recipe
+from densescore.transfer.train_head import Callback, Round, count_stages, train_heads, within
+from densescore.transfer.training_set import FeatureBasis, TrainingPatches
+
+FOLDS = 5
+
+MAX_ROUNDS = 4
+"""Most rounds of a stage on labeled patches in cross-validation, which trains a single head per fold."""
+
+MIN_POSITIVES = 10
+"""Classes with fewer positive images, or negative ones, share one curve."""
+
+PRIOR = 10.0
+"""Inverse strength of the prior on the slope of Platt's line."""
+
+DRAWS = 500
+"""Bootstrap samples of a threshold's intervals."""
+
+
+@dataclass(frozen=True, eq=False)
+class CrossValidation:
+    """Confidences of images by heads that have not seen them."""
+
+    folds: NDArray[np.int64]  # [I], fold that each image is held out of; -1 before its turn
+    confidences: NDArray[np.float64]  # [I, C]
+    truth: NDArray[np.int8]  # [I, C]
+    heads: Sequence[AdaptationHead]  # per fold, trained on the others
+
+    def average_precisions(self) -> list[float | None]:
+        """Held-out AP of each class; None with fewer than two positive images, or without a negative one."""
+        values = []
+        for column in range(self.truth.shape[1]):
+            confidences, shown = self.judged(column)
+            few = shown.sum() < 2 or shown.all()
+            values.append(None if few else average_precision(precision_recall(confidences, shown)))
+        return values
+
+    def judged(self, column: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Confidence ``[n]`` and truth ``[n]`` of the images that count for a class."""
+        known = self.truth[:, column] != UNKNOWN
+        return self.confidences[known, column], self.truth[known, column] == POSITIVE
+
+
+def draw_folds(truth: NDArray[np.int8], seed: int) -> NDArray[np.int64]:
+    """A fold per image, ``[I]``, stratified by the rarest class that it shows; truth ``[I, C]``."""
+    shown = truth == POSITIVE
+    rarest = np.where(shown, shown.sum(0), len(truth) + 1).argmin(1)
+    order = np.lexsort((np.random.default_rng(seed).random(len(truth)), rarest))
+    folds = np.empty(len(truth), np.int64)
+    folds[order] = np.arange(len(truth)) % FOLDS
+    return folds
+
+
+def cross_validate(
+    images: LabeledSet,
+    patches: TrainingPatches,
+    basis: FeatureBasis | None,
+    recipe: Recipe,
+    seed: int,
+    score: Callable[[AdaptationHead, LabeledImage], DenseScores],
+    callback: Callback = lambda _: None,
+) -> CrossValidation:
+    """Train a head on all folds but one, and score that one's images, fold by fold.
+
+    `basis`: the one that the patches' features are in. Rounds tell the mean AP on the folds before.
+    """
+    truth, classes = images.truth(), len(images.classes)
+    folds, short = draw_folds(truth, seed), replace(recipe, heads=1, max_rounds=min(recipe.max_rounds, MAX_ROUNDS))
+    confidences, heads = np.zeros(truth.shape), list[AdaptationHead]()
+    mean: float | None = None
+    for fold in range(FOLDS):
+        # Train on the other images
+        part = patches.of_images(folds != fold)
+        stages = count_stages(part, short)
+        inner = partial(_tell, within(callback, fold * stages, FOLDS * stages), mean)
+        heads.append(train_heads(part, classes, short, seed, basis=basis, callback=inner))
+
+        # Score those of the fold
+        for index in (folds == fold).nonzero()[0]:
+            scores = score(heads[-1], images.images[index])
+            confidences[index] = scores.confidence()[:classes].double().cpu().numpy()
+        done = folds <= fold
+        mean = mean_ap(CrossValidation(folds[done], confidences[done], truth[done], heads).average_precisions())
+    return CrossValidation(folds, confidences, truth, heads)
+
+
+def _tell(callback: Callback, held_out: float | None, done: Round) -> None:
+    callback(done._replace(part="cross-validation", held_out=held_out))
+
+
+def mean_ap(values: Sequence[float | None]) -> float | None:
+    """Mean over the classes that have an average precision."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+# Calibration
+
+
+def fit_calibration(result: CrossValidation, classes: Sequence[str], precision: float, seed: int) -> Calibration:
+    """Curves and thresholds of every class with at least two positive images and two negative ones.
+
+    `precision`: share of the images answered yes that must show the class. Classes with few images share one curve.
+    """
+    judged = {label: result.judged(column) for column, label in enumerate(classes)}
+    usable = {label: each for label, each in judged.items() if min(_counts(each[1])) >= 2}
+    few = [label for label, (_, shown) in usable.items() if min(_counts(shown)) < MIN_POSITIVES]
+    if not usable:
+        return Calibration(promised=precision)
+
+    # Classes with few images share a curve; if together they are still few, with all others
+    members = few if sum(min(_counts(usable[label][1])) for label in few) >= MIN_POSITIVES else [*usable]
+    confidences, shown = (np.concatenate(parts) for parts in zip(*(usable[label] for label in members), strict=True))
+    shared = fit_curve(confidences, shown, seed) if few else None
+    calibrations = {}
+    for label, (confidences, shown) in usable.items():
+        curve = shared if label in few and shared is not None else fit_curve(confidences, shown, seed)
+        calibrations[label] = find_thresholds(curve, curve(confidences), shown, precision, seed)
+    return Calibration(calibrations, promised=precision)
+
+
+def fit_box_curve(images: Sequence[BoxedImage], scores: Callable[[BoxedImage], DenseScores]) -> Curve | None:
+    """Score of a box → probability that it hits an object at IoU 0.5, one line for all classes, on held-out images."""
+    certainty, right = list[float](), list[bool]()
+    for image in images:
+        result = scores(image)
+        labels = [label for label in result.labels if label != BACKGROUND]
+        for column, regions in enumerate(result.class_boxes(labels).values()):
+            of_class = image.classes == column
+            boxes = np.array([region.box for region in regions], np.float32)
+            found = np.array([region.score for region in regions])
+            hits, counted = match(ImageBoxes(boxes, found, image.boxes[of_class], image.difficult[of_class]), 0.5)
+            certainty += found[counted].tolist()
+            right += hits[counted].tolist()
+    shown = np.array(right, bool)
+    return _platt(np.array(certainty), shown) if min(_counts(shown)) >= 2 else None
+
+
+def _counts(shown: NDArray[np.bool_]) -> tuple[int, int]:
+    return int(shown.sum()), int((~shown).sum())
+
+
+def fit_curve(confidences: NDArray[np.float64], shown: NDArray[np.bool_], seed: int) -> Curve:
+    """Platt's line or isotonic steps, whichever has the lower cross-validated log loss; ``[n]`` each."""
+    from sklearn.metrics import log_loss
+    from sklearn.model_selection import StratifiedKFold
+
+    count = min(FOLDS, *_counts(shown))
+    losses = []
+    for fit in (_platt, _isotonic):
+        held_out = np.zeros(len(shown))
+        for train, test in StratifiedKFold(count, shuffle=True, random_state=seed).split(confidences, shown):
+            held_out[test] = fit(confidences[train], shown[train])(confidences[test])
+        losses.append(log_loss(shown, held_out))
+    return (_platt, _isotonic)[int(np.argmin(losses))](confidences, shown)
+
+
+def _platt(confidences: NDArray[np.float64], shown: NDArray[np.bool_]) -> Curve:
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=PRIOR).fit(log_odds(confidences)[:, None], shown)
+    slope = float(model.coef_[0, 0])
+    if slope <= 0:  # a head that knows nothing of the class
+        return Curve.line(0.0, float(log_odds(shown.mean())))
+    return Curve.line(slope, float(model.intercept_[0]))
+
+
+def _isotonic(confidences: NDArray[np.float64], shown: NDArray[np.bool_]) -> Curve:
+    from sklearn.isotonic import IsotonicRegression
+
+    model = IsotonicRegression().fit(log_odds(confidences), shown)
+    least = 1 / (len(shown) + 2)  # a share of 0 or 1 among n images is not certainty
+    inputs, first = np.unique(model.X_thresholds_, return_index=True)
+    outputs = log_odds(model.y_thresholds_[first].clip(least, 1 - least))
+    return Curve(tuple(inputs.tolist()), tuple(outputs.tolist()))
+
+
+def find_thresholds(
+    curve: Curve, probabilities: NDArray[np.float64], shown: NDArray[np.bool_], precision: float, seed: int
+) -> ClassCalibration:
+    """Thresholds of held-out probabilities ``[n]`` with their truth ``[n]``."""
+    order = np.argsort(-probabilities, kind="stable")
+    ranked, hits = probabilities[order], shown[order].cumsum()
+    count = np.arange(1, len(order) + 1)
+
+    # Yes: the lowest threshold that keeps the precision, as measured and as the curve expects it
+    last = np.append(ranked[1:] < ranked[:-1], True)  # equal probabilities get one answer
+    expected = np.minimum(hits, ranked.cumsum()) / count
+    kept = (last & (expected >= precision)).nonzero()[0]
+    # No: below the highest threshold that keeps as large a share of the positive images
+    absent = float(ranked[(hits >= precision * hits[-1]).nonzero()[0][0]])
+    if not len(kept):
+        return ClassCalibration(curve, absent=absent)
+    yes = float(ranked[kept[-1]])
+
+    # Intervals by bootstrap over images
+    draws = np.random.default_rng(seed).multinomial(len(shown), np.full(len(shown), 1 / len(shown)), DRAWS)  # [B, n]
+    said = probabilities >= yes
+    right, answered, positives = (draws @ mask for mask in (said & shown, said, shown))
+    triples = []
+    for part, whole, value in (
+        (right, answered, (said & shown).sum() / said.sum()),
+        (right, positives, (said & shown).sum() / shown.sum()),
+    ):
+        low, high = np.quantile((part / np.maximum(whole, 1))[whole > 0], (0.025, 0.975))
+        triples.append((float(value), float(low), float(high)))
+    return ClassCalibration(curve, yes, min(absent, yes), *triples)
