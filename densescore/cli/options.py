@@ -49,6 +49,12 @@ Weights = Annotated[str | None, network_option("Weights file, 'default', or 'ran
 Scales = Annotated[str, patch_option("Ratios of the image's short side to a patch's: 1,2,4. The model's by default.")]
 PatchSizes = Annotated[str, patch_option("Patch sides in image pixels, separated by commas, instead of scales.")]
 Stride = Annotated[int | None, patch_option("Pixels between patches in a resized image: 16 or 8, denser than 32.")]
+Threshold = Annotated[
+    float | None,
+    patch_option(
+        "Probability from which the answer is yes; the model's own by default.", validator=Number(gte=0, lte=1)
+    ),
+]
 K = Annotated[float | None, patch_option("Exponent of the image score, equation (1). 5, or the head's, by default.")]
 Device = Annotated[str, network_option("auto, cpu, cuda, cuda:1, …")]
 Model = Annotated[str, network_option("Name from `densescore models --all`, or a trained head (.safetensors).")]
@@ -71,6 +77,7 @@ class ScorerOptions:
     patch_sizes: PatchSizes = ""
     stride: Stride = None
     k: K = None
+    threshold: Threshold = None
     device: Device = "auto"
     dtype: Annotated[str, network_option("auto, float32, float16, or bfloat16 (twice as fast on recent CPUs).")] = (
         "auto"
@@ -141,7 +148,7 @@ Seed = Annotated[NonNegativeInt, option("Seed of all random draws, recorded in t
 @Parameter(name="*")
 @dataclass(frozen=True)
 class DataOptions:
-    """Images of a data set, and the labels or boxes to use."""
+    """Images of a data set, and the labels or boxes to use; without a split, val, or all of a set without splits."""
 
     split: Split = "train"
     labels: Annotated[
@@ -154,7 +161,9 @@ class DataOptions:
         """Read the images of the split."""
         from densescore.data.load import load_set
 
-        return load_set(data, self.split, labels=self.labels, val_share=self.val_share, need_positives=need_positives)
+        return load_set(
+            data, self.split or None, labels=self.labels, val_share=self.val_share, need_positives=need_positives
+        )
 
 
 @Parameter(name="*")

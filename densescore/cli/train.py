@@ -17,6 +17,7 @@ from densescore.errors import DensescoreError
 if TYPE_CHECKING:
     from densescore.data.labeled_set import LabeledSet
     from densescore.models.head import HeadFile
+    from densescore.scoring.scorer import DenseScorer
     from densescore.transfer.train_head import Round
 
 Head = Annotated[str, cli.option("Trained head (.safetensors).")]
@@ -29,6 +30,7 @@ class TrainOptions(cli.ScorerOptions):
     model: cli.Model = ""
     patch_sizes: Annotated[str, cli.NOT_AN_OPTION] = ""
     k: Annotated[float | None, cli.NOT_AN_OPTION] = None
+    threshold: Annotated[float | None, cli.NOT_AN_OPTION] = None
     labels: Annotated[Path | None, cli.NOT_AN_OPTION] = None
 
 
@@ -302,6 +304,15 @@ def _check_subset(names: Sequence[str], dataset: "LabeledSet", option: str = "--
     return list(names) or None
 
 
+def _known_classes(dataset: "LabeledSet", scorer: "DenseScorer") -> Sequence[str]:
+    """The set's classes that the model knows; a notice names the others. All, if it knows none."""
+    others = [name for name in dataset.classes if name not in scorer.labels]
+    if not others or len(others) == len(dataset.classes):
+        return dataset.classes
+    notice(f"not evaluated, since the model does not know them: {', '.join(others)}")
+    return [name for name in dataset.classes if name not in others]
+
+
 @examples(
     "densescore evaluate --data VOC2007 --set test --model head.safetensors",
     "densescore evaluate --data VOC2007 --set test --model head.safetensors --classes dog,cat -o results",
@@ -310,7 +321,7 @@ def evaluate(
     *,
     data: cli.Data,
     options: EvaluateOptions,
-    images: cli.DataOptions = cli.DataOptions(split="val"),
+    images: cli.DataOptions = cli.DataOptions(split=""),
     classes: cli.ClassOptions = cli.ClassOptions(),
     out: Annotated[Path | None, cli.out_option("Folder for VOC result files, curves and pictures.")] = None,
     maps: Annotated[bool, cli.option("Evaluate localization and boxes as well.", negative="--no-maps")] = True,
@@ -324,13 +335,15 @@ def evaluate(
     from densescore.evaluation.voc_results import RESULTS, write_results
 
     cli.check_new(out, overwrite, [data, *options.files], RESULTS)
-    from densescore.evaluation.evaluate import evaluate_classes, mean_of, score_set
+    from densescore.data.boxed_set import select_classes
+    from densescore.evaluation.evaluate import calibration_error, evaluate_classes, mean_of, promises, score_set
     from densescore.transfer.pipeline import cached_scores
 
     # Score the images
     dataset = images.read(data)
     names = _check_subset(classes.names, dataset)
     scorer = options.build()
+    dataset = select_classes(dataset, names or _known_classes(dataset, scorer))
     score = cached_scores(scorer, cache.of(scorer))
     with Progress() as progress:
         result = score_set(
@@ -344,7 +357,7 @@ def evaluate(
         "ap": "AP", "ap_2007": "AP (2007 rule)", "pointing": "pointing", "located_ap": "AP score and location",
         "box_ap_30": "box AP 0.3", "box_ap_50": "0.5", "box_ap": "COCO",
     }  # fmt: skip
-    means = {metric: mean_of(rows, metric, names) for metric in metrics}
+    means = {metric: mean_of(rows, metric) for metric in metrics}
     about = {
         "model": options.model, "context": scorer.context, "scales": scorer.scales, "means": means, "mean_over": names,
     }  # fmt: skip
@@ -357,15 +370,23 @@ def evaluate(
             )  # fmt: skip
 
     # Summarize
+    kept, error = promises(result), calibration_error(result)
     if as_json:
-        print_json({**about, "set": images.split, "k": scorer.k, "classes": [asdict(row) for row in rows]})
+        record = {**about, "set": dataset.name, "k": scorer.k, "classes": [asdict(row) for row in rows]}
+        print_json({**record, "calibration_error": error, "promises": [asdict(row) for row in kept]})
         return
     print_table(
         ("class", "positives", *metrics.values()),
         [(row.label, row.positives, *(fraction(getattr(row, metric)) for metric in metrics)) for row in rows],
-        title=f"{images.split}: {len(dataset.images)} images, k = {scorer.k:g}",
+        title=f"{dataset.name}: {len(dataset.images)} images, k = {scorer.k:g}",
         last=("mean", "", *map(fraction, means.values())),
     )
+    if error is not None:
+        print_table(
+            ("class", "answered yes", "right", "promised", "found of all"),
+            [(row.label, row.yes, *map(fraction, (row.precision, row.promised, row.recall))) for row in kept],
+            title=f"Answers; expected calibration error {error:.3f}",
+        )
 
 
 @examples("densescore tune-k --data VOC2007 --set val --model head.safetensors -o tuned.safetensors")
@@ -373,7 +394,7 @@ def tune_k(
     *,
     data: cli.Data,
     options: TuneOptions,
-    images: cli.DataOptions = cli.DataOptions(split="val"),
+    images: cli.DataOptions = cli.DataOptions(split=""),
     ks: Annotated[str, cli.option("Exponents to try, separated by commas.")] = "1,1.5,2,3,4,5,6,7,8,10,12,16",
     classes: cli.ClassOptions = cli.ClassOptions(),
     out: Annotated[Path | None, cli.out_option("File for the head with the best k.")] = None,
@@ -406,11 +427,11 @@ def tune_k(
     if out is not None:
         save_head(out, replace(load_head(options.model), k=best), overwrite=overwrite)
     if as_json:
-        print_json({"set": images.split, "curve": [{"k": k, "map": value} for k, value in curve], "k": best})
+        print_json({"set": dataset.name, "curve": [{"k": k, "map": value} for k, value in curve], "k": best})
         return
     print_table(
         ("k", "mAP"),
         [(f"{k:g}", f"{value:.4f}{'  best' if k == best else ''}") for k, value in curve],
-        title=f"{images.split}: {len(dataset.images)} images",
+        title=f"{dataset.name}: {len(dataset.images)} images",
         numeric=False,
     )

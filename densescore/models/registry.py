@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -219,8 +220,16 @@ def _load_named(name: str, weights: Weights, trained: Mapping[str, Tensor] = Map
         load_strict(module, module.state_dict() | dict(trained), f"trained weights of {name}")
     return Classifier(
         name=name, module=module, labels=labels or entry.labels(), mean=entry.mean, std=entry.std,
-        patch_size=entry.patch_size, scales=entry.scales,
+        patch_size=entry.patch_size, scales=entry.scales, calibration=_shipped_calibration(name, weights),
     )  # fmt: skip
+
+
+def _shipped_calibration(name: str, weights: Weights) -> Calibration | None:
+    """Probabilities of a model with published weights, made by ``benchmarks/calibrate.py``; None for others."""
+    if weights != "default":
+        return None
+    fitted = json.loads(Path(__file__).with_name("imagenet_calibration.json").read_text("utf-8"))
+    return Calibration.from_json(fitted[name]) if name in fitted else None
 
 
 def _check(classifier: Classifier) -> None:

@@ -71,7 +71,7 @@ def entry_of(name: str, pixels: Pixels, scores: DenseScores) -> Entry:
         view = work.class_map(best.label, _WORK_SIDE)
         boxes = [
             (x0 * box_zoom, y0 * box_zoom, x1 * box_zoom, y1 * box_zoom, peak)
-            for (x0, y0, x1, y1), peak, _ in work.find_boxes(best.label, max_regions=_MAX_BOXES)
+            for (x0, y0, x1, y1), peak, *_ in work.find_boxes(best.label, max_regions=_MAX_BOXES)
         ]
         place, picture = (view.place.x * zoom, view.place.y * zoom), _map_picture(maps[best.label])
         summary = ClassSummary(

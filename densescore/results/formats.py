@@ -60,13 +60,17 @@ def ranking_row(ranked: Sequence[Ranked], best_box: Sequence[float], regions: Cl
         "label": best.label,
         "score": best.score,
         "confidence": best.confidence,
+        "probability": best.probability,
+        "answer": best.answer,
         "best_patch": {**dict(zip(SIDES, best_box, strict=True)), "score": best.best_patch},
         "labels": [item.label for item in ranked],
         "scores": [item.score for item in ranked],
         "confidences": [item.confidence for item in ranked],
         "best_patch_scores": [item.best_patch for item in ranked],
+        "probabilities": [item.probability for item in ranked],
+        "answers": [item.answer for item in ranked],
         "regions": [
-            {"label": label, **dict(zip(SIDES, region.box, strict=True)), "peak": region.peak, "score": region.score}
+            {"label": label, **dict(zip(SIDES, region.box, strict=True)), **region.numbers()}
             for label, members in regions.items()
             for region in members
         ],
@@ -102,7 +106,7 @@ def detections(regions: ClassRegions, class_ids: Mapping[str, int]) -> "Detectio
     pairs = [(label, region) for label, members in regions.items() for region in members]
     return supervision.Detections(
         xyxy=np.array([region.box for _, region in pairs], np.float32).reshape(-1, 4),
-        confidence=np.array([region.score for _, region in pairs], np.float32),
+        confidence=np.array([region.shown for _, region in pairs], np.float32),
         class_id=np.array([class_ids[label] for label, _ in pairs], np.int64),
         data={"class_name": np.array([label for label, _ in pairs], np.str_)},
     )
@@ -118,7 +122,7 @@ def coco_results(image_id: int, regions: ClassRegions, category_ids: Mapping[str
             x0, y0, x1, y1 = map(float, region.box)
             box = [x0, y0, x1 - x0, y1 - y0]
             records.append(
-                {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": region.score}
+                {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": region.shown}
             )
     return records
 

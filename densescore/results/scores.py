@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -423,15 +424,35 @@ class DenseScores:
         options: dict[str, Any] = {"min_area": min_area, "max_regions": max_regions}
         if self.object_boxes is None:
             means = self.response_map(labels) if maps is None else torch.from_numpy(maps)
-            return self._map_boxes(labels, means, share, options)
+            return self._judge_boxes(self._map_boxes(labels, means, share, options))
         index = self._on_device([self.index(label) for label in labels])  # [n]
         patches, *rest = (part[index] for part in self.object_boxes)  # [n, K], [n, K, 4], [n, K]
         parts = (rest[0], self.patch_scores[patches, index[:, None]], rest[1], self.confidence()[index])
         boxes, scores, qualities, confidence = (part.cpu() for part in parts)
-        return {
+        found = {
             label: regions.layer_regions(boxes[n], scores[n], qualities[n], confidence[n], share, **options)
             for n, label in enumerate(labels)
         }
+        return self._judge_boxes(found)
+
+    def _judge_boxes(self, found: dict[str, list[Region]]) -> dict[str, list[Region]]:
+        """The same boxes, with their probabilities."""
+        shown = self.select([*found]).image_probabilities()
+        if self.calibration is None or shown is None:
+            return found
+        curve = self.calibration.boxes
+        judged = {}
+        for (label, boxes), of_class in zip(found.items(), shown.tolist(), strict=True):
+            if curve is not None:
+                values = curve(np.array([box.score for box in boxes])).tolist()
+            else:
+                values = [of_class * box.peak / max(boxes[0].peak, 1e-12) for box in boxes]
+            judged[label] = (
+                boxes
+                if math.isnan(of_class)
+                else [box._replace(probability=value) for box, value in zip(boxes, values, strict=True)]
+            )
+        return judged
 
     def _map_boxes(
         self, labels: Sequence[str], means: Tensor, share: float | None, options: Mapping[str, Any]
@@ -456,10 +477,11 @@ class DenseScores:
             maps: response maps of `labels`, ``[len(labels), H, W]``, if computed already.
 
         Returns:
-            ``height``, ``width``, ``patches``; ``label``, ``score`` and ``confidence`` of the best class, and its
-            ``best_patch``: ``x0 y0 x1 y1`` in image pixels and ``score``; ``labels``, ``scores``, ``confidences`` and
-            ``best_patch_scores`` of the ranked classes; ``regions``, class by class, highest peak first: ``label``,
-            ``x0 y0 x1 y1`` (``x1`` and ``y1`` exclusive), ``peak`` and ``score`` (see `Region`).
+            ``height``, ``width``, ``patches``; ``label``, ``score``, ``confidence``, ``probability`` and ``answer`` of
+            the best class, and its ``best_patch``: ``x0 y0 x1 y1`` in image pixels and ``score``; ``labels``,
+            ``scores``, ``confidences``, ``best_patch_scores``, ``probabilities`` and ``answers`` of the ranked
+            classes, None without calibration; ``regions``, class by class, highest peak first: ``label``,
+            ``x0 y0 x1 y1`` (``x1`` and ``y1`` exclusive), ``peak``, ``score`` and ``probability`` (see `Region`).
 
         Raises:
             DensescoreError: `top` is below 1, or no such class.
@@ -467,8 +489,10 @@ class DenseScores:
         Example:
             >>> import densescore, skimage
             >>> row = densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)).to_row(top=2)
-            >>> row["label"], row["labels"], sorted(row["regions"][0])
-            ('Egyptian cat', ['Egyptian cat', 'tiger cat'], ['label', 'peak', 'score', 'x0', 'x1', 'y0', 'y1'])
+            >>> row["label"], row["labels"]
+            ('Egyptian cat', ['Egyptian cat', 'tiger cat'])
+            >>> [*row["regions"][0]]
+            ['label', 'x0', 'y0', 'x1', 'y1', 'peak', 'score', 'probability']
         """
         ranked = self.top(top)
         if not ranked:
@@ -510,8 +534,8 @@ class DenseScores:
             share: see `find_boxes`.
 
         Returns:
-            ``xyxy`` in image pixels; ``confidence``, the region's score (see `Region`); ``class_id``, the column of
-            ``patch_scores``, or for groups of classes C, C + 1 and so on; ``data["class_name"]``.
+            ``xyxy`` in image pixels; ``confidence``, `Region.shown`; ``class_id``, the column of ``patch_scores``, or
+            for groups of classes C, C + 1 and so on; ``data["class_name"]``.
 
         Raises:
             DensescoreError: no such class, or supervision is not installed.
@@ -537,8 +561,8 @@ class DenseScores:
             share: see `find_boxes`.
 
         Returns:
-            ``image_id``, ``category_id``, ``bbox`` (``x y width height`` in image pixels) and ``score`` (see
-            `Region`), plain numbers, ready for ``json.dump``.
+            ``image_id``, ``category_id``, ``bbox`` (``x y width height`` in image pixels) and ``score``
+            (`Region.shown`), plain numbers, ready for ``json.dump``.
 
         Raises:
             DensescoreError: no such class, or one that `category_ids` lacks.

@@ -5,7 +5,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import accumulate
@@ -84,6 +84,7 @@ class DenseScorer:
             on any device: `torch.compile`, a minute at the start that pays on a CUDA device for thousands of crops.
             ``scorer.runtime`` and every result name the runtime in use.
         max_cells: maximum number of patches per image. It bounds memory, which grows with the largest level.
+        threshold: probability from which the answer is yes, and below it no; the model's own thresholds by default.
         context: default context of a patch; see `score`. ``"patch"`` also accepts networks that are not convolutional
             (ViT, Swin, Mixer, …), whose patches are scored crop by crop only. Default: ``"image"``, or ``"patch"`` for
             a head that was trained on such a network.
@@ -116,6 +117,7 @@ class DenseScorer:
         runtime: Runtime = "auto",
         max_cells: int = DEFAULT_MAX_CELLS,
         context: Context | None = None,
+        threshold: float | None = None,
     ) -> None:
         # Arguments for `__reduce__`; a module cannot be one, and would keep its weights in memory
         arguments = dict(locals())
@@ -153,6 +155,11 @@ class DenseScorer:
         fitted_on = (classifier.scales, None, None, classifier.k, "patch" if classifier.by_crops else "image")
         same = fitted_on == (self.scales, self.patch_sizes, stride, self.k, self.context)
         self.calibration = classifier.calibration if same else None
+        if threshold is not None:
+            if self.calibration is None:
+                where = "" if same else " at other scales, stride, k or context than its own"
+                raise DensescoreError(f"threshold: {self.name} has no probabilities{where}")
+            self.calibration = self.calibration.at(threshold)
         checks.check_context(self.context, network.contexts)
         self.labels = checks.fit_labels(classifier.labels, network.classes, strict=labels is not None)
 
@@ -469,7 +476,10 @@ class DenseScorer:
         }
         if of == "patch scores":
             return patch_scores
-        return {**patch_scores, "labels": self.labels, "k": self.k, "max_cells": self.max_cells}
+        calibration = None if self.calibration is None else asdict(self.calibration)
+        return {
+            **patch_scores, "labels": self.labels, "k": self.k, "max_cells": self.max_cells, "calibration": calibration
+        }  # fmt: skip
 
     def with_scales(self, scales: Numbers | None = None, *, patch_sizes: Numbers | None = None) -> Self:
         """A scorer with other scales and the same network.

@@ -28,6 +28,10 @@ MIN_POSITIVES = 10
 PRIOR = 10.0
 """Inverse strength of the prior on the slope of Platt's line."""
 
+MARGIN = 0.5
+"""Standard errors by which a threshold's precision must exceed the promised one: chosen on splits of voc2012-mini's
+training images, where it keeps 0.76 of the promises to within 0.05, and no margin 0.74."""
+
 DRAWS = 500
 """Bootstrap samples of a threshold's intervals."""
 
@@ -50,8 +54,8 @@ class CrossValidation:
             values.append(None if few else average_precision(precision_recall(confidences, shown)))
         return values
 
-    def judged(self, column: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Confidence ``[n]`` and truth ``[n]`` of the images that count for a class."""
+    def judged(self, column: int) -> "Sample":
+        """The images that count for a class."""
         known = self.truth[:, column] != UNKNOWN
         return self.confidences[known, column], self.truth[known, column] == POSITIVE
 
@@ -111,6 +115,11 @@ def mean_ap(values: Sequence[float | None]) -> float | None:
 
 # Calibration
 
+Sample = tuple[NDArray[np.float64], NDArray[np.bool_]]
+"""Confidences ``[n]`` and truth ``[n]``."""
+
+Fit = Callable[[NDArray[np.float64], NDArray[np.bool_]], Curve]
+
 
 def fit_calibration(result: CrossValidation, classes: Sequence[str], precision: float, seed: int) -> Calibration:
     """Curves and thresholds of every class with at least two positive images and two negative ones.
@@ -125,12 +134,17 @@ def fit_calibration(result: CrossValidation, classes: Sequence[str], precision: 
 
     # Classes with few images share a curve; if together they are still few, with all others
     members = few if sum(min(_counts(usable[label][1])) for label in few) >= MIN_POSITIVES else [*usable]
-    confidences, shown = (np.concatenate(parts) for parts in zip(*(usable[label] for label in members), strict=True))
-    shared = fit_curve(confidences, shown, seed) if few else None
+    confidences, truths = zip(*(usable[label] for label in members), strict=True)
+    pooled = np.concatenate(confidences), np.concatenate(truths)
+    samples = {label: pooled if label in few else each for label, each in usable.items()}
+
+    # Lines or steps, whichever has the lower loss over all classes: for one class the difference is mostly chance
+    fits: tuple[Fit, Fit] = (fit_line, fit_steps)
+    fit = min(fits, key=lambda fit: sum(_held_out_loss(fit, each, seed) for each in samples.values()))
     calibrations = {}
-    for label, (confidences, shown) in usable.items():
-        curve = shared if label in few and shared is not None else fit_curve(confidences, shown, seed)
-        calibrations[label] = find_thresholds(curve, curve(confidences), shown, precision, seed)
+    for label, (values, shown) in usable.items():
+        curve = fit(*samples[label])
+        calibrations[label] = find_thresholds(curve, curve(values), shown, precision, seed)
     return Calibration(calibrations, promised=precision)
 
 
@@ -148,29 +162,28 @@ def fit_box_curve(images: Sequence[BoxedImage], scores: Callable[[BoxedImage], D
             certainty += found[counted].tolist()
             right += hits[counted].tolist()
     shown = np.array(right, bool)
-    return _platt(np.array(certainty), shown) if min(_counts(shown)) >= 2 else None
+    return fit_line(np.array(certainty), shown) if min(_counts(shown)) >= 2 else None
 
 
 def _counts(shown: NDArray[np.bool_]) -> tuple[int, int]:
     return int(shown.sum()), int((~shown).sum())
 
 
-def fit_curve(confidences: NDArray[np.float64], shown: NDArray[np.bool_], seed: int) -> Curve:
-    """Platt's line or isotonic steps, whichever has the lower cross-validated log loss; ``[n]`` each."""
+def _held_out_loss(fit: Fit, sample: Sample, seed: int) -> float:
+    """Cross-validated log loss of a kind of curve."""
     from sklearn.metrics import log_loss
     from sklearn.model_selection import StratifiedKFold
 
-    count = min(FOLDS, *_counts(shown))
-    losses = []
-    for fit in (_platt, _isotonic):
-        held_out = np.zeros(len(shown))
-        for train, test in StratifiedKFold(count, shuffle=True, random_state=seed).split(confidences, shown):
-            held_out[test] = fit(confidences[train], shown[train])(confidences[test])
-        losses.append(log_loss(shown, held_out))
-    return (_platt, _isotonic)[int(np.argmin(losses))](confidences, shown)
+    confidences, shown = sample
+    held_out = np.zeros(len(shown))
+    splits = StratifiedKFold(min(FOLDS, *_counts(shown)), shuffle=True, random_state=seed)
+    for train, test in splits.split(confidences, shown):
+        held_out[test] = fit(confidences[train], shown[train])(confidences[test])
+    return float(log_loss(shown, held_out))
 
 
-def _platt(confidences: NDArray[np.float64], shown: NDArray[np.bool_]) -> Curve:
+def fit_line(confidences: NDArray[np.float64], shown: NDArray[np.bool_]) -> Curve:
+    """Platt's logistic regression of the truth ``[n]`` on the log odds of confidences ``[n]``."""
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=PRIOR).fit(log_odds(confidences)[:, None], shown)
@@ -180,7 +193,8 @@ def _platt(confidences: NDArray[np.float64], shown: NDArray[np.bool_]) -> Curve:
     return Curve.line(slope, float(model.intercept_[0]))
 
 
-def _isotonic(confidences: NDArray[np.float64], shown: NDArray[np.bool_]) -> Curve:
+def fit_steps(confidences: NDArray[np.float64], shown: NDArray[np.bool_]) -> Curve:
+    """Isotonic regression, on the same."""
     from sklearn.isotonic import IsotonicRegression
 
     model = IsotonicRegression().fit(log_odds(confidences), shown)
@@ -198,10 +212,10 @@ def find_thresholds(
     ranked, hits = probabilities[order], shown[order].cumsum()
     count = np.arange(1, len(order) + 1)
 
-    # Yes: the lowest threshold that keeps the precision, as measured and as the curve expects it
+    # Yes: the lowest threshold whose precision, less a margin for chance, is the promised one
+    share = hits / count
     last = np.append(ranked[1:] < ranked[:-1], True)  # equal probabilities get one answer
-    expected = np.minimum(hits, ranked.cumsum()) / count
-    kept = (last & (expected >= precision)).nonzero()[0]
+    kept = (last & (share - MARGIN * np.sqrt(share * (1 - share) / count) >= precision)).nonzero()[0]
     # No: below the highest threshold that keeps as large a share of the positive images
     absent = float(ranked[(hits >= precision * hits[-1]).nonzero()[0][0]])
     if not len(kept):
