@@ -72,7 +72,7 @@ def main() -> None:
 
     fitted = {}
     for model in arguments.models.split(","):
-        values = confidences(model, [arguments.data / row["file"] for row in rows])
+        values = confidences(model, [arguments.data / "images" / row["file"] for row in rows])
         folds = np.random.default_rng(0).permutation(len(truth)) % FOLDS
         held_out = np.zeros(shown.shape)
         for fold in range(FOLDS):
