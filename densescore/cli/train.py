@@ -1,7 +1,8 @@
 """Commands for classes of your own: ``densescore labels | train | evaluate | tune-k``."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,15 +11,13 @@ from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 
 from densescore.cli import options as cli
-from densescore.cli.console import Progress, detail, fraction, info, notice, print_json, print_table
+from densescore.cli.console import Progress, TrainingBar, fraction, info, notice, print_json, print_table
 from densescore.cli.program import examples
 from densescore.errors import DensescoreError
 
 if TYPE_CHECKING:
     from densescore.data.labeled_set import LabeledSet
-    from densescore.models.head import HeadFile
     from densescore.scoring.scorer import DenseScorer
-    from densescore.transfer.train_head import Round
 
 Head = Annotated[str, cli.option("Trained head (.safetensors).")]
 
@@ -144,8 +143,9 @@ def train(
         raise DensescoreError("--crops is for --from-scratch")
     from densescore.data.boxed_set import boxed_part, select_classes
     from densescore.io.checkpoint import checkpoint_folder
-    from densescore.models.head import BACKGROUND, save_head
+    from densescore.models.head import save_head
     from densescore.transfer.cross_validation import mean_ap
+    from densescore.transfer.pipeline import describe_classes
     from densescore.transfer.recipe import RECIPES, change_recipe
 
     plan = change_recipe(
@@ -200,7 +200,7 @@ def train(
         save_head(out, file, overwrite=overwrite)
 
     # Summarize
-    rows = [_describe_class(name, file) for name in file.labels if name != BACKGROUND]
+    rows = describe_classes(file)
     mean = mean_ap([row["ap"] for row in rows])
     if as_json:
         record = {"head": str(out), "images": len(dataset.images), "patches": file.training["patches"]}
@@ -225,25 +225,56 @@ def train(
     info(f"{out}\nTry it: densescore heatmap photo.jpg --model {shlex.quote(str(out))}")
 
 
-MANY_IMAGES, GOOD_AP = 30, 0.8
-"""Classes below both are advised to have more images."""
+@examples("densescore check --data photos/", "densescore check --data VOC2007 -o suspects.csv")
+def check(
+    *,
+    data: cli.Data,
+    images: cli.DataOptions = cli.DataOptions(),
+    out: Annotated[Path | None, cli.out_option("Table of all suspects (.csv).")] = None,
+    top: Annotated[PositiveInt, cli.option("Suspects to print.")] = 20,
+    seed: cli.Seed = 0,
+    overwrite: cli.Overwrite = False,
+    as_json: cli.Json = False,
+    options: TrainOptions = TrainOptions(),
+    cache: cli.CacheOptions = cli.CacheOptions(),
+) -> None:
+    """List labels that look wrong, most suspect first, and pictures that repeat, in the set or in its val split."""
+    # Check all arguments
+    cli.check_new(out, overwrite, [data, *options.files])
+    import csv
 
+    from densescore.io.files import atomic_write
+    from densescore.transfer.label_check import Suspect, check_labels, find_repeats
+    from densescore.transfer.recipe import RECIPES, change_recipe
 
-def _describe_class(label: str, file: "HeadFile") -> dict[str, Any]:
-    """What was learned of a class in cross-validation, and what to add."""
-    images, ap = file.training["labels"][label], file.training.get("held_out_ap", {}).get(label)
-    fitted = None if file.calibration is None else file.calibration.of(label)
-    row = {"label": label, "images": images, "ap": ap, "precision": None, "recall": None, "advice": ""}
-    if file.calibration is None:
-        return row
-    if fitted is None:
-        everywhere = images == file.training["images"]
-        return row | {"advice": "add images without it" if everywhere else "too few images to tell"}
-    if ap is not None and ap < GOOD_AP:
-        row["advice"] = "add images" if images < MANY_IMAGES else "hard: check its labels"
-    if fitted.yes is None:
-        return row | {"advice": row["advice"] or "never sure"}
-    return row | {"precision": fitted.precision, "recall": fitted.recall}
+    plan = change_recipe(RECIPES["default"], scales=cli.numbers(options.scales, "--scales") or None)
+    dataset = images.read(data)
+    pictures = list(dataset.images)
+    with suppress(DensescoreError):  # no such split
+        pictures += replace(images, split="val").read(data).images
+
+    # Cross-validate
+    scorer = replace(options, model=options.model or "lite0-stages").build(scales=plan.scales)
+    with Progress("steps") as progress:
+        bar = TrainingBar(progress, len(dataset.images) * (1 + plan.flips))
+        suspects = check_labels(
+            dataset, scorer, cache.of(scorer), plan, seed, track=bar.track, callback=bar.callback
+        )  # fmt: skip
+    suspects += find_repeats(pictures)
+
+    # Write and print
+    if out is not None:
+        with atomic_write(out, overwrite=overwrite) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([Suspect._fields, *suspects])
+    if as_json:
+        print_json({"images": len(dataset.images), "suspects": [each._asdict() for each in suspects]})
+        return
+    print_table(
+        ("image", "class", "problem", "suspicion"),
+        [(each.image, each.label, each.problem, f"{each.suspicion:.2f}") for each in suspects[:top]],
+        title=f"{len(suspects):,} suspects among {len(dataset.images):,} images",
+    )
 
 
 def _percent(value: tuple[float, float, float] | None, interval: bool = False) -> str:
@@ -251,37 +282,6 @@ def _percent(value: tuple[float, float, float] | None, interval: bool = False) -
         return "–"
     middle, low, high = (round(100 * share) for share in value)
     return f"{middle} % ({low}–{high})" if interval else f"{middle} %"
-
-
-class TrainingBar:
-    """One bar for a whole training, in steps: a mirrored or plain image read, or a part of a stage of the head."""
-
-    STAGE = 8  # steps
-
-    def __init__(self, progress: Progress, views: int) -> None:
-        self._progress, self._views = progress, views
-        self._read, self._trained, self._part, self._map = 0, 0.0, "features", ""
-        self._task = progress.add(self._part, views)
-
-    def track(self, items: Iterable[int]) -> Iterable[int]:
-        """Yield the images whose features are read."""
-        for item in items:
-            yield item
-            self._read += 1
-            self._show()
-
-    def callback(self, done: "Round") -> None:
-        """Show a round of training."""
-        detail(str(done))
-        self._trained = self.STAGE * (done.stage - 1 + done.round / done.rounds)
-        if done.held_out is not None:
-            self._map = f", mAP {done.held_out:.2f}"
-        self._part = done.part + self._map
-        self._show(self.STAGE * done.stages)
-
-    def _show(self, training: int | None = None) -> None:
-        total = None if training is None else max(self._views, self._read) + training
-        self._progress.update(self._task, round(self._read + self._trained), total=total, description=self._part)
 
 
 def _check_from_scratch(options: TrainOptions, **others: object) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from densescore.transfer.recipe import Objective, Recipe
 from densescore.transfer.train_boxes import train_boxes
 from densescore.transfer.train_head import Callback, count_stages, train_heads, within
 from densescore.transfer.training_set import (
+    FeatureBasis,
     Features,
     TrainingPatches,
     check_class_labels,
@@ -76,24 +77,9 @@ def train_model(
         >>> head = train_model(load_set("photos", "train"), scorer, FeatureCache(scorer), recipe)  # doctest: +SKIP
         >>> save_head("head.safetensors", head)  # doctest: +SKIP
     """
-    # Leave out what cannot be learned
-    check_class_labels(images)
-    images = learnable(images, scorer.pyramid, recipe, strict)
-    cache.check_pictures(image.path for image in images.images)
-
     # Label and draw patches, with features from the cache
+    images, patches, basis, score = prepare(images, scorer, cache, recipe, seed, strict=strict, track=track)
     features = cached_features(scorer, cache)
-    test_cache = cache.at_scales(recipe.test_scales or recipe.scales)
-
-    def features_at_all_scales(image: LabeledImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
-        if not flip and test_cache is not cache:
-            test_cache.features(image.path)  # those of training are among them
-        return features(image, flip)
-
-    patches = gather(images, features_at_all_scales, recipe, seed, track)
-    check_every_class(patches, images.classes, recipe)
-    basis = feature_basis(patches, recipe.components) if recipe.standardize else None
-    patches = patches if basis is None else patches.project(basis)
 
     # Cross-validate, for average precision and probabilities
     boxed = boxed_part(images)
@@ -101,7 +87,6 @@ def train_model(
         boxes = len(boxed.images) == len(images.images)
     head_stages = count_stages(patches, recipe)
     stages = (FOLDS + recipe.heads) * head_stages + 2 * boxes
-    score = head_on_images(test_cache, images.classes, recipe)
     result = cross_validate(images, patches, basis, recipe, seed, score, within(callback, 0, stages))
 
     # Train the head
@@ -127,8 +112,45 @@ def train_model(
     others = [image for image in boxed.images if fold[image.name] != 0]
     layer = fit_boxes(replace(boxed, images=others), result.heads[0], 1)
     tested = [image for image in boxed.images if fold[image.name] == 0]
-    curve = fit_box_curve(tested, lambda image: score(result.heads[0], image, layer))
+    curve = fit_box_curve(tested, lambda image: score(result.heads[0], image, layer), seed)
     return replace(file, calibration=replace(calibration, boxes=curve))
+
+
+class Prepared(NamedTuple):
+    """A training set, ready to train on."""
+
+    images: LabeledSet  # without the classes that cannot be learned
+    patches: TrainingPatches  # in the basis
+    basis: FeatureBasis | None
+    score: Callable[..., DenseScores]  # of `head_on_images`, at the scales of use
+
+
+def prepare(
+    images: LabeledSet,
+    scorer: DenseScorer,
+    cache: FeatureCache,
+    recipe: Recipe,
+    seed: int,
+    *,
+    strict: bool = False,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Prepared:
+    """Leave out what cannot be learned, and label and draw patches, with features from the cache."""
+    check_class_labels(images)
+    images = learnable(images, scorer.pyramid, recipe, strict)
+    cache.check_pictures(image.path for image in images.images)
+    features, test_cache = cached_features(scorer, cache), cache.at_scales(recipe.test_scales or recipe.scales)
+
+    def features_at_all_scales(image: LabeledImage, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        if not flip and test_cache is not cache:
+            test_cache.features(image.path)  # those of training are among them
+        return features(image, flip)
+
+    patches = gather(images, features_at_all_scales, recipe, seed, track)
+    check_every_class(patches, images.classes, recipe)
+    basis = feature_basis(patches, recipe.components) if recipe.standardize else None
+    patches = patches if basis is None else patches.project(basis)
+    return Prepared(images, patches, basis, head_on_images(test_cache, images.classes, recipe))
 
 
 def cached_features(scorer: DenseScorer, cache: FeatureCache) -> Features:
@@ -203,6 +225,31 @@ def head_file(
         scales=recipe.test_scales or recipe.scales,
         training=training,
     )
+
+
+MANY_IMAGES, GOOD_AP = 30, 0.8
+"""Classes below both are advised to have more images."""
+
+
+def describe_classes(file: HeadFile) -> list[dict[str, Any]]:
+    """What was learned of each class in cross-validation, and what to add."""
+    return [_describe_class(label, file) for label in file.labels if label != BACKGROUND]
+
+
+def _describe_class(label: str, file: HeadFile) -> dict[str, Any]:
+    images, ap = file.training["labels"][label], file.training.get("held_out_ap", {}).get(label)
+    fitted = None if file.calibration is None else file.calibration.of(label)
+    row = {"label": label, "images": images, "ap": ap, "precision": None, "recall": None, "advice": ""}
+    if file.calibration is None:
+        return row
+    if fitted is None:
+        everywhere = images == file.training["images"]
+        return row | {"advice": "add images without it" if everywhere else "too few images to tell"}
+    if ap is not None and ap < GOOD_AP:
+        row["advice"] = "add images" if images < MANY_IMAGES else "hard: check its labels"
+    if fitted.yes is None:
+        return row | {"advice": row["advice"] or "never sure"}
+    return row | {"precision": fitted.precision, "recall": fitted.recall}
 
 
 def describe(scorer: DenseScorer, cache: FeatureCache) -> dict[str, Any]:
