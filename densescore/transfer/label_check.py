@@ -5,13 +5,15 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from densescore.data.boxed_set import BoxedImage
 from densescore.data.labeled_set import POSITIVE, UNKNOWN, LabeledImage, LabeledSet
 from densescore.io.images import read_image
 from densescore.results.regions import Box
+from densescore.results.scores import DenseScores
 from densescore.scoring.scorer import DenseScorer
-from densescore.transfer.cross_validation import cross_validate, fit_calibration
+from densescore.transfer.cross_validation import PRECISION, CrossValidation, cross_validate, fit_calibration
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.pipeline import prepare
 from densescore.transfer.recipe import Recipe
@@ -48,15 +50,7 @@ def check_labels(
 
     Arguments are those of `train_model`; classes that cannot be learned are left out.
     """
-    # Probability of each image and class, by a head that has not seen the image
-    images, patches, basis, score = prepare(images, scorer, cache, recipe, seed, track=track)
-    result = cross_validate(images, patches, basis, recipe, seed, score, callback)
-    calibration = fit_calibration(result, images.classes, 0.9, seed)
-    probabilities = np.stack([calibration.probabilities(row, images.classes) for row in result.confidences])  # [I, C]
-
-    # Suspicion: the probability of the other label
-    suspicion = np.where(result.truth == POSITIVE, 1 - probabilities, probabilities)
-    suspicion[(result.truth == UNKNOWN) | np.isnan(suspicion)] = 0
+    result, images, score, suspicion = rate_labels(images, scorer, cache, recipe, seed, track=track, callback=callback)
     suspects = []
     for index, column in zip(*np.unravel_index(np.argsort(-suspicion, axis=None), suspicion.shape), strict=True):
         if suspicion[index, column] < SUSPICIOUS:
@@ -68,6 +62,35 @@ def check_labels(
         problem = "not shown" if shown else "not labeled"
         suspects.append(Suspect(image.name, label, problem, float(suspicion[index, column]), box))
     return suspects
+
+
+class Rated(NamedTuple):
+    """Labels of a set, with their suspicion."""
+
+    result: CrossValidation
+    images: LabeledSet  # without the classes that cannot be learned
+    score: Callable[..., DenseScores]
+    suspicion: NDArray[np.float64]  # [I, C], 0 where the label is not known
+
+
+def rate_labels(
+    images: LabeledSet,
+    scorer: DenseScorer,
+    cache: FeatureCache,
+    recipe: Recipe,
+    seed: int = 0,
+    *,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+    callback: Callback = lambda _: None,
+) -> Rated:
+    """The probability that each label of a set is the other one, by heads that have not seen the image."""
+    images, patches, basis, score = prepare(images, scorer, cache, recipe, seed, track=track)
+    result = cross_validate(images, patches, basis, recipe, seed, score, callback)
+    calibration = fit_calibration(result, images.classes, PRECISION, seed)
+    probabilities = np.stack([calibration.probabilities(row, images.classes) for row in result.confidences])
+    suspicion = np.where(result.truth == POSITIVE, 1 - probabilities, probabilities)
+    suspicion[(result.truth == UNKNOWN) | np.isnan(suspicion)] = 0
+    return Rated(result, images, score, suspicion)
 
 
 def find_repeats(images: Sequence[LabeledImage]) -> list[Suspect]:

@@ -16,7 +16,7 @@ from densescore.models.box_layer import BoxLayer
 from densescore.models.head import BACKGROUND, AdaptationHead, HeadFile
 from densescore.results.scores import DenseScores
 from densescore.scoring.scorer import DenseScorer
-from densescore.transfer.cross_validation import FOLDS, cross_validate, fit_box_curve, fit_calibration
+from densescore.transfer.cross_validation import FOLDS, PRECISION, cross_validate, fit_box_curve, fit_calibration
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.recipe import Objective, Recipe
 from densescore.transfer.train_boxes import train_boxes
@@ -41,7 +41,7 @@ def train_model(
     seed: int = 0,
     *,
     boxes: bool | None = None,
-    precision: float = 0.9,
+    precision: float = PRECISION,
     strict: bool = False,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
     callback: Callback = lambda _: None,
