@@ -84,7 +84,7 @@ def main() -> None:
         line = fit_line(shares(values, sharpness, members).ravel(), shown.ravel())
         best = held_out[:, :1000].argsort(1)[:, -5:]
         top, right = (np.take_along_axis(each, best, 1) for each in (held_out, shown))
-        shared = find_thresholds(line, top.ravel(), right.ravel(), PROMISED, 0)
+        shared = find_thresholds(line, top.ravel(), right.ravel(), PROMISED)
         fitted[model] = asdict(Calibration(shared=shared, sharpness=sharpness, promised=PROMISED))
         print(f"{model}: sharpness {sharpness:.3f}, line {line.outputs}, yes from {shared.yes}, {shared.precision}")
         print(f"calibration error: five best classes {error(top, right):.4f}", end=", ")

@@ -244,9 +244,9 @@ def _describe_class(label: str, file: HeadFile) -> dict[str, Any]:
         return row
     if fitted is None:
         everywhere = images == file.training["images"]
-        return row | {"advice": "add images without it" if everywhere else "too few images to tell"}
+        return row | {"advice": "add other images" if everywhere else "too few to tell"}
     if ap is not None and ap < GOOD_AP:
-        row["advice"] = "add images" if images < MANY_IMAGES else "hard: check its labels"
+        row["advice"] = "add images" if images < MANY_IMAGES else "check labels"
     if fitted.yes is None:
         return row | {"advice": row["advice"] or "never sure"}
     return row | {"precision": fitted.precision, "recall": fitted.recall}

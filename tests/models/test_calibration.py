@@ -80,7 +80,7 @@ def test_probabilities_hold_and_thresholds_keep_their_promise() -> None:
 def test_a_class_that_cannot_promise_says_so() -> None:
     draw = np.random.default_rng(0)
     shown = draw.random(300) < 0.3
-    guess = find_thresholds(Curve.line(0, 0), np.full(300, 0.3), shown, 0.9, 0)
+    guess = find_thresholds(Curve.line(0, 0), np.full(300, 0.3), shown, 0.9)
     assert (guess.yes, guess.precision, guess.answer(0.3)) == (None, None, "unsure")
 
 
