@@ -77,7 +77,6 @@ class ScorerOptions:
     patch_sizes: PatchSizes = ""
     stride: Stride = None
     k: K = None
-    threshold: Threshold = None
     device: Device = "auto"
     dtype: Annotated[str, network_option("auto, float32, float16, or bfloat16 (twice as fast on recent CPUs).")] = (
         "auto"
@@ -85,6 +84,7 @@ class ScorerOptions:
     runtime: Annotated[str, network_option("Runtime on a CPU: auto, torch or openvino.")] = "auto"
     labels: Labels = None
     context: Annotated[str, patch_option("image: one dense pass. patch: crops, slow, for any classifier.")] = ""
+    threshold: Threshold = None
 
     def check(self, classes: Sequence[str] = ()) -> None:
         """Refuse unreadable numbers, and unknown classes and groups if the labels are known without loading a model."""
