@@ -222,7 +222,8 @@ def train(
         title="Cross-validation on the training images",
         last=("mean", "", fraction(mean), "", "", ""),
     )
-    info(f"{out}\nTry it: densescore heatmap photo.jpg --model {shlex.quote(str(out))}")
+    info(f"{out} is ready. Try it:")
+    info(f"densescore heatmap photo.jpg --model {shlex.quote(str(out))}")
 
 
 @examples("densescore check --data photos/", "densescore check --data VOC2007 -o suspects.csv")
