@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rich import progress as rich_progress
 from rich.cells import cell_len
@@ -19,6 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from densescore.io.names import as_text, is_unicode, to_json
+
+if TYPE_CHECKING:
+    from densescore.transfer.train_head import Round
 
 out = Console(markup=False, highlight=False, emoji=False)
 err = Console(markup=False, highlight=False, emoji=False, stderr=True)
@@ -241,3 +244,34 @@ def _line(task: Task) -> str:
     left = "" if task.time_remaining is None else f"{timedelta(seconds=round(task.time_remaining))} left"
     parts = (f"{task.description}: {task.completed:,.0f}{total}", _rate(task), left, task.fields["failed"])
     return ", ".join(part for part in parts if part)
+
+
+class TrainingBar:
+    """One bar for a whole training, in steps: a mirrored or plain image read, or a part of a stage of the head."""
+
+    STAGE = 8  # steps
+
+    def __init__(self, progress: Progress, views: int) -> None:
+        self._progress, self._views = progress, views
+        self._read, self._trained, self._part, self._map = 0, 0.0, "features", ""
+        self._task = progress.add(self._part, views)
+
+    def track(self, items: Iterable[int]) -> Iterable[int]:
+        """Yield the images whose features are read."""
+        for item in items:
+            yield item
+            self._read += 1
+            self._show()
+
+    def callback(self, done: "Round") -> None:
+        """Show a round of training."""
+        detail(str(done))
+        self._trained = self.STAGE * (done.stage - 1 + done.round / done.rounds)
+        if done.held_out is not None:
+            self._map = f", mAP {done.held_out:.2f}"
+        self._part = done.part + self._map
+        self._show(self.STAGE * done.stages)
+
+    def _show(self, training: int | None = None) -> None:
+        total = None if training is None else max(self._views, self._read) + training
+        self._progress.update(self._task, round(self._read + self._trained), total=total, description=self._part)

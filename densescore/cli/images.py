@@ -13,7 +13,7 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
 from densescore.cli import options as cli
-from densescore.cli.console import Progress, describe_map, err, error, info, notice, print_json, print_table
+from densescore.cli.console import Progress, describe_map, err, error, fraction, info, notice, print_json, print_table
 from densescore.cli.program import examples
 from densescore.errors import DensescoreError, MissingPackageError
 
@@ -70,6 +70,8 @@ def classify(
     scorer = _build(options, paths)
     names = classes.among(scorer.labels)
     top = max(top, len(names))
+    if scorer.calibration is None:
+        notice(f"{scorer.name} has no probabilities at these scales and k: its confidences are shown")
 
     def work(path: Path) -> None:
         scores = scorer.score(path)
@@ -81,10 +83,14 @@ def classify(
             ranking = text_values([best._asdict() for best in scores.top(top)])
             print_json({**describe(scores, str(path)), "top": ranking})
             return
-        rows = [
-            (label, f"{confidence:.2g}", f"{best_patch:.2g}", f"{score:.2g}")
-            for label, score, confidence, best_patch in scores.top(top)
-        ]
+        best = scores.top(top)
+        if scorer.calibration is not None:
+            print_table(
+                ("class", "probability", "answer"),
+                [(each.label, fraction(each.probability), each.answer or "–") for each in best], title=str(path),
+            )  # fmt: skip
+            return
+        rows = [(each.label, *(f"{n:.2g}" for n in (each.confidence, each.best_patch, each.score))) for each in best]
         print_table(("class", "confidence", "best patch", "score"), rows, title=str(path))
 
     _for_each(paths, as_json, work)

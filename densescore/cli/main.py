@@ -11,11 +11,11 @@ from densescore.cli.many import report, score
 from densescore.cli.models import export, models
 from densescore.cli.paper import convert_caffe, pretrain, reproduce, source_classes
 from densescore.cli.program import EXAMPLES, make_app, start
-from densescore.cli.train import evaluate, labels, train, tune_k
+from densescore.cli.train import check, evaluate, labels, train, tune_k
 
 PANELS = {
     "Score images": (classify, heatmap, score, report, huge, demo),
-    "Classes of your own": (labels, train, evaluate, tune_k),
+    "Classes of your own": (labels, check, train, evaluate, tune_k),
     "Models": (models, export),
     "Reproducing the paper": (reproduce, source_classes, pretrain, convert_caffe, train_actions, evaluate_actions),
 }

@@ -50,6 +50,12 @@ Weights = Annotated[str | None, network_option("Weights file, 'default', or 'ran
 Scales = Annotated[str, patch_option("Ratios of the image's short side to a patch's: 1,2,4. The model's by default.")]
 PatchSizes = Annotated[str, patch_option("Patch sides in image pixels, separated by commas, instead of scales.")]
 Stride = Annotated[int | None, patch_option("Pixels from one patch to the next: 16 or 8 give more patches than 32.")]
+Threshold = Annotated[
+    float | None,
+    patch_option(
+        "Probability from which the answer is yes; the model's own by default.", validator=Number(gte=0, lte=1)
+    ),
+]
 K = Annotated[float | None, patch_option("Exponent of the image score, equation (1). 5, or the head's, by default.")]
 Dtype = Annotated[str, network_option("auto, float32, float16, or bfloat16 (twice as fast on recent CPUs).")]
 Device = Annotated[str, network_option("auto, cpu, cuda, cuda:1, …")]
@@ -78,6 +84,7 @@ class ScorerOptions:
     runtime: Annotated[str, network_option("Runtime on a CPU: auto, torch or openvino.")] = "auto"
     labels: Labels = None
     context: Annotated[str, patch_option("image: one dense pass. patch: crops, slow, for any classifier.")] = ""
+    threshold: Threshold = None
 
     def check(self, classes: Sequence[str] = ()) -> None:
         """Refuse unreadable numbers, and unknown classes and groups if the labels are known without loading a model."""
@@ -141,7 +148,7 @@ Seed = Annotated[NonNegativeInt, more_option("Seed of all random numbers; the fi
 @Parameter(name="*")
 @dataclass(frozen=True)
 class DataOptions:
-    """Images of a data set, and the labels or boxes to use."""
+    """Images of a data set, and the labels or boxes to use; without a split, val, or all of a set without splits."""
 
     split: Split = "train"
     labels: Annotated[
@@ -154,7 +161,9 @@ class DataOptions:
         """Read the images of the split."""
         from densescore.data.load import load_set
 
-        return load_set(data, self.split, labels=self.labels, val_share=self.val_share, need_positives=need_positives)
+        return load_set(
+            data, self.split or None, labels=self.labels, val_share=self.val_share, need_positives=need_positives
+        )
 
 
 @Parameter(name="*")

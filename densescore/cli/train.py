@@ -1,20 +1,23 @@
 """Commands for classes of your own: ``densescore labels | train | evaluate | tune-k``."""
 
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts.types import PositiveInt
+from cyclopts.validators import Number
 
 from densescore.cli import options as cli
-from densescore.cli.console import Progress, fraction, info, notice, print_json, print_table
+from densescore.cli.console import Progress, TrainingBar, fraction, info, notice, print_json, print_table
 from densescore.cli.program import examples
 from densescore.errors import DensescoreError
 
 if TYPE_CHECKING:
     from densescore.data.labeled_set import LabeledSet
-    from densescore.transfer.train_head import Round
+    from densescore.scoring.scorer import DenseScorer
 
 Head = Annotated[str, cli.option("Trained head (.safetensors).")]
 
@@ -26,6 +29,7 @@ class TrainOptions(cli.ScorerOptions):
     model: cli.Model = ""
     patch_sizes: Annotated[str, cli.NOT_AN_OPTION] = ""
     k: Annotated[float | None, cli.NOT_AN_OPTION] = None
+    threshold: Annotated[float | None, cli.NOT_AN_OPTION] = None
     labels: Annotated[Path | None, cli.NOT_AN_OPTION] = None
 
 
@@ -112,6 +116,12 @@ def train(
     unfreeze: Annotated[Literal["fc6"] | None, cli.option("Fine-tune FC6 and FC7, without image labels.")] = None,
     from_scratch: Annotated[bool, cli.option("Train from random weights (the paper's NO PRETRAIN).")] = False,
     crops: Annotated[PositiveInt | None, cli.option("With --from-scratch: training crops; 12288 by default.")] = None,
+    precision: Annotated[
+        float, cli.option("Precision that the answer yes promises.", validator=Number(gt=0, lt=1))
+    ] = 0.9,
+    classes: cli.ClassOptions = cli.ClassOptions(),
+    drop_classes: Annotated[str, cli.option("Classes to leave out, separated by commas.")] = "",
+    strict: Annotated[bool, cli.option("Refuse classes that cannot be learned instead of leaving them out.")] = False,
     seed: cli.Seed = 0,
     overwrite: cli.Overwrite = False,
     as_json: cli.Json = False,
@@ -131,9 +141,11 @@ def train(
         _check_from_scratch(options, unfreeze=unfreeze, flips=flips)
     elif crops is not None:
         raise DensescoreError("--crops is for --from-scratch")
-    from densescore.data.boxed_set import boxed_part
+    from densescore.data.boxed_set import boxed_part, select_classes
     from densescore.io.checkpoint import checkpoint_folder
     from densescore.models.head import save_head
+    from densescore.transfer.cross_validation import mean_ap
+    from densescore.transfer.pipeline import describe_classes
     from densescore.transfer.recipe import RECIPES, change_recipe
 
     plan = change_recipe(
@@ -145,7 +157,10 @@ def train(
     )
 
     # Read the data set
-    dataset = images.read(data, need_positives=True)
+    dataset = images.read(data, need_positives=from_scratch or unfreeze is not None)
+    dropped = _check_subset([name.strip() for name in drop_classes.split(",") if name], dataset, "--drop-classes") or []
+    chosen = _check_subset(classes.names, dataset) or dataset.classes
+    dataset = select_classes(dataset, [name for name in chosen if name not in dropped])
     boxed = boxed_part(dataset)
     if (from_scratch or unfreeze) and not boxed.images:
         raise DensescoreError(f"{data}: --from-scratch and --unfreeze need images with boxes, and there are none")
@@ -159,51 +174,115 @@ def train(
     notice(f"training on {len(dataset.images):,} images of {len(dataset.classes)} classes ({supervision})")
 
     # Train
-    losses: list[float] = []
-
-    def callback(done: "Round") -> None:
-        losses.append(done.loss)
-        notice(str(done))
-
-    with checkpoint_folder(out) as checkpoint, Progress() as progress:
-
-        def track(items: Iterable[int]) -> Iterable[int]:
-            if from_scratch:
-                return progress.track(items, "batches of the round", unit="batches")
-            return progress.track(items, "features")
-
-        shared: dict[str, Any] = {"track": track, "callback": callback}
+    with checkpoint_folder(out) as checkpoint, Progress("steps") as progress:
         if from_scratch:
             from densescore.network.dense_network import find_device
             from densescore.paper.from_scratch import CROPS, train_from_scratch
 
-            device = find_device(options.device)
-            shared |= {"crops": crops or CROPS, "device": device, "checkpoint": checkpoint}
-            file = train_from_scratch(boxed, options.model, plan, seed, **shared)
-        elif unfreeze:
-            from densescore.paper.train_fc6 import train_unfrozen
-
-            scorer = options.build(scales=plan.scales)
-            file = train_unfrozen(boxed, scorer, cache.of, plan, seed, weights=options.weights, **shared)
+            file = train_from_scratch(
+                boxed, options.model, plan, seed, crops=crops or CROPS, device=find_device(options.device),
+                checkpoint=checkpoint, track=lambda items: progress.track(items, "batches of the round", "batches"),
+                callback=lambda done: notice(str(done)),
+            )  # fmt: skip
         else:
-            from densescore.transfer.pipeline import train_model
-
+            bar = TrainingBar(progress, len(dataset.images) * (1 + plan.flips))
             scorer = options.build(scales=plan.scales)
-            file = train_model(dataset, scorer, cache.of(scorer), plan, seed, boxes=boxes, **shared)
+            shared: dict[str, Any] = {"track": bar.track, "callback": bar.callback}
+            if unfreeze:
+                from densescore.paper.train_fc6 import train_unfrozen
+
+                file = train_unfrozen(boxed, scorer, cache.of, plan, seed, weights=options.weights, **shared)
+            else:
+                from densescore.transfer.pipeline import train_model
+
+                shared |= {"boxes": boxes, "precision": precision, "strict": strict}
+                file = train_model(dataset, scorer, cache.of(scorer), plan, seed, **shared)
         save_head(out, file, overwrite=overwrite)
 
     # Summarize
-    counts = file.training["patches"]
+    rows = describe_classes(file)
+    mean = mean_ap([row["ap"] for row in rows])
     if as_json:
-        loss = losses[-1] if losses else None
-        print_json({"head": str(out), "images": len(dataset.images), "patches": counts, "loss": loss})
+        record = {"head": str(out), "images": len(dataset.images), "patches": file.training["patches"]}
+        print_json({**record, "held_out_map": mean, "classes": rows})
         return
-    info(f"{out}: trained on {len(dataset.images)} images")
-    labeled = file.training.get("labels", {})
     print_table(
-        ("class", "images", "labeled patches"),
-        [(name, f"{labeled[name]:,}" if name in labeled else "", f"{count:,}") for name, count in counts.items()],
+        ("class", "images", "AP", "yes is right", "finds", "advice"),
+        [
+            (
+                row["label"],
+                f"{row['images']:,}",
+                fraction(row["ap"]),
+                _percent(row["precision"], True),
+                _percent(row["recall"]),
+                row["advice"],
+            )
+            for row in rows
+        ],
+        title="Cross-validation on the training images",
+        last=("mean", "", fraction(mean), "", "", ""),
     )
+    info(f"{out} is ready. Try it:")
+    info(f"densescore heatmap photo.jpg --model {shlex.quote(str(out))}")
+
+
+@examples("densescore check --data photos/", "densescore check --data VOC2007 -o suspects.csv")
+def check(
+    *,
+    data: cli.Data,
+    images: cli.DataOptions = cli.DataOptions(),
+    out: Annotated[Path | None, cli.out_option("Table of all suspects (.csv).")] = None,
+    top: Annotated[PositiveInt, cli.option("Suspects to print.")] = 20,
+    seed: cli.Seed = 0,
+    overwrite: cli.Overwrite = False,
+    as_json: cli.Json = False,
+    options: TrainOptions = TrainOptions(),
+    cache: cli.CacheOptions = cli.CacheOptions(),
+) -> None:
+    """List labels that look wrong, most suspect first, and pictures that repeat, in the set or in its val split."""
+    # Check all arguments
+    cli.check_new(out, overwrite, [data, *options.files])
+    import csv
+
+    from densescore.io.files import atomic_write
+    from densescore.transfer.label_check import Suspect, check_labels, find_repeats
+    from densescore.transfer.recipe import RECIPES, change_recipe
+
+    plan = change_recipe(RECIPES["default"], scales=cli.numbers(options.scales, "--scales") or None)
+    dataset = images.read(data)
+    pictures = list(dataset.images)
+    with suppress(DensescoreError):  # no such split
+        pictures += replace(images, split="val").read(data).images
+
+    # Cross-validate
+    scorer = replace(options, model=options.model or "lite0-stages").build(scales=plan.scales)
+    with Progress("steps") as progress:
+        bar = TrainingBar(progress, len(dataset.images) * (1 + plan.flips))
+        suspects = check_labels(
+            dataset, scorer, cache.of(scorer), plan, seed, track=bar.track, callback=bar.callback
+        )  # fmt: skip
+    suspects += find_repeats(pictures)
+
+    # Write and print
+    if out is not None:
+        with atomic_write(out, overwrite=overwrite) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([Suspect._fields, *suspects])
+    if as_json:
+        print_json({"images": len(dataset.images), "suspects": [each._asdict() for each in suspects]})
+        return
+    print_table(
+        ("image", "class", "problem", "suspicion"),
+        [(each.image, each.label, each.problem, f"{each.suspicion:.2f}") for each in suspects[:top]],
+        title=f"{len(suspects):,} suspects among {len(dataset.images):,} images",
+    )
+
+
+def _percent(value: tuple[float, float, float] | None, interval: bool = False) -> str:
+    if value is None:
+        return "–"
+    middle, low, high = (round(100 * share) for share in value)
+    return f"{middle} % ({low}–{high})" if interval else f"{middle} %"
 
 
 def _check_from_scratch(options: TrainOptions, **others: object) -> None:
@@ -218,12 +297,21 @@ def _check_from_scratch(options: TrainOptions, **others: object) -> None:
         )
 
 
-def _check_subset(names: Sequence[str], dataset: "LabeledSet") -> list[str] | None:
-    """The classes to average over; None for all."""
+def _check_subset(names: Sequence[str], dataset: "LabeledSet", option: str = "--classes") -> list[str] | None:
+    """Names of the set's classes; None for all."""
     for name in names:
         if name not in dataset.classes:
-            raise DensescoreError(f"--classes: the set has no class {name!r}, only {', '.join(dataset.classes)}")
+            raise DensescoreError(f"{option}: the set has no class {name!r}, only {', '.join(dataset.classes)}")
     return list(names) or None
+
+
+def _known_classes(dataset: "LabeledSet", scorer: "DenseScorer") -> Sequence[str]:
+    """The set's classes that the model knows; a notice names the others. All, if it knows none."""
+    others = [name for name in dataset.classes if name not in scorer.labels]
+    if not others or len(others) == len(dataset.classes):
+        return dataset.classes
+    notice(f"not evaluated, since the model does not know them: {', '.join(others)}")
+    return [name for name in dataset.classes if name not in others]
 
 
 @examples(
@@ -234,7 +322,7 @@ def evaluate(
     *,
     data: cli.Data,
     options: EvaluateOptions,
-    images: cli.DataOptions = cli.DataOptions(split="val"),
+    images: cli.DataOptions = cli.DataOptions(split=""),
     classes: cli.ClassOptions = cli.ClassOptions(),
     out: Annotated[Path | None, cli.out_option("Folder for VOC result files, curves and pictures.")] = None,
     maps: Annotated[bool, cli.option("Evaluate localization and boxes as well.", negative="--no-maps")] = True,
@@ -248,13 +336,15 @@ def evaluate(
     from densescore.evaluation.voc_results import RESULTS, write_results
 
     cli.check_new(out, overwrite, [data, *options.files], RESULTS)
-    from densescore.evaluation.evaluate import evaluate_classes, mean_of, score_set
+    from densescore.data.boxed_set import select_classes
+    from densescore.evaluation.evaluate import calibration_error, evaluate_classes, mean_of, promises, score_set
     from densescore.transfer.pipeline import cached_scores
 
     # Score the images
     dataset = images.read(data)
     names = _check_subset(classes.names, dataset)
     scorer = options.build()
+    dataset = select_classes(dataset, names or _known_classes(dataset, scorer))
     score = cached_scores(scorer, cache.of(scorer))
     with Progress() as progress:
         result = score_set(
@@ -268,7 +358,7 @@ def evaluate(
         "ap": "AP", "ap_2007": "AP (2007 rule)", "pointing": "pointing", "located_ap": "AP score and location",
         "box_ap_30": "box AP 0.3", "box_ap_50": "0.5", "box_ap": "COCO",
     }  # fmt: skip
-    means = {metric: mean_of(rows, metric, names) for metric in metrics}
+    means = {metric: mean_of(rows, metric) for metric in metrics}
     about = {
         "model": options.model, "context": scorer.context, "scales": scorer.scales, "means": means, "mean_over": names,
     }  # fmt: skip
@@ -281,15 +371,23 @@ def evaluate(
             )  # fmt: skip
 
     # Summarize
+    kept, error = promises(result), calibration_error(result)
     if as_json:
-        print_json({**about, "set": images.split, "k": scorer.k, "classes": [asdict(row) for row in rows]})
+        record = {**about, "set": dataset.name, "k": scorer.k, "classes": [asdict(row) for row in rows]}
+        print_json({**record, "calibration_error": error, "promises": [asdict(row) for row in kept]})
         return
     print_table(
         ("class", "positives", *metrics.values()),
         [(row.label, row.positives, *(fraction(getattr(row, metric)) for metric in metrics)) for row in rows],
-        title=f"{images.split}: {len(dataset.images)} images, k = {scorer.k:g}",
+        title=f"{dataset.name}: {len(dataset.images)} images, k = {scorer.k:g}",
         last=("mean", "", *map(fraction, means.values())),
     )
+    if error is not None:
+        print_table(
+            ("class", "answered yes", "right", "promised", "found of all"),
+            [(row.label, row.yes, *map(fraction, (row.precision, row.promised, row.recall))) for row in kept],
+            title=f"Answers; expected calibration error {error:.3f}",
+        )
 
 
 @examples("densescore tune-k --data VOC2007 --set val --model head.safetensors -o tuned.safetensors")
@@ -297,7 +395,7 @@ def tune_k(
     *,
     data: cli.Data,
     options: TuneOptions,
-    images: cli.DataOptions = cli.DataOptions(split="val"),
+    images: cli.DataOptions = cli.DataOptions(split=""),
     ks: Annotated[str, cli.option("Exponents to try, separated by commas.")] = "1,1.5,2,3,4,5,6,7,8,10,12,16",
     classes: cli.ClassOptions = cli.ClassOptions(),
     out: Annotated[Path | None, cli.out_option("File for the head with the best k.")] = None,
@@ -330,11 +428,11 @@ def tune_k(
     if out is not None:
         save_head(out, replace(load_head(options.model), k=best), overwrite=overwrite)
     if as_json:
-        print_json({"set": images.split, "curve": [{"k": k, "map": value} for k, value in curve], "k": best})
+        print_json({"set": dataset.name, "curve": [{"k": k, "map": value} for k, value in curve], "k": best})
         return
     print_table(
         ("k", "mAP"),
         [(f"{k:g}", f"{value:.4f}{'  best' if k == best else ''}") for k, value in curve],
-        title=f"{images.split}: {len(dataset.images)} images",
+        title=f"{dataset.name}: {len(dataset.images)} images",
         numeric=False,
     )

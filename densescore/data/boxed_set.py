@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,22 @@ def make_set(name: str, classes: tuple[str, ...], images: Sequence[LabeledImage]
     labeled = LabeledSet(name, classes, tuple(images))
     boxed = boxed_part(labeled)
     return boxed if images and len(boxed.images) == len(images) else labeled
+
+
+def select_classes(labeled: LabeledSet, names: Sequence[str]) -> LabeledSet:
+    """The set with some of its classes, in its order; objects of the others are no objects."""
+    columns = [column for column, label in enumerate(labeled.classes) if label in names]
+    numbers = np.full(len(labeled.classes), -1)
+    numbers[columns] = np.arange(len(columns))
+    images = []
+    for image in labeled.images:
+        changes: dict[str, Any] = {"truth": image.truth[columns]}
+        if isinstance(image, BoxedImage):
+            kept = numbers[image.classes] >= 0
+            changes |= {name: getattr(image, name)[kept] for name in ("boxes", "difficult", "crowd")}
+            changes["classes"] = numbers[image.classes][kept]
+        images.append(replace(image, **changes))
+    return make_set(labeled.name, tuple(labeled.classes[column] for column in columns), images)
 
 
 @dataclass(frozen=True)

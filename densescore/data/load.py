@@ -35,7 +35,7 @@ class Layout(Protocol):
 
 def load_set(
     path: str | os.PathLike[str],
-    split: str,
+    split: str | None,
     *,
     labels: Labels = "auto",
     val_share: float | None = None,
@@ -49,7 +49,7 @@ def load_set(
     Args:
         path: the set's folder, a table (``.csv``, ``.tsv``, ``.jsonl``) or YOLO's YAML file.
         split: such as ``"train"`` or ``"val"``; the set may call it ``valid`` or ``train2017``. ``"train"`` of a set
-            without splits is all of it, unless `val_share` is given.
+            without splits is all of it, unless `val_share` is given. None: ``"val"``, or all of a set without splits.
         labels: ``"auto"`` reads boxes if the layout has them; ``"image"`` reads labels only; ``"box"`` refuses
             images without boxes; ``"both"`` reads boxes of images with boxes.
         val_share: share in (0, 1) of a set without a ``val`` split that is drawn as ``"val"``, stratified by class;
@@ -123,16 +123,18 @@ def _find_layout(root: Path) -> Layout:
 
 
 def _read(
-    root: Path, layout: Layout, split: str, labels: Labels, share: float | None, seed: int, problems: Problems
+    root: Path, layout: Layout, split: str | None, labels: Labels, share: float | None, seed: int, problems: Problems
 ) -> LabeledSet:
     names = layout.splits()
     listed = f"there are {', '.join(sorted(names)) or 'none'}"
     whole = next((name for name in names if name.casefold() in _WHOLE), "train" if not names else None)
     val = match_split("val", names)
+    if split is None:
+        split = "val" if share is not None or not whole else "all"
     # One of the set's own splits
     if share is None:
         match = match_split(split, names)
-        if match is None and not (split == "train" and whole):
+        if match is None and not (split in ("train", "all") and whole):
             hint = "; val_share (--val-share 0.2) draws one" if val is None else ""
             raise DensescoreError(f"{root}: no image set {split!r}; {listed}{hint}")
         loaded = layout.read(match or whole or split, labels, problems)

@@ -18,6 +18,7 @@ from densescore.evaluation.average_precision import (
     detection_ap,
     precision_recall,
 )
+from densescore.models.calibration import Calibration
 from densescore.results.regions import Region
 from densescore.results.scores import DenseScores, Locate
 from densescore_kernels.checks import check_exponent
@@ -38,6 +39,8 @@ class SetScores:
     scores: NDArray[np.float64]  # [K, N, C] image scores, in the order of the set's images and classes
     places: NDArray[np.float64] | None  # [N, C, 2] x and y of each class's place in pixels (`DenseScores.locate`)
     boxes: list[list[list[Region]]] | None = None  # predicted boxes, N lists of C lists
+    probabilities: NDArray[np.float64] | None = None  # [N, C], NaN for a class without calibration
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def score_set(
     scores = np.zeros((len(ks), count, classes))
     places = None if locate is None else np.zeros((count, classes, 2))
     predicted: list[list[list[Region]]] | None = [] if boxes else None
+    probabilities, calibration = np.full((count, classes), np.nan), None
     for index, image in enumerate(track(boxed.images)):
         result = score(image)
         missing = [label for label in boxed.classes if label not in result.labels]
@@ -94,11 +98,15 @@ def score_set(
         columns = [result.index(label) for label in boxed.classes]
         for row, k in enumerate(ks):
             scores[row, index] = result.image_scores(k)[columns].cpu().numpy()
+        calibration = result.calibration
+        if (values := result.image_probabilities()) is not None:
+            probabilities[index] = values[columns].cpu().numpy()
         if locate is not None and places is not None:
             places[index] = [place[:2] for place in result.locate(boxed.classes, by=locate)]
         if predicted is not None:
             predicted.append([*result.class_boxes(boxed.classes).values()])
-    return SetScores(boxed, tuple(ks), scores, places, predicted)
+    known = None if calibration is None else probabilities
+    return SetScores(boxed, tuple(ks), scores, places, predicted, known, calibration)
 
 
 def evaluate_classes(result: SetScores, k: float) -> list[ClassResult]:
@@ -184,6 +192,46 @@ def mean_of(rows: Sequence[ClassResult], field: str, classes: Sequence[str] | No
     values = [getattr(row, field) for row in rows if classes is None or row.label in classes]
     values = [value for value in values if value is not None]
     return float(np.mean(values)) if values else None
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A class's yes on a set, beside what its calibration promises; shares in [0, 1], None without a yes."""
+
+    label: str
+    promised: float | None  # precision
+    yes: int  # images answered yes
+    precision: float | None  # share of these that show the class
+    recall: float | None  # share of the positive images answered yes
+
+
+def promises(result: SetScores) -> list[Promise]:
+    """Precision and recall of the answer yes, class by class; empty without probabilities."""
+    rows = []
+    for column, label in enumerate(result.boxed.classes if result.calibration else ()):
+        assert result.calibration is not None
+        assert result.probabilities is not None
+        counted, shown = judged(result, column)
+        fitted = result.calibration.of(label)
+        if fitted is None or fitted.yes is None:
+            rows.append(Promise(label, None, 0, None, None))
+            continue
+        said = result.probabilities[counted, column] >= fitted.yes
+        hits = int((said & shown).sum())
+        precision, recall = (hits / int(each.sum()) if each.any() else None for each in (said, shown))
+        rows.append(Promise(label, result.calibration.promised, int(said.sum()), precision, recall))
+    return rows
+
+
+def calibration_error(result: SetScores, bins: int = 15) -> float | None:
+    """Expected calibration error, classes pooled: mean gap of probability and share, over bins of equal counts."""
+    if result.probabilities is None:
+        return None
+    known = (result.boxed.truth() != DIFFICULT) & np.isfinite(result.probabilities)
+    probabilities, shown = result.probabilities[known], result.boxed.truth()[known] == POSITIVE
+    parts = np.array_split(np.argsort(probabilities, kind="stable"), bins)
+    gaps = [abs(float((probabilities[part] - shown[part]).sum())) for part in parts]
+    return sum(gaps) / max(1, len(shown))
 
 
 def k_curve(

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -15,6 +15,7 @@ from densescore.errors import DensescoreError, reason_of
 from densescore.io.files import atomic_write
 from densescore.io.names import to_json
 from densescore.models.box_layer import BoxLayer
+from densescore.models.calibration import Calibration
 from densescore.models.weights import check_fits, check_weights_finite, load_strict, read_metadata, read_weights
 
 BACKGROUND = "background"
@@ -99,6 +100,7 @@ class HeadFile:
         backbone_weights: tensors of the network that were trained along with the head, by the network's names; they
             replace its own. Empty if the network stayed as it was.
         box_layer: predicts the boxes of objects, or None.
+        calibration: confidences → probabilities, at these scales and k, or None.
 
     Example:
         >>> head = AdaptationHead(1280, 2)
@@ -119,6 +121,7 @@ class HeadFile:
     training: dict[str, Any] = field(default_factory=dict)
     backbone_weights: dict[str, Tensor] = field(default_factory=dict)
     box_layer: BoxLayer | None = None
+    calibration: Calibration | None = None
 
 
 def save_head(path: str | os.PathLike[str], file: HeadFile, *, overwrite: bool = False) -> None:
@@ -140,8 +143,10 @@ def save_head(path: str | os.PathLike[str], file: HeadFile, *, overwrite: bool =
     tensors = file.head.state_dict() | {_BACKBONE + name: tensor for name, tensor in file.backbone_weights.items()}
     if file.box_layer is not None:
         tensors |= {_BOXES + name: tensor for name, tensor in file.box_layer.state_dict().items()}
-    words = [entry.name for entry in fields(file) if entry.name not in ("head", "backbone_weights", "box_layer")]
+    words = [e.name for e in fields(file) if e.name not in ("head", "backbone_weights", "box_layer", "calibration")]
     description = {name: getattr(file, name) for name in words}
+    if file.calibration is not None:
+        description["calibration"] = asdict(file.calibration)
     metadata = {"format": _FORMAT if file.box_layer is None else _FORMAT_BOXES, "densescore": to_json(description)}
     with atomic_write(path, overwrite=overwrite) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
@@ -222,6 +227,10 @@ def _read_description(path: str, text: str) -> dict[str, Any]:
             got = _short(values[name]) if name in values else "nothing"
             raise DensescoreError(f"{path}: adaptation head without a valid {name!r}: expected {expected}, got {got}")
     fields: dict[str, Any] = {name: values.get(name, _DEFAULTS.get(name)) for name in _FIELDS}
+    try:
+        fields["calibration"] = Calibration.from_json(values["calibration"]) if values.get("calibration") else None
+    except DensescoreError as error:
+        raise DensescoreError(f"{path}: {error}") from error
     for name in ("labels", "mean", "std", "scales"):
         if fields[name] is not None:
             fields[name] = tuple(fields[name] if name == "labels" else map(float, fields[name]))

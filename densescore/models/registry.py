@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import math
 import os
 import warnings
@@ -20,6 +21,7 @@ from densescore.io.find import near_files
 from densescore.io.names import unique_labels
 from densescore.models import efficientnet_lite, krizhevsky
 from densescore.models.box_layer import BoxLayer
+from densescore.models.calibration import Calibration
 from densescore.models.entry import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
 from densescore.models.head import MAX_PATCH, Activation, AdaptationHead, HeadFile, load_head
 from densescore.models.labels import imagenet_labels, read_label_file
@@ -52,6 +54,7 @@ class Classifier:
     backbone: str = ""  # name of the network below the head
     by_crops: bool = False  # the head was trained on crops (context="patch")
     box_layer: BoxLayer | None = None
+    calibration: Calibration | None = None  # at these scales and this k
 
     def check_backbone(self, digest: str) -> None:
         """Refuse a head on other weights: `digest` is `digest_of` the layers below it, as loaded."""
@@ -178,7 +181,7 @@ def _of_head(path: str, file: HeadFile, weights: Weights) -> Classifier:
         state = backbone.module.state_dict()
         if digest_of_state({name: state[name] for name in state if name not in file.backbone_weights}) != frozen:
             raise _other_weights(path, file.backbone)
-    names = ("labels", "mean", "std", "patch_size", "head", "activation", "k", "backbone", "box_layer")
+    names = ("labels", "mean", "std", "patch_size", "head", "activation", "k", "backbone", "box_layer", "calibration")
     return replace(
         backbone,
         name=path,
@@ -218,8 +221,16 @@ def _load_named(name: str, weights: Weights, trained: Mapping[str, Tensor] = Map
         load_strict(module, module.state_dict() | dict(trained), f"trained weights of {name}")
     return Classifier(
         name=name, module=module, labels=labels or entry.labels(), mean=entry.mean, std=entry.std,
-        patch_size=entry.patch_size, scales=entry.scales,
+        patch_size=entry.patch_size, scales=entry.scales, calibration=_shipped_calibration(name, weights),
     )  # fmt: skip
+
+
+def _shipped_calibration(name: str, weights: Weights) -> Calibration | None:
+    """Probabilities of a model with published weights, made by ``benchmarks/calibrate.py``; None for others."""
+    if weights != "default":
+        return None
+    fitted = json.loads(Path(__file__).with_name("imagenet_calibration.json").read_text("utf-8"))
+    return Calibration.from_json(fitted[name]) if name in fitted else None
 
 
 def _check(classifier: Classifier) -> None:

@@ -31,7 +31,7 @@ PHOTO_SIDE, MAP_SIDE = 640, 128
 _WORK_SIDE = 1000  # longest side of the maps that boxes are read from
 _MAX_BOXES = 10  # per image and class
 _PHOTO_QUALITY, _MAP_QUALITY = 80, 90
-_COLUMNS = ("index", "image", "height", "width", "labels", "confidences", "regions", "error")
+_COLUMNS = ("index", "image", "height", "width", "labels", "confidences", "probabilities", "regions", "error")
 
 # Images scored now
 
@@ -170,10 +170,11 @@ class ScoreTable:
         return _entry(row["image"], pixels, classes)
 
     def _ranking(self, row: dict[str, Any]) -> list[tuple[str, float]]:
-        """Labels and confidences, best first."""
+        """Labels and their probabilities, or without calibration confidences, best first."""
+        ranked = zip(row["labels"], row["probabilities"], row["confidences"], strict=True)
         if row.get("classes") is not None:
-            return [(from_text(ranked["label"]), ranked["confidence"]) for ranked in row["classes"]]
-        return [(from_text(label), value) for label, value in zip(row["labels"], row["confidences"], strict=True)]
+            ranked = ((each["label"], each["probability"], each["confidence"]) for each in row["classes"])
+        return [(from_text(label), other if value is None else value) for label, value, other in ranked]
 
 
 def find_again(name: str, folder: Path | None) -> Path:

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from densescore.errors import DensescoreError, MissingPackageError
 from densescore.io.names import as_text
+from densescore.models.calibration import Answer, Calibration
 from densescore.results.regions import Region
 
 if TYPE_CHECKING:
@@ -23,12 +25,33 @@ ClassRegions: TypeAlias = Mapping[str, Sequence[Region]]
 
 
 class Ranked(NamedTuple):
-    """A class, its image score, that score's k-th root (`DenseScores.confidence`), and the score of its best patch."""
+    """A class, its image score, that score's k-th root (`DenseScores.confidence`), and the score of its best patch.
+
+    `probability` that the image shows the class, and the `answer` that follows; None without calibration.
+    """
 
     label: str
     score: float
     confidence: float
     best_patch: float
+    probability: float | None = None
+    answer: Answer | None = None
+
+    @property
+    def shown(self) -> float:
+        """The number to show: the probability, or without calibration the confidence."""
+        return self.confidence if self.probability is None else self.probability
+
+
+def answers(
+    calibration: Calibration | None, inputs: NDArray[np.float32], labels: Sequence[str]
+) -> list[tuple[float | None, Answer | None]]:
+    """Probability and answer of each class, from the inputs ``[C]`` of a calibration; Nones where there is none."""
+    if calibration is None:
+        return [(None, None)] * len(labels)
+    values = calibration.probabilities(inputs, labels).tolist()
+    pairs = zip(labels, values, strict=True)
+    return [(None, None) if math.isnan(value) else (value, calibration.answer(label, value)) for label, value in pairs]
 
 
 def ranking_row(ranked: Sequence[Ranked], best_box: Sequence[float], regions: ClassRegions) -> dict[str, Any]:
@@ -38,13 +61,17 @@ def ranking_row(ranked: Sequence[Ranked], best_box: Sequence[float], regions: Cl
         "label": best.label,
         "score": best.score,
         "confidence": best.confidence,
+        "probability": best.probability,
+        "answer": best.answer,
         "best_patch": {**dict(zip(SIDES, best_box, strict=True)), "score": best.best_patch},
         "labels": [item.label for item in ranked],
         "scores": [item.score for item in ranked],
         "confidences": [item.confidence for item in ranked],
         "best_patch_scores": [item.best_patch for item in ranked],
+        "probabilities": [item.probability for item in ranked],
+        "answers": [item.answer for item in ranked],
         "regions": [
-            {"label": label, **dict(zip(SIDES, region.box, strict=True)), "peak": region.peak, "score": region.score}
+            {"label": label, **dict(zip(SIDES, region.box, strict=True)), **region.numbers()}
             for label, members in regions.items()
             for region in members
         ],
@@ -80,7 +107,7 @@ def detections(regions: ClassRegions, class_ids: Mapping[str, int]) -> "Detectio
     pairs = [(label, region) for label, members in regions.items() for region in members]
     return supervision.Detections(
         xyxy=np.array([region.box for _, region in pairs], np.float32).reshape(-1, 4),
-        confidence=np.array([region.score for _, region in pairs], np.float32),
+        confidence=np.array([region.shown for _, region in pairs], np.float32),
         class_id=np.array([class_ids[label] for label, _ in pairs], np.int64),
         data={"class_name": np.array([label for label, _ in pairs], np.str_)},
     )
@@ -96,7 +123,7 @@ def coco_results(image_id: int, regions: ClassRegions, category_ids: Mapping[str
             x0, y0, x1, y1 = map(float, region.box)
             box = [x0, y0, x1 - x0, y1 - y0]
             records.append(
-                {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": region.score}
+                {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": region.shown}
             )
     return records
 

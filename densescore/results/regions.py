@@ -56,11 +56,23 @@ class Region(NamedTuple):
         peak: highest value of the heatmap in the box; of a box layer's box, the score of the patch that it comes from.
         score: certainty of the box, comparable across images: the class's confidence times the peak. Of a box layer's
             box, ``sqrt(confidence) · peak · quality^3``, with the layer's estimate of how well the box fits.
+        probability: that the box is right at IoU 0.5, by the head's calibration; without one for boxes, the class's
+            probability times the peak's share of the first region's. None if the model has no probabilities.
     """
 
     box: Box
     peak: float
     score: float
+    probability: float | None = None
+
+    def numbers(self) -> dict[str, float | None]:
+        """All but the box, by name."""
+        return {"peak": self.peak, "score": self.score, "probability": self.probability}
+
+    @property
+    def shown(self) -> float:
+        """The confidence that other formats carry: the probability, or without calibration the score."""
+        return self.score if self.probability is None else self.probability
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """The result: a probability per patch and class, where the patches are, and what follows from both."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +17,7 @@ from densescore.geometry import Level, Pyramid
 from densescore.io.images import ImageLike, Pixels, read_sized
 from densescore.io.names import unique_labels
 from densescore.models.box_layer import ObjectBoxes
+from densescore.models.calibration import Calibration
 from densescore.models.head import BACKGROUND
 from densescore.models.labels import as_names, find_classes, find_label
 from densescore.results import formats, regions, stored
@@ -59,6 +61,8 @@ class DenseScores:
         source: the photograph, for pictures: the path of its file, or the pixels of a single image (no copy). None for
             scores that were loaded or pickled, and for those of one of many images in memory.
         object_boxes: boxes of the objects that each class's best patches show, from a head with a box layer.
+        calibration: confidences → probabilities, or None if the model has none at these scales.
+        calibrated_inputs: numbers that `calibration` takes, if `select` computed them from all classes.
 
     Example:
         >>> pyramid = Pyramid.of(224, 256, scales=(1,))  # two patches
@@ -81,6 +85,8 @@ class DenseScores:
     own_scores: Tensor | None = None
     source: ImageLike | None = None
     object_boxes: ObjectBoxes | None = None
+    calibration: Calibration | None = None
+    calibrated_inputs: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.pyramid), len(self.labels))
@@ -99,8 +105,9 @@ class DenseScores:
         if self.patch_scores.device.type == "cpu":
             return self
         boxes = None if self.object_boxes is None else ObjectBoxes(*(part.cpu() for part in self.object_boxes))
-        image_scores = None if self.own_scores is None else self.own_scores.cpu()
-        return replace(self, patch_scores=self.patch_scores.cpu(), own_scores=image_scores, object_boxes=boxes)
+        names = ("patch_scores", "own_scores", "calibrated_inputs")
+        parts = {name: tensor.cpu() for name in names if (tensor := getattr(self, name)) is not None}
+        return replace(self, object_boxes=boxes, **parts)
 
     def __len__(self) -> int:
         """M, the number of patches."""
@@ -145,15 +152,46 @@ class DenseScores:
         """
         return _confidence(self.patch_scores, self.k if k is None else k)
 
+    def image_probabilities(self) -> Tensor | None:
+        """The probability that the image shows each class: float32 ``[C]`` in [0, 1], or None without calibration.
+
+        A head's were fitted on held-out training images (``densescore train``). Those of the ImageNet models say that
+        the class is what the photograph shows. NaN for a class with too few examples.
+
+        Example:
+            >>> import densescore, skimage
+            >>> scores = densescore.classify(skimage.data.chelsea(), classes=["cat", "dog"])
+            >>> [round(probability) for probability in scores.image_probabilities().tolist()]
+            [1, 0]
+        """
+        if self.calibration is None:
+            return None
+        values = self.calibration.probabilities(self._calibrated_inputs().cpu().numpy(), self.labels)
+        return torch.from_numpy(values).float().to(self.patch_scores.device)
+
+    def probability(self, label: str) -> float | None:
+        """The probability that the image shows a class or group, or None; see `image_probabilities`."""
+        values = self.select(label).image_probabilities()
+        return None if values is None or values[0].isnan() else float(values[0])
+
+    def _calibrated_inputs(self) -> Tensor:
+        if self.calibrated_inputs is not None:
+            return self.calibrated_inputs
+        return self.confidence() if self.calibration is None else self.calibration.inputs(self.confidence())
+
     def top(self, n: int = 5) -> list[Ranked]:
         """The `n` classes of the highest confidence, best first.
 
         An adapted network's background is left out, unless it is the only class (see `select`).
         """
-        values = torch.stack([self.image_scores(), self.confidence(), self.patch_scores.amax(0)], 1).cpu()  # [C, 3]
+        columns = [self.image_scores(), self.confidence(), self.patch_scores.amax(0), self._calibrated_inputs()]
+        values = torch.stack(columns, 1).cpu()  # [C, 4]
         order = torch.argsort(values[:, 1], descending=True, stable=True).tolist()
-        columns = [c for c in order if self.labels[c] != BACKGROUND or len(order) == 1][:n]
-        return [Ranked(self.labels[c], *row) for c, row in zip(columns, values[columns].tolist(), strict=True)]
+        best = [c for c in order if self.labels[c] != BACKGROUND or len(order) == 1][:n]
+        labels = [self.labels[c] for c in best]
+        answers = formats.answers(self.calibration, values[best, 3].numpy(), labels)
+        rows = zip(labels, values[best, :3].tolist(), answers, strict=True)
+        return [Ranked(label, *numbers)._replace(probability=p, answer=answer) for label, numbers, (p, answer) in rows]
 
     # Classes and groups of classes
 
@@ -189,8 +227,15 @@ class DenseScores:
         classes = dict(find_classes(name, self.labels)[:2] for name in as_names(labels))
         boxes = self.object_boxes
         boxes = boxes.select([*classes.values()], self.patch_scores) if boxes is not None and classes else None
-        scores = self.columns([*classes])
-        return replace(self, patch_scores=scores, labels=tuple(classes), own_scores=None, object_boxes=boxes)
+        inputs = None
+        if self.calibration is not None and classes:
+            every = self._calibrated_inputs()
+            sums = [every[self._on_device(columns)].sum() for columns in classes.values()]
+            inputs = torch.stack(sums).clamp(max=1)
+        return replace(
+            self, patch_scores=self.columns([*classes]), labels=tuple(classes), own_scores=None, object_boxes=boxes,
+            calibrated_inputs=inputs,
+        )  # fmt: skip
 
     def columns(self, labels: str | Sequence[str] | None = None) -> Tensor:
         """Scores of each patch for classes and groups, by default all classes: ``[M, len(labels)]``."""
@@ -283,7 +328,7 @@ class DenseScores:
 
     def _certainty(self, label: str) -> float:
         """The number that pictures show of a class."""
-        return self.select(label).confidence().item()
+        return self.select(label).top(1)[0].shown
 
     # Places and boxes
 
@@ -369,15 +414,35 @@ class DenseScores:
         options: dict[str, Any] = {"min_area": min_area, "max_regions": max_regions}
         if self.object_boxes is None:
             heatmaps = self.heatmap(labels) if maps is None else torch.from_numpy(maps)
-            return self._map_boxes(labels, heatmaps, share, options)
+            return self._judge_boxes(self._map_boxes(labels, heatmaps, share, options))
         index = self._on_device([self.index(label) for label in labels])  # [n]
         patches, *rest = (part[index] for part in self.object_boxes)  # [n, K], [n, K, 4], [n, K]
         parts = (rest[0], self.patch_scores[patches, index[:, None]], rest[1], self.confidence()[index])
         boxes, scores, qualities, confidence = (part.cpu() for part in parts)
-        return {
+        found = {
             label: regions.layer_regions(boxes[n], scores[n], qualities[n], confidence[n], share, **options)
             for n, label in enumerate(labels)
         }
+        return self._judge_boxes(found)
+
+    def _judge_boxes(self, found: dict[str, list[Region]]) -> dict[str, list[Region]]:
+        """The same boxes, with their probabilities."""
+        shown = self.select([*found]).image_probabilities()
+        if self.calibration is None or shown is None:
+            return found
+        curve = self.calibration.boxes
+        judged = {}
+        for (label, boxes), of_class in zip(found.items(), shown.tolist(), strict=True):
+            if curve is not None:
+                values = curve(np.array([box.score for box in boxes])).tolist()
+            else:
+                values = [of_class * box.peak / max(boxes[0].peak, 1e-12) for box in boxes]
+            judged[label] = (
+                boxes
+                if math.isnan(of_class)
+                else [box._replace(probability=value) for box, value in zip(boxes, values, strict=True)]
+            )
+        return judged
 
     def _map_boxes(
         self, labels: Sequence[str], maps: Tensor, share: float | None, options: Mapping[str, Any]
@@ -401,10 +466,11 @@ class DenseScores:
             maps: heatmaps of `labels`, ``[len(labels), H, W]``, if computed already.
 
         Returns:
-            ``height``, ``width``, ``patches``; ``label``, ``score`` and ``confidence`` of the best class, and its
-            ``best_patch``: ``x0 y0 x1 y1`` in image pixels and ``score``; ``labels``, ``scores``, ``confidences`` and
-            ``best_patch_scores`` of the ranked classes; ``regions``, class by class, highest peak first: ``label``,
-            ``x0 y0 x1 y1`` (``x1`` and ``y1`` exclusive), ``peak`` and ``score`` (see `Region`).
+            ``height``, ``width``, ``patches``; ``label``, ``score``, ``confidence``, ``probability`` and ``answer`` of
+            the best class, and its ``best_patch``: ``x0 y0 x1 y1`` in image pixels and ``score``; ``labels``,
+            ``scores``, ``confidences``, ``best_patch_scores``, ``probabilities`` and ``answers`` of the ranked
+            classes, None without calibration; ``regions``, class by class, highest peak first: ``label``,
+            ``x0 y0 x1 y1`` (``x1`` and ``y1`` exclusive), ``peak``, ``score`` and ``probability`` (see `Region`).
 
         Raises:
             DensescoreError: `top` is below 1, or no such class.
@@ -412,8 +478,10 @@ class DenseScores:
         Example:
             >>> import densescore, skimage
             >>> row = densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)).to_row(top=2)
-            >>> row["label"], row["labels"], sorted(row["regions"][0])
-            ('Egyptian cat', ['Egyptian cat', 'tiger cat'], ['label', 'peak', 'score', 'x0', 'x1', 'y0', 'y1'])
+            >>> row["label"], row["labels"]
+            ('Egyptian cat', ['Egyptian cat', 'tiger cat'])
+            >>> [*row["regions"][0]]
+            ['label', 'x0', 'y0', 'x1', 'y1', 'peak', 'score', 'probability']
         """
         ranked = self.top(top)
         if not ranked:
@@ -455,8 +523,8 @@ class DenseScores:
             share: see `find_boxes`.
 
         Returns:
-            ``xyxy`` in image pixels; ``confidence``, the region's score (see `Region`); ``class_id``, the column of
-            ``patch_scores``, or for groups of classes C, C + 1 and so on; ``data["class_name"]``.
+            ``xyxy`` in image pixels; ``confidence``, `Region.shown`; ``class_id``, the column of ``patch_scores``, or
+            for groups of classes C, C + 1 and so on; ``data["class_name"]``.
 
         Raises:
             DensescoreError: no such class, or supervision is not installed.
@@ -482,8 +550,8 @@ class DenseScores:
             share: see `find_boxes`.
 
         Returns:
-            ``image_id``, ``category_id``, ``bbox`` (``x y width height`` in image pixels) and ``score`` (see
-            `Region`), plain numbers, ready for ``json.dump``.
+            ``image_id``, ``category_id``, ``bbox`` (``x y width height`` in image pixels) and ``score``
+            (`Region.shown`), plain numbers, ready for ``json.dump``.
 
         Raises:
             DensescoreError: no such class, or one that `category_ids` lacks.
@@ -651,7 +719,11 @@ class DenseScores:
         """
         fields = ("labels", "k", "model", "context", "runtime", "timings", "retried")
         description = {"pyramid": asdict(self.pyramid), **{name: getattr(self, name) for name in fields}}
-        stored.write(path, self.patch_scores, self.object_boxes, description, overwrite=overwrite)
+        description["calibration"] = None if self.calibration is None else asdict(self.calibration)
+        tensors = {"patch_scores": self.patch_scores}
+        if self.calibrated_inputs is not None:
+            tensors["calibrated_inputs"] = self.calibrated_inputs
+        stored.write(path, tensors, self.object_boxes, description, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "DenseScores":
@@ -660,12 +732,15 @@ class DenseScores:
         Raises:
             DensescoreError: not such a file.
         """
-        patch_scores, boxes, description = stored.read(path)
+        tensors, boxes, description = stored.read(path)
         with stored.named_faults(path):
             pyramid = description.pop("pyramid")
             levels = tuple(Level(**level) for level in pyramid.pop("levels"))
-            labels = tuple(description.pop("labels"))
-            return cls(patch_scores, labels, Pyramid(**pyramid, levels=levels), object_boxes=boxes, **description)
+            description["labels"] = tuple(description["labels"])
+            if description.get("calibration"):
+                description["calibration"] = Calibration.from_json(description["calibration"])
+            fields: dict[str, Any] = {**tensors, **description}
+            return cls(pyramid=Pyramid(**pyramid, levels=levels), object_boxes=boxes, **fields)
 
 
 def best_patches(scores: DenseScores, label: str, count: int = 6) -> list[BestPatch]:

@@ -22,21 +22,21 @@ _BOXES = "object_boxes."  # prefix of their tensors' names
 
 def write(
     path: str | os.PathLike[str],
-    patch_scores: Tensor,
+    tensors: Mapping[str, Tensor],
     boxes: ObjectBoxes | None,
     description: Mapping[str, Any],
     *,
     overwrite: bool,
 ) -> None:
-    """Write scores, whole or not at all."""
+    """Write scores, whole or not at all: `tensors` by the field's name."""
     metadata = {"format": _FORMAT, "densescore": to_json(description)}
     parts = {} if boxes is None else boxes._asdict()
-    tensors = {"patch_scores": patch_scores, **{_BOXES + name: tensor for name, tensor in parts.items()}}
+    tensors = {**tensors, **{_BOXES + name: tensor for name, tensor in parts.items()}}
     with atomic_write(path, overwrite=overwrite) as temporary:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Tensor, ObjectBoxes | None, dict[str, Any]]:
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], ObjectBoxes | None, dict[str, Any]]:
     """Read what `write` wrote; other files raise `DensescoreError`."""
     tensors = read_weights(path)
     metadata = read_metadata(path) if Path(path).suffix == ".safetensors" else {}
@@ -45,7 +45,8 @@ def read(path: str | os.PathLike[str]) -> tuple[Tensor, ObjectBoxes | None, dict
     with named_faults(path):
         boxed = any(name.startswith(_BOXES) for name in tensors)
         boxes = ObjectBoxes(*(tensors[_BOXES + name] for name in ObjectBoxes._fields)) if boxed else None
-        return tensors["patch_scores"], boxes, json.loads(metadata["densescore"])
+        fields = {name: tensor for name, tensor in tensors.items() if not name.startswith(_BOXES)}
+        return fields, boxes, json.loads(metadata["densescore"])
 
 
 @contextmanager

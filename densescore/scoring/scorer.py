@@ -5,7 +5,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import accumulate
@@ -85,6 +85,7 @@ class DenseScorer:
             on any device: `torch.compile`, a minute at the start that pays on a CUDA device for thousands of crops.
             ``scorer.runtime`` and every result name the runtime in use.
         max_cells: maximum number of patches per image. It bounds memory, which grows with the largest level.
+        threshold: probability from which the answer is yes, and below it no; the model's own thresholds by default.
         context: default context of a patch; see `score`. ``"patch"`` also accepts networks that are not convolutional
             (ViT, Swin, Mixer, …), whose patches are scored crop by crop only. Default: ``"image"``, or ``"patch"`` for
             a head that was trained on such a network.
@@ -117,6 +118,7 @@ class DenseScorer:
         runtime: Runtime = "auto",
         max_cells: int = DEFAULT_MAX_CELLS,
         context: Context | None = None,
+        threshold: float | None = None,
     ) -> None:
         # Arguments for `__reduce__`; a module cannot be one, and would keep its weights in memory
         arguments = dict(locals())
@@ -149,6 +151,15 @@ class DenseScorer:
         if stride is not None and stride != network.stride:
             network = network.with_stride(stride)
         self.context: Context = context or ("image" if "image" in network.contexts else "patch")
+        # A calibration holds for the scores that it was fitted on
+        fitted_on = (classifier.scales, None, None, classifier.k, "patch" if classifier.by_crops else "image")
+        same = fitted_on == (self.scales, self.patch_sizes, stride, self.k, self.context)
+        self.calibration = classifier.calibration if same else None
+        if threshold is not None:
+            if self.calibration is None:
+                where = "" if same else " at other scales, stride, k or context than its own"
+                raise DensescoreError(f"threshold: {self.name} has no probabilities{where}")
+            self.calibration = self.calibration.at(threshold)
         checks.check_context(self.context, network.contexts)
         self.labels = checks.fit_labels(classifier.labels, network.classes, strict=labels is not None)
 
@@ -364,6 +375,7 @@ class DenseScorer:
         results = [
             DenseScores(
                 rows.clone(), self.labels, pyramid, k=self.k, model=self.name, context=context, runtime=self.runtime,
+                calibration=self.calibration if context == self.context else None,
                 object_boxes=engine.find_objects(self.box_layer, features, rows, pyramid), own_scores=scores, **fields,
             )
             for rows, features, pyramid, scores in parts
@@ -464,7 +476,10 @@ class DenseScorer:
         }
         if of == "patch scores":
             return patch_scores
-        return {**patch_scores, "labels": self.labels, "k": self.k, "max_cells": self.max_cells}
+        calibration = None if self.calibration is None else asdict(self.calibration)
+        return {
+            **patch_scores, "labels": self.labels, "k": self.k, "max_cells": self.max_cells, "calibration": calibration
+        }  # fmt: skip
 
     def with_scales(self, scales: Numbers | None = None, *, patch_sizes: Numbers | None = None) -> Self:
         """A scorer with other scales and the same network.
@@ -487,6 +502,8 @@ class DenseScorer:
         changed.scales = self.scales if scales is None else as_tuple("scales", scales)
         changed.patch_sizes = as_tuple("patch_sizes", patch_sizes)
         changed.pyramid(224, 224)  # checks them
+        if changed.scales != self.scales or changed.patch_sizes:
+            changed.calibration = None
         if self._arguments is not None:
             changed._arguments = {**self._arguments, "scales": scales, "patch_sizes": patch_sizes}
         return changed

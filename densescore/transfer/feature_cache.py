@@ -72,6 +72,13 @@ class FeatureCache:
         clear_scratch(self.folder)
         self._sizes = {file: file.stat().st_size for file in self._by_age()}
 
+    def at_scales(self, scales: tuple[float, ...]) -> "FeatureCache":
+        """The cache of the same scorer at other scales, in the same folder."""
+        if scales == self.scorer.scales:
+            return self
+        scorer = self.scorer.with_scales(scales)
+        return FeatureCache(scorer, self.folder, max_bytes=self.max_bytes, context=self.context)
+
     def features(self, image: Path, *, flip: bool = False) -> NDArray[np.float16]:
         """Features of every patch of an image, from the cache or computed now.
 

@@ -185,7 +185,7 @@ def fit(reduce: nn.Linear, patches: BoxPatches, seed: int, callback: Callback) -
                 optimizer.step()
                 schedule.step()
                 total += loss.item() * len(batch)
-            callback(Round(1, 1, epoch + 1, EPOCHS, total / count, BOX_LOSS))
+            callback(Round(1, 1, epoch + 1, EPOCHS, total / count, BOX_LOSS, "boxes"))
     return layer.eval()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from densescore.errors import DensescoreError
 from densescore.models.head import AdaptationHead
 from densescore.transfer.recipe import Objective, Recipe
-from densescore.transfer.training_set import TrainingPatches, feature_basis
+from densescore.transfer.training_set import FeatureBasis, TrainingPatches, feature_basis
 from densescore_kernels import power_mean
 
 STAGES = 3
@@ -42,6 +42,8 @@ class Round(NamedTuple):
     rounds: int  # most rounds of the stage; stages on labeled patches end when the loss stops falling
     loss: float  # mean over the round
     loss_name: str
+    part: str = "head"  # of the whole training
+    held_out: float | None = None  # mean AP on the images held out so far, in cross-validation
 
     def __str__(self) -> str:
         return (
@@ -60,12 +62,22 @@ def within(callback: Callback, before: int, stages: int) -> Callback:
 
 
 def train_heads(
-    patches: TrainingPatches, classes: int, recipe: Recipe, seed: int, *, callback: Callback = lambda _: None
+    patches: TrainingPatches,
+    classes: int,
+    recipe: Recipe,
+    seed: int,
+    *,
+    basis: FeatureBasis | None = None,
+    callback: Callback = lambda _: None,
 ) -> AdaptationHead:
-    """Train `Recipe.heads` heads and return their mean, as one layer for raw features; seeds follow from `seed`."""
+    """Train `Recipe.heads` heads and return their mean, as one layer for raw features; seeds follow from `seed`.
+
+    `basis`: the basis that the patches' features are in already.
+    """
     # Standardize features; the change of basis is folded into the trained layer
-    basis = feature_basis(patches, recipe.components) if recipe.standardize else None
-    patches = patches if basis is None else patches.project(basis)
+    if basis is None and recipe.standardize:
+        basis = feature_basis(patches, recipe.components)
+        patches = patches.project(basis)
 
     # Train each head from its own first weights
     seeds = [seed, *np.random.SeedSequence(seed).generate_state(recipe.heads - 1).tolist()]

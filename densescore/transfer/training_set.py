@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from densescore.data.boxed_set import BoxedImage
-from densescore.data.labeled_set import LabeledImage, LabeledSet
+from densescore.data.boxed_set import BoxedImage, boxed_part, select_classes
+from densescore.data.labeled_set import POSITIVE, LabeledImage, LabeledSet
 from densescore.data.problems import repeated
 from densescore.errors import DensescoreError, DensescoreWarning
+from densescore.geometry import Pyramid
 from densescore.models.head import BACKGROUND
 from densescore.transfer.patch_labels import AMBIGUOUS, label_patches, label_patches_per_class
 from densescore.transfer.recipe import Recipe
@@ -61,6 +62,15 @@ class TrainingPatches:
             return np.bincount(self.labels, minlength=classes + 1).tolist()
         background = int((self.labels == -1).all(1).sum())
         return [*(self.labels == 1).sum(0).tolist(), background]
+
+    def of_images(self, chosen: NDArray[np.bool_]) -> "TrainingPatches":
+        """The patches of some images: bool ``[I]``."""
+        views = np.repeat(chosen, len(self.truth) // len(chosen))
+        rows = chosen[self.images]
+        return replace(
+            self, features=self.features[rows], labels=self.labels[rows], images=self.images[rows],
+            bags=self.bags[views[: len(self.bags)]], truth=self.truth[views[: len(self.truth)]],
+        )  # fmt: skip
 
     def project(self, basis: FeatureBasis) -> "TrainingPatches":
         """The same patches, with their features in a basis."""
@@ -187,6 +197,43 @@ def check_class_labels(labeled: LabeledSet) -> None:
         raise DensescoreError(f"set {labeled.name!r}: class {label!r} is given more than once")
 
 
+def learnable(
+    images: LabeledSet, pyramid: Callable[[int, int], Pyramid], recipe: Recipe, strict: bool = False
+) -> LabeledSet:
+    """The set without classes that no image shows, or no patch; a warning names them, or if `strict` an error."""
+    # Count what each class could be learned from
+    count, boxed = len(images.classes), boxed_part(images)
+    shown = (images.truth() == POSITIVE).any(0)
+    taught = np.full(count, len(boxed.images) < len(images.images))  # images without boxes teach by their labels
+    for image in boxed.images:
+        patches = pyramid(image.height, image.width).boxes()
+        arguments = (patches, image.boxes, image.classes, count, recipe.rule, image.difficult)
+        if recipe.objective == "softmax":
+            taught |= np.isin(np.arange(count), label_patches(*arguments))
+        else:
+            taught |= (label_patches_per_class(*arguments) == 1).any(0)
+
+    # Leave out the others
+    reasons = []
+    if unseen := _names(images.classes, ~shown):
+        reasons.append(f"no image shows {unseen}")
+    if empty := _names(images.classes, shown & ~taught):
+        reasons.append(f"no patch is positive for {empty}: {_no_box(recipe)}")
+    if reasons and (strict or not (shown & taught).any()):
+        raise DensescoreError(f"set {images.name!r}: {'; '.join(reasons)}")
+    if reasons:
+        warnings.warn(f"left out: {'; '.join(reasons)}", DensescoreWarning, stacklevel=3)
+    return select_classes(images, [images.classes[column] for column in (shown & taught).nonzero()[0]])
+
+
+def _no_box(recipe: Recipe) -> str:
+    rule = recipe.rule
+    return (
+        f"no box meets the rule (patch_share={rule.patch_share}, object_share={rule.object_share}, "
+        f"overlap={rule.overlap!r}) at these scales; more scales, or more images of the class, may help"
+    )
+
+
 def check_every_class(patches: TrainingPatches, classes: tuple[str, ...], recipe: Recipe) -> None:
     """Refuse classes without a positive image or patch; warn of classes without a negative one."""
     if patches.only_labels:
@@ -194,11 +241,7 @@ def check_every_class(patches: TrainingPatches, classes: tuple[str, ...], recipe
         return
     counts = np.array(patches.counts(len(classes))[:-1])
     if empty := _names(classes, counts == 0):
-        raise DensescoreError(
-            f"no patch is positive for {empty}: no box meets the rule (patch_share="
-            f"{recipe.rule.patch_share}, object_share={recipe.rule.object_share}, overlap={recipe.rule.overlap!r}) "
-            "at these scales; more scales, or more images of the class, may help"
-        )
+        raise DensescoreError(f"no patch is positive for {empty}: {_no_box(recipe)}")
     single = patches.labels.ndim == 1
     negatives = len(patches.labels) - counts if single else (patches.labels == -1).sum(0)
     _warn_of(_names(classes, negatives == 0), "patch")

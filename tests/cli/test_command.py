@@ -167,7 +167,7 @@ def test_scorer_options_are_arguments_of_the_scorer() -> None:
     options = ScorerOptions("alexnet", None, "1,2", "", 16, 3.0, "cpu", "bfloat16", "torch")
     assert options.arguments() == {
         "model": "alexnet", "weights": None, "scales": (1.0, 2.0), "stride": 16, "k": 3.0, "device": "cpu",
-        "dtype": "bfloat16", "runtime": "torch", "labels": None, "context": None,
+        "dtype": "bfloat16", "runtime": "torch", "labels": None, "context": None, "threshold": None,
     }  # fmt: skip
     assert ScorerOptions(patch_sizes="224").arguments()["patch_sizes"] == (224.0,)
 

@@ -1,6 +1,7 @@
 """From a set of images to a head that works: `train_model`, resumption, and the commands."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -20,12 +21,13 @@ from densescore.evaluation.evaluate import evaluate_classes, located, mean_of, s
 from densescore.models.head import load_head
 from densescore.results.regions import Region
 from densescore.results.scores import DenseScores
+from densescore.transfer.cross_validation import FOLDS
 from densescore.transfer.feature_cache import FeatureCache
 from densescore.transfer.patch_labels import LabelRule
 from densescore.transfer.pipeline import cached_features, train_model
 from densescore.transfer.recipe import RECIPES, Recipe
 from densescore.transfer.train_boxes import BOX_LOSS
-from densescore.transfer.train_head import IMAGE_LOSS, PATCH_LOSS, Round
+from densescore.transfer.train_head import IMAGE_LOSS, STAGES, Round
 from densescore.transfer.training_set import check_image_labels, gather
 from tests.cli.runner import CliRunner, Result
 from tests.data.voc_set import CLASSES
@@ -96,8 +98,10 @@ def test_a_trained_head_tells_the_classes_apart_and_finds_them(toy: DenseScorer,
     cache = FeatureCache(toy, tmp_path)
     done: list[Round] = []
     file = train_model(load_boxed(voc, "train"), toy, cache, QUICK, seed=1, callback=done.append)
-    assert sorted({(each.stage, each.stages) for each in done}) == [(stage, 4) for stage in (1, 2, 3, 4)]
-    assert {each.loss_name for each in done if each.stage == 4} == {BOX_LOSS}
+    stages = (FOLDS + 1) * STAGES + 2
+    assert sorted({(each.stage, each.stages) for each in done}) == [(n, stages) for n in range(1, stages + 1)]
+    assert {each.stage for each in done if each.loss_name == BOX_LOSS} == {stages - 1, stages}
+    assert {each.held_out is not None for each in done if STAGES < each.stage <= FOLDS * STAGES} == {True}
     assert file.labels == (*CLASSES, "background")
     assert file.training["seed"] == 1
     val = load_boxed(voc, "val")
@@ -145,9 +149,9 @@ def test_the_commands_from_boxes_to_a_head_that_works(
     assert trained.exit_code == 0, trained.output
     assert json.loads(trained.stdout)["patches"].keys() == {*CLASSES, "background"}
     assert {path.name for path in tmp_path.iterdir()} == {"head.safetensors", "cache"}
-    assert f"stage 1 of 4, round 1 of up to {QUICK.max_rounds}: loss " in trained.stderr
-    assert f"({PATCH_LOSS[QUICK.objective]})" in trained.stderr
     assert "features: 36 of 36, " in trained.stderr
+    assert re.search(r"cross-validation, mAP [01]\.\d\d: \d+ of \d+, ", trained.stderr)
+    assert "stage" not in trained.stderr
     refused = run(*arguments)
     assert (refused.exit_code, "exists already" in refused.stderr) == (2, True)
 

@@ -14,7 +14,7 @@ from densescore import DensescoreError, Pyramid
 from densescore.data.boxed_set import BoxedImage, BoxedSet
 from densescore.data.labeled_set import LabeledImage
 from densescore.models.box_layer import gather_neighbors, gather_scores, neighbors, score_logits
-from densescore.models.head import Activation, AdaptationHead, HeadFile
+from densescore.models.head import Activation, AdaptationHead
 from densescore.transfer import train_boxes as train_boxes_module
 from densescore.transfer.patch_labels import LabelRule, shown_object
 from densescore.transfer.pipeline import head_scores
@@ -172,11 +172,12 @@ def test_the_reduction_is_the_principal_components_of_the_features() -> None:
 def test_the_layer_trains_on_the_head_s_scores(activation: Activation) -> None:
     torch.manual_seed(0)
     head = AdaptationHead(5, 3, 4).eval()
-    file = HeadFile(head, ("a", "b", "c"), "lite0", (0.5,) * 3, (0.5,) * 3, 224, activation)
     given = torch.randn(6, 5)
     logits = head(given)
     expected = 1 / (1 + (-logits).exp()) if activation == "sigmoid" else logits.exp() / logits.exp().sum(1, True)
-    torch.testing.assert_close(head_scores(file)(given), expected)
+    torch.testing.assert_close(
+        head_scores(head, "softmax" if activation == "softmax" else "multilabel")(given), expected
+    )
 
 
 def test_the_object_that_a_patch_shows_best() -> None:

@@ -83,7 +83,8 @@ function show(answer) {
   const rows = answer.classes.map((each, number) => {
     const radio = make('input', {type: 'radio', name: 'class', checked: number === 0});
     radio.addEventListener('change', () => choose(each));
-    return make('label', {className: each.picture ? '' : 'absent'}, radio, make('span', {textContent: each.title}));
+    return make('label', {className: each.picture ? '' : 'absent'}, radio, make('span', {textContent: each.title}),
+      make('span', {className: 'answer', textContent: each.picture && each.answer || ''}));
   });
   classes.replaceChildren(legend, ...rows);
   stage.querySelector('.photo').src = answer.photo;

@@ -149,7 +149,8 @@ def _coco_lines(table: Path) -> Iterator[str]:
     for row in _rows(table):
         for region in row["regions"] or ():
             x0, y0, x1, y1 = (region[side] for side in SIDES)
-            box = Region((x0, y0, x1, y1), region["peak"], _short(region["score"]))
+            certainty = region["score"] if region["probability"] is None else region["probability"]
+            box = Region((x0, y0, x1, y1), region["peak"], _short(certainty))
             (record,) = coco_results(ids[row["index"]], {region["label"]: [box]}, categories)
             yield f"{separator}\n{to_json({**record, 'file_name': row['image'], 'category_name': region['label']})}"
             separator = ","

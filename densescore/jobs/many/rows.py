@@ -121,15 +121,20 @@ def schema(outputs: Outputs, classes: int) -> "pa.Schema":
         ("label", pa.string()),
         ("score", pa.float32()),
         ("confidence", pa.float32()),
+        ("probability", pa.float32()),
+        ("answer", pa.string()),
         ("best_patch", struct(*SIDES, "score")),
         ("labels", texts),
         ("scores", numbers),
         ("confidences", numbers),
         ("best_patch_scores", numbers),
-        ("regions", pa.list_(struct("peak", "score", label=pa.string(), **sides))),
+        ("probabilities", numbers),
+        ("answers", texts),
+        ("regions", pa.list_(struct("peak", "score", "probability", label=pa.string(), **sides))),
     ]
     if outputs.classes:
-        columns.append(("classes", pa.list_(struct("score", "confidence", "best_patch", label=pa.string()))))
+        ranked = struct("score", "confidence", "best_patch", "probability", label=pa.string(), answer=pa.string())
+        columns.append(("classes", pa.list_(ranked)))
     if outputs.all_scores:
         columns.append(("image_scores", pa.list_(pa.float32(), classes)))
     return pa.schema([*columns, ("error", pa.string())])
