@@ -171,9 +171,9 @@ class ScoreTable:
 
     def _ranking(self, row: dict[str, Any]) -> list[tuple[str, float]]:
         """Labels and their probabilities, or without calibration confidences, best first."""
-        ranked = zip(row["labels"], row["probabilities"], row["confidences"], strict=True)
+        ranked = list(zip(row["labels"], row["probabilities"], row["confidences"], strict=True))
         if row.get("classes") is not None:
-            ranked = ((each["label"], each["probability"], each["confidence"]) for each in row["classes"])
+            ranked = [(each["label"], each["probability"], each["confidence"]) for each in row["classes"]]
         return [(from_text(label), other if value is None else value) for label, value, other in ranked]
 
 

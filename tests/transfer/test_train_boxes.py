@@ -18,7 +18,7 @@ from densescore.models.head import Activation, AdaptationHead
 from densescore.transfer import train_boxes as train_boxes_module
 from densescore.transfer.patch_labels import LabelRule, shown_object
 from densescore.transfer.pipeline import head_scores
-from densescore.transfer.recipe import Recipe
+from densescore.transfer.recipe import Objective, Recipe
 from densescore.transfer.train_boxes import (
     ABSENT,
     ABSENT_POOL,
@@ -175,9 +175,8 @@ def test_the_layer_trains_on_the_head_s_scores(activation: Activation) -> None:
     given = torch.randn(6, 5)
     logits = head(given)
     expected = 1 / (1 + (-logits).exp()) if activation == "sigmoid" else logits.exp() / logits.exp().sum(1, True)
-    torch.testing.assert_close(
-        head_scores(head, "softmax" if activation == "softmax" else "multilabel")(given), expected
-    )
+    objective: Objective = "softmax" if activation == "softmax" else "multilabel"
+    torch.testing.assert_close(head_scores(head, objective)(given), expected)
 
 
 def test_the_object_that_a_patch_shows_best() -> None:
