@@ -11,10 +11,12 @@ from densescore.cli.many import report, score
 from densescore.cli.models import export, models
 from densescore.cli.paper import convert_caffe, pretrain, reproduce, source_classes
 from densescore.cli.program import EXAMPLES, make_app, start
+from densescore.cli.search import find, index
 from densescore.cli.train import check, evaluate, labels, train, tune_k
 
 PANELS = {
     "Score images": (classify, heatmap, score, report, huge, demo),
+    "Search by example": (index, find),
     "Classes of your own": (labels, check, train, evaluate, tune_k),
     "Models": (models, export),
     "Reproducing the paper": (reproduce, source_classes, pretrain, convert_caffe, train_actions, evaluate_actions),
