@@ -25,19 +25,6 @@ BCCD_SCALES = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 VOC_SCALES = (0.7, 1.0, 1.3, 2.0, 2.8, 4.0)
 VOC_CLASSES = ("bottle", "car", "cat", "chair", "cow", "dog", "horse", "person", "pottedplant", "sheep", "sofa",
                "tvmonitor")  # fmt: skip
-    "bottle",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "dog",
-    "horse",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "tvmonitor",
-]
 CELLS = {"WBC": 1, "Platelets": 5}  # examples of each
 TOLERANCE = 18  # pixels around a box within which a place points at it
 LEAST_SIDE = 30  # pixels of an example
