@@ -17,11 +17,12 @@ Codes = NDArray[np.uint8]
 COMPONENTS = 96
 """Components of a feature that are kept, and bytes of its code."""
 
-_LEAST_VARIANCE = 1e-6  # of all variance
+_WHITENING = 0.25  # components are divided by their variance to this power: 0.5 whitens, 0 leaves them as they are
+_LEAST_VARIANCE = 1e-6  # of all variance, added to each component's
 
 
 class Codec:
-    """Leading principal components of features, whitened, scaled to unit length, and rounded to a byte each.
+    """Leading principal components of features, half whitened, scaled to unit length, rounded to a byte each.
 
     The product of two vectors is the similarity of their patches, -1 to 1. `index` is an empty index of faiss.
     """
@@ -37,8 +38,8 @@ class Codec:
         if kept < 1:
             raise DensescoreError(f"an index is learned from at least 2 patches, got {len(rows)}")
         index = faiss.index_factory(rows.shape[1], f"PCAW{kept},L2norm,SQ8", faiss.METRIC_INNER_PRODUCT)
-        # A component that hardly varies is noise
         components = faiss.downcast_VectorTransform(index.chain.at(0))
+        components.eigen_power = -_WHITENING
         components.epsilon = _LEAST_VARIANCE * float(rows.var(0).sum())
         index.train(np.ascontiguousarray(rows, np.float32))
         return cls(index)

@@ -21,10 +21,7 @@ _MIN_SHARE = 0.1  # of the smallest patch: a smaller box is a few pixels of its 
 
 
 def query_vector(scorer: DenseScorer, codec: Codec, like: Sequence[Example], unlike: Sequence[Example]) -> Vectors:
-    """Mean of the examples' vectors less that of the counter-examples', of unit length: ``[d]``.
-
-    In whitened coordinates that is the direction of linear discriminant analysis.
-    """
+    """Mean of the examples' vectors less that of the counter-examples', of unit length: ``[d]``."""
     if not like:
         raise DensescoreError("a search needs at least one example")
     query = _mean(scorer, codec, like)
