@@ -8,6 +8,7 @@ are kept in ``--work``: a second run is quick.
 """
 
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from densescore import DenseScorer, Match, PatchIndex, load_boxed, read_image
 from densescore.data.boxed_set import BoxedImage, BoxedSet
 from densescore.search.codec import Vectors, import_faiss
+from densescore.search.examples import Box
 
 BCCD_SCALES = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 VOC_SCALES = (0.7, 1.0, 1.3, 2.0, 2.8, 4.0)
@@ -37,14 +39,15 @@ def index_of(images: BoxedSet, folder: Path, scales: tuple[float, ...]) -> Patch
     return index
 
 
-def objects(images: BoxedSet, label: str) -> list[tuple[BoxedImage, tuple[float, ...]]]:
+def objects(images: BoxedSet, label: str) -> list[tuple[BoxedImage, Box]]:
     """Images of a set with an object of a class, each with its first that is not small or difficult."""
-    column, chosen = images.classes.index(label), []
+    column, chosen = images.classes.index(label), list[tuple[BoxedImage, Box]]()
     for image in images.images:
         sides = (image.boxes[:, 2:] - image.boxes[:, :2]).min(1)
         is_wanted = (image.classes == column) & ~image.difficult & (sides >= LEAST_SIDE)
         if is_wanted.any():
-            chosen.append((image, tuple(image.boxes[is_wanted.argmax()].tolist())))
+            x0, y0, x1, y1 = image.boxes[is_wanted.argmax()].tolist()
+            chosen.append((image, (x0, y0, x1, y1)))
     return chosen
 
 
@@ -240,9 +243,8 @@ def compare_engines(index: PatchIndex, work: Path) -> list[dict[str, Any]]:
         build = time.perf_counter() - start
         if "IVF" in spec:
             engine.nprobe = 32
-        measure(
-            name, build, faiss.serialize_index(engine).nbytes, lambda query: engine.search(query[None], NEIGHBORS)[1][0]
-        )
+        size = faiss.serialize_index(engine).nbytes
+        measure(name, build, size, partial(_search_faiss, engine))
     folder = work / "lance"
     start = time.perf_counter()
     values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), width)
@@ -260,6 +262,10 @@ def compare_engines(index: PatchIndex, work: Path) -> list[dict[str, Any]]:
 
     measure("LanceDB, IVF and product quantization, refined", build, size, search)
     return rows
+
+
+def _search_faiss(engine: Any, query: Vectors) -> Any:
+    return engine.search(query[None], NEIGHBORS)[1][0]
 
 
 def main() -> None:

@@ -78,13 +78,13 @@ def find(
     like: Annotated[list[Path], cli.option("Picture of an example; repeatable.")],
     box: Annotated[list[str] | None, cli.option("x0,y0,x1,y1 in its pixels, or all; one for each --like.")] = None,
     unlike: Annotated[list[Path] | None, cli.option("Picture of a counter-example; repeatable.")] = None,
-    unlike_box: Annotated[list[str] | None, cli.option("The same for each --unlike.")] = None,
+    unlike_box: Annotated[list[str] | None, cli.more_option("The same for each --unlike.")] = None,
     top: Annotated[PositiveInt, cli.option("Maximum number of images.")] = 50,
     sheet: Annotated[Path | None, cli.option("Contact sheet of the places (.jpg, .png, .pdf, …).")] = None,
     report: Annotated[Path | None, cli.option("Page of the images with their boxes (.html).")] = None,
     table: Annotated[Path | None, cli.option("Places as CSV.", "--csv")] = None,
-    coco: Annotated[Path | None, cli.option("Places as COCO results (.json).")] = None,
-    overwrite: cli.Overwrite = False,
+    coco: Annotated[Path | None, cli.more_option("Places as COCO results (.json).")] = None,
+    overwrite: Annotated[bool, cli.more_option("Replace existing results.")] = False,
     as_json: cli.Json = False,
 ) -> None:
     """Find the images with a place that looks like an example, and show where."""

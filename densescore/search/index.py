@@ -127,7 +127,7 @@ class PatchIndex:
         Raises:
             DensescoreError: another process is writing to the index, or no image can be read.
         """
-        names = list(dict.fromkeys(map(os.fspath, images)))
+        names = list(dict.fromkeys(os.fspath(image) for image in images))
         with exclusive(self.folder):
             claim(self.folder, _KIND, _HOLDS)
             # Compare with the disk
@@ -160,7 +160,7 @@ class PatchIndex:
         """Write codec and description; returns the features of the sample that the codec was trained on."""
         if is_index(self.folder):
             return {}
-        held = {}
+        held = dict[str, PatchFeatures]()
         if self.codec is None:
             rows, draw = list[Vectors](), np.random.default_rng(0)
             spread = names[:: -(-len(names) // _SAMPLE_IMAGES)]
@@ -171,7 +171,7 @@ class PatchIndex:
                     continue
                 drawn = draw.permutation(len(patches))[: _SAMPLE_ROWS // len(spread)]
                 rows.append(_as_rows(patches)[drawn])
-                if sum(map(len, held.values())) < _HELD_PATCHES:
+                if sum(len(each) for each in held.values()) < _HELD_PATCHES:
                     held[name] = replace(patches, features=patches.features.half())
             if not rows:
                 raise DensescoreError(f"{self.folder}: none of the {len(names)} images can be read")

@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from densescore.errors import DensescoreError
-from densescore.io.images import read_image
+from densescore.io.images import Pixels, read_image
 from densescore.io.names import as_text
 from densescore.io.video import split_frame_name
 from densescore.report.page import ClassSummary, Entry
 from densescore.report.sources import PHOTO_SIDE
-from densescore.results.draw import Picture, jpeg
+from densescore.results.draw import Picture, data_url
 from densescore.results.formats import SIDES
 
 _COLUMNS, _PANEL = 8, 190  # of a contact sheet, in pixels
@@ -42,6 +42,11 @@ class Match:
     def exists(self) -> bool:
         """Whether the image is still where it was indexed."""
         return os.path.exists(split_frame_name(self.source)[0])
+
+    def crop(self) -> Pixels:
+        """The pixels of the place, ``[h, w, 3]``."""
+        x0, y0, x1, y1 = (round(side) for side in self.box)
+        return read_image(self.source)[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
 
     def to_row(self) -> dict[str, Any]:
         """A row of a table, of JSON values."""
@@ -106,7 +111,7 @@ def report_entries(matches: Sequence[Match]) -> Iterator[Entry]:
             label="like the example", confidence=match.similarity, boxes=[(*match.box, match.similarity)]
         )
         height, width = pixels.shape[:2]
-        yield Entry(name=name, width=width, height=height, photo_url=jpeg(pixels, PHOTO_SIDE), classes=[place])
+        yield Entry(name=name, width=width, height=height, photo_url=data_url(pixels, PHOTO_SIDE), classes=[place])
 
 
 def coco_places(matches: Sequence[Match]) -> list[dict[str, Any]]:
@@ -123,4 +128,4 @@ def _frame(axes: Axes, box: tuple[float, ...]) -> None:
     """A box, light on dark: visible on any picture."""
     for color, width in (("black", 3.5), ("white", 1.5)):
         size = box[2] - box[0], box[3] - box[1]
-        axes.add_patch(Rectangle(box[:2], *size, fill=False, edgecolor=color, linewidth=width))
+        axes.add_patch(Rectangle((box[0], box[1]), *size, fill=False, edgecolor=color, linewidth=width))
