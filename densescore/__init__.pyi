@@ -41,6 +41,8 @@ from .scoring.stream import Scored as Scored
 from .scoring.stream import ScoredFrame as ScoredFrame
 from .scoring.stream import score_many as score_many
 from .scoring.stream import score_video as score_video
+from .search.index import PatchIndex as PatchIndex
+from .search.match import Match as Match
 from .transfer.feature_cache import FeatureCache as FeatureCache
 from .transfer.pipeline import cached_scores as cached_scores
 from .transfer.pipeline import train_model as train_model

@@ -18,7 +18,7 @@ from tests.cli.runner import command_names
 ROOT = Path(__file__).parents[1]
 ROOMS = (
     "version", "errors", "geometry", "io", "data", "models", "network", "results", "scoring", "evaluation", "transfer",
-    "jobs", "report", "paper", "demo", "bench", "cli",
+    "jobs", "report", "search", "paper", "demo", "bench", "cli",
 )  # fmt: skip
 """From the bottom to the top: each may import itself and those before it."""
 HEAVY = (

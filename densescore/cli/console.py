@@ -152,8 +152,10 @@ def fraction(value: float | None) -> str:
 
 
 def describe_map(entry: Mapping[str, Any]) -> str:
-    """Class, confidence and map peak of a manifest's entry."""
-    return f"{entry['label']}: confidence {entry['confidence']:.2g}"
+    """Class of a manifest's entry, and its probability or without calibration its confidence."""
+    probability = entry.get("probability")
+    number = f"confidence {entry['confidence']:.2g}" if probability is None else f"{100 * probability:.0f} %"
+    return f"{entry['label']}: {number}"
 
 
 INTERVAL = 10.0

@@ -279,6 +279,7 @@ def demo(
     example_images: Annotated[
         Path | None, cli.option("Folder of example images to offer; samples by default.", "--examples")
     ] = None,
+    index: Annotated[Path | None, cli.option("Index of densescore index, to find places like a drawn box.")] = None,
     host: Annotated[str, cli.option("Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, cli.option("Port to listen on.", validator=Number(gte=1, lte=65535))] = 7860,
     root_path: Annotated[str, cli.more_option("Path prefix behind a proxy.")] = "",
@@ -318,7 +319,13 @@ def demo(
     limits = Limits(
         upload=int(upload * 1e6), pixels=int(pixels * 1e6), cells=max_cells, seconds=seconds, waiting=waiting
     )
-    service = Service(builders, limits)
+    places = None
+    if index is not None:
+        from densescore.search.index import PatchIndex
+
+        places = PatchIndex.open(index)
+        len(places)  # reads it, and raises its errors now
+    service = Service(builders, limits, index=places)
     try:
         for name in builders:  # report a broken model now, not at the first request
             service.load(name)

@@ -5,16 +5,24 @@ Commands import their tools when they run, so that help and mistyped options sta
 
 from cyclopts import Group
 
-from densescore.cli.actions import evaluate_actions, train_actions
 from densescore.cli.images import classify, demo, heatmap, huge
 from densescore.cli.many import report, score
 from densescore.cli.models import export, models
-from densescore.cli.paper import convert_caffe, pretrain, reproduce, source_classes
+from densescore.cli.paper import (
+    convert_caffe,
+    evaluate_actions,
+    pretrain,
+    reproduce,
+    source_classes,
+    train_actions,
+)
 from densescore.cli.program import EXAMPLES, make_app, start
+from densescore.cli.search import find, index
 from densescore.cli.train import check, evaluate, labels, train, tune_k
 
 PANELS = {
     "Score images": (classify, heatmap, score, report, huge, demo),
+    "Search by example": (index, find),
     "Classes of your own": (labels, check, train, evaluate, tune_k),
     "Models": (models, export),
     "Reproducing the paper": (reproduce, source_classes, pretrain, convert_caffe, train_actions, evaluate_actions),

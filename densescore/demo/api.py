@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import io
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -45,6 +46,7 @@ _BODY = {  # OpenAPI's description of an image in the body
     }
 }
 ModelQuery = Annotated[str, Query(description="one of `GET /models`")]
+BoxQuery = Annotated[str, Query(max_length=200, description="x0,y0,x1,y1 in shares of the image's width and height")]
 ClassesQuery = Annotated[
     str, Query(max_length=1000, description="rank these alone: classes or groups, such as `dog,cat`; all by default")
 ]
@@ -172,15 +174,36 @@ def _add_page(app: FastAPI, service: Service, examples: Sequence[Path]) -> None:
 
         return await _score_to_file(request, model, encode)
 
+    @app.get("/index")
+    async def index() -> Response:
+        """Number of images in which `/find` searches; 0 without an index."""
+        return json_response({"images": 0 if service.index is None else len(service.index.images)})
+
+    @app.post("/find", openapi_extra=_BODY)
+    async def find(request: Request, box: BoxQuery = "0,0,1,1") -> Response:
+        """Places in the index that look like a box of the image in the body, most similar first."""
+        try:
+            x0, y0, x1, y1 = map(float, box.split(","))
+        except ValueError as error:
+            raise DensescoreError(f"box: expected x0,y0,x1,y1, got {box!r}") from error
+        corners = (x0, y0, x1, y1)
+        return json_response(await _run(request, lambda data: service.find(data, corners, request.state.client)))
+
 
 async def _score(request: Request, model: str, describe: "Describe[T]") -> T:
-    """Receive and score an image within one request's time; if the client leaves, a waiting image is dropped."""
+    """Receive and score an image."""
+    service: Service = request.app.state.service
+    return await _run(request, lambda data: service.submit(data, model, describe, request.state.client))
+
+
+async def _run(request: Request, submit: "Callable[[bytes], Future[T]]") -> T:
+    """Receive an image and queue it, within one request's time; if the client leaves, a waiting image is dropped."""
     service: Service = request.app.state.service
     clients: Clients = request.app.state.clients
 
     async def work() -> T:
         data = await _receive_image(request, service.limits.upload)
-        future = asyncio.wrap_future(service.submit(data, model, describe, request.state.client))
+        future = asyncio.wrap_future(submit(data))
         left = asyncio.ensure_future(_wait_for_disconnect(request))
         either: set[asyncio.Future[Any]] = {future, left}
         try:

@@ -3,9 +3,10 @@
 import io
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from threading import BoundedSemaphore, Lock
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,12 +21,14 @@ from densescore.results.patches import BestPatch
 from densescore.results.regions import thumbnail_size
 from densescore.results.scores import DenseScores, best_patches
 from densescore.scoring.scorer import DenseScorer
+from densescore.search.index import PatchIndex
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _SHARE = 8  # seconds in which a client pays for one of the server
 _TOP, _PATCHES = 8, 6  # classes on the page, and best patches of each
+_PLACES = 18  # shown places of the index
 _PHOTO_SIDE, _PATCH_SIDE = 1000, 240  # longest sides of the page's pictures, in pixels
 
 
@@ -81,7 +84,7 @@ class _Job(NamedTuple):
 class Service:
     """A queue in front of models (name → maker of a scorer); the client that used the least time is next.
 
-    A `decoder` that is passed in is shared, and not ended by `close`.
+    A `decoder` that is passed in is shared, and not ended by `close`. With an `index`, places in it are found.
     """
 
     def __init__(
@@ -89,8 +92,9 @@ class Service:
         models: Mapping[str, Callable[[], DenseScorer]],
         limits: Limits | None = None,
         decoder: Decoder | None = None,
+        index: PatchIndex | None = None,
     ) -> None:
-        self.models, self.limits = dict(models), limits or Limits()
+        self.models, self.limits, self.index = dict(models), limits or Limits(), index
         self._shares_decoder = decoder is not None
         self._decoder = decoder or Decoder()
         self._scorers: dict[str, DenseScorer] = {}
@@ -123,6 +127,13 @@ class Service:
         """
         if model not in self.models:
             raise DensescoreError(f"no model {model!r}: there are {', '.join(self.models)}")
+        return self._submit(data, lambda deadline: describe(self._score(data, model, deadline)), client)
+
+    def find(self, data: bytes, box: Sequence[float], client: str = "") -> "Future[list[dict[str, Any]]]":
+        """As `submit`: places in the index like the image's `box`, in shares of its width and height."""
+        return self._submit(data, lambda deadline: self._find(data, box, deadline), client)
+
+    def _submit(self, data: bytes, work: Callable[[float], T], client: str) -> "Future[T]":
         if len(data) > self.limits.upload:
             raise TooLargeError(f"the image has {len(data):,} bytes; at most {self.limits.upload:,} are taken")
         if not self._places.acquire(blocking=False):
@@ -137,7 +148,7 @@ class Service:
         self._futures.add(future)
         future.add_done_callback(release)
         with self._lock:
-            self._waiting.append(_Job(client, future, lambda: describe(self._score(data, model, deadline))))
+            self._waiting.append(_Job(client, future, lambda: work(deadline)))
         try:
             self._pool.submit(self._work)
         except RuntimeError:  # the service is closed
@@ -181,13 +192,27 @@ class Service:
             self._paid[job.client] = self._paid.get(job.client, now) + _SHARE * (now - begin)
         outcome()
 
-    def _score(self, data: bytes, model: str, deadline: float) -> Answer:
-        """Score an image; the decoder is bounded by time, the network by the number of patches."""
-        limits = self.limits
-        seconds = min(limits.decode_seconds, deadline - time.monotonic())
+    def _decode(self, data: bytes, deadline: float) -> Pixels:
+        """Decode an image in bounded time."""
+        seconds = min(self.limits.decode_seconds, deadline - time.monotonic())
         if seconds <= 0:
             raise self.too_slow()
-        pixels = self._decoder.decode(data, limits.pixels, seconds)
+        return self._decoder.decode(data, self.limits.pixels, seconds)
+
+    def _find(self, data: bytes, box: Sequence[float], deadline: float) -> list[dict[str, Any]]:
+        """Places in the index, as JSON values; images that are gone are left out."""
+        if self.index is None:
+            raise DensescoreError("there is no index to search in")
+        pixels = self._decode(data, deadline)
+        sides = (share * side for share, side in zip(box, (pixels.shape[1], pixels.shape[0]) * 2, strict=True))
+        matches = self.index.search(pixels, tuple(sides), _PLACES)
+        places = [(match, data_url(match.crop(), _PATCH_SIDE)) for match in matches if match.exists]
+        return [{"name": Path(m.source).name, "similarity": m.similarity, "picture": url} for m, url in places]
+
+    def _score(self, data: bytes, model: str, deadline: float) -> Answer:
+        """Score an image; the network is bounded by the number of patches."""
+        limits = self.limits
+        pixels = self._decode(data, deadline)
         try:
             scorer = self.load(model)
         except DensescoreError as error:  # it names a file of the server's

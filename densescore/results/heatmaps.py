@@ -129,6 +129,7 @@ def _describe_class(scores: DenseScores, label: str, place: Place, stem: str) ->
         "label": as_text(label),
         "image_score": selection.image_scores()[0].item(),
         "confidence": selection.confidence()[0].item(),
+        "probability": selection.probability(label),
         "overlay": f"{stem}.png",
         "maps": f"{stem}.npz",
         "location": place._asdict(),

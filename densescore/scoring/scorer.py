@@ -529,15 +529,22 @@ class DenseScorer:
         """A copy that shares the network, which never changes."""
         return copy.copy(self)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the constructor's arguments, since packed weights cannot leave their process."""
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the constructor that make the scorer again.
+
+        Raises:
+            DensescoreError: it was made from a module, or has random weights.
+        """
         if self._arguments is None or self._arguments["weights"] is None:
             raise DensescoreError(
-                "a scorer is pickled as the arguments that make it again, which a module or random weights are not: "
+                "a scorer is stored as the arguments that make it again, which a module or random weights are not: "
                 "make this one in the process that uses it"
             )
-        arguments = {**self._arguments, "device": str(self.device), "runtime": self.runtime}
-        return _unpickle, (type(self), arguments, self.fingerprint())
+        return {**self._arguments, "device": str(self.device), "runtime": self.runtime}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the constructor's arguments, since packed weights cannot leave their process."""
+        return _unpickle, (type(self), self.arguments(), self.fingerprint())
 
     def __getattr__(self, name: str) -> Any:
         """Make an unpickled scorer when it is first used, and check that its model is still the same."""

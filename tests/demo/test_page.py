@@ -19,7 +19,7 @@ pytest.importorskip("fastapi", reason="needs the extra: pip install 'densescore[
 pytest.importorskip("playwright", reason="needs the extra: pip install 'densescore[browser]'")
 from playwright.sync_api import expect
 
-from densescore import DenseScorer
+from densescore import DenseScorer, PatchIndex
 from densescore.demo.decoder import Decoder
 from densescore.demo.limits import Limits
 from densescore.demo.service import Service
@@ -185,3 +185,56 @@ def test_in_the_dark_and_on_a_phone(open_page: Open, photograph: Path, name: str
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     bright = sum(map(int, re.findall(r"\d+", background)[:3])) > 3 * 128
     assert bright == (name != "dark")
+
+
+@pytest.fixture(scope="module")
+def searching(
+    serve: Callable[..., str], decoder: Decoder, scorer: DenseScorer, photograph: Path, tmp_path_factory: Any
+) -> str:
+    """A page with an index of the cat, its mirror image, and two patterns."""
+    pytest.importorskip("faiss", reason="needs the extra: pip install 'densescore[search]'")
+    folder = tmp_path_factory.mktemp("indexed")
+    cat = Image.open(photograph)
+    cat.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "mirrored.png")
+    for number in range(2):
+        noise = np.random.default_rng(number).integers(0, 256, (9, 12, 3), np.uint8)
+        Image.fromarray(noise).resize((400, 300)).save(folder / f"pattern-{number}.png")
+    index = PatchIndex(folder / "photos.index", DenseScorer("lite0", scales=(1, 1.6, 2.4), runtime="torch"))
+    index.add([photograph, *sorted(folder.glob("*.png"))])
+    return serve(Service({"lite0": lambda: scorer}, Limits(upload=1_000_000), decoder, index))
+
+
+@pytest.mark.parametrize("by", ["mouse", "touch"])
+def test_a_drawn_box_is_found_in_the_index(open_page: Open, searching: str, photograph: Path, by: str) -> None:
+    page = open_page(has_touch=by == "touch", viewport={"width": 800, "height": 900})
+    page.goto(searching)
+    page.set_input_files(UPLOAD, photograph)
+    expect(page.locator("#stage .hint")).to_be_visible(timeout=WAIT)
+    expect(page.locator("#progress")).to_be_hidden(timeout=WAIT)
+    page.locator(".picture").scroll_into_view_if_needed()
+    frame = page.locator(".picture").bounding_box()
+    corners = [(frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]) for x, y in ((0.3, 0.2), (0.7, 0.8))]
+    if by == "mouse":
+        page.mouse.move(*corners[0])
+        page.mouse.down()
+        page.mouse.move(*corners[1], steps=4)
+        page.mouse.up()
+    else:
+        session = page.context.new_cdp_session(page)
+        for kind, points in (("touchStart", corners[:1]), ("touchMove", corners[1:]), ("touchEnd", [])):
+            touches = [{"x": x, "y": y} for x, y in points]
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
+    captions = page.locator("#found figcaption")
+    expect(captions).to_have_count(4, timeout=WAIT)
+    names = [text.split(maxsplit=1) for text in captions.all_inner_texts()]
+    assert {name for _, name in names[:2]} == {"cat.png", "mirrored.png"}
+    assert float(names[1][0]) > float(names[2][0]) + 0.2
+    expect(page.locator(".box")).to_be_visible()
+    keep_picture(page, f"demo_find_{by}")
+
+
+def test_without_an_index_nothing_is_drawn(open_page: Open, photograph: Path) -> None:
+    page = open_page()
+    page.set_input_files(UPLOAD, photograph)
+    expect(page.locator("#classes label").first).to_be_visible(timeout=WAIT)
+    expect(page.locator("#stage .hint")).to_be_hidden()

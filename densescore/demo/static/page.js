@@ -1,6 +1,7 @@
 // The page keeps the picture; the server keeps nothing. All that comes from files or labels is put in as text.
 const find = (selector) => document.querySelector(selector);
-const [upload, models, classes, stage, patches] = ['#upload', '#model', '#classes', '#stage', '#patches'].map(find);
+const [upload, models, classes, stage, patches, found] =
+  ['#upload', '#model', '#classes', '#stage', '#patches', '#found'].map(find);
 const wanted = find('#wanted input');
 const input = upload.querySelector('input');
 const model = models.querySelector('select');
@@ -13,8 +14,8 @@ const make = (tag, properties = {}, ...children) => {
 let photograph = null; // {data, name}
 let asking = null; // ends the request that is under way
 
-async function ask(path, picture, signal) {
-  const query = new URLSearchParams({model: model.value, classes: wanted.value});
+async function ask(path, picture, signal, options = {model: model.value, classes: wanted.value}) {
+  const query = new URLSearchParams(options);
   let response;
   try {
     response = await fetch(`${path}?${query}`, {method: 'POST', body: picture.data, signal,
@@ -42,7 +43,7 @@ function busy(on) {
 }
 
 function clear() {
-  for (const part of [classes, stage, patches, find('#maps')]) part.hidden = true;
+  for (const part of [classes, stage, patches, found, find('#maps')]) part.hidden = true;
 }
 
 function take(data, name) {
@@ -61,19 +62,23 @@ function take(data, name) {
 }
 
 async function score() {
+  if (!photograph) { asking?.abort(); say(''); busy(false); clear(); return; }
+  await answer(show, 'view', (reason) => { clear(); say(`This could not be scored: ${reason}`); });
+}
+
+// Ask about the photograph, and show the answer unless another question came meanwhile.
+async function answer(display, path, fail, options) {
   asking?.abort();
   say('');
-  if (!photograph) { busy(false); clear(); return; }
   const request = asking = new AbortController();
   busy(true);
   try {
-    const answer = await (await ask('view', photograph, request.signal)).json();
+    const content = await (await ask(path, photograph, request.signal, options)).json();
     if (request !== asking) return;
-    show(answer);
+    display(content);
   } catch (error) {
     if (request !== asking) return;
-    clear();
-    say(`This could not be scored: ${error.message}`);
+    fail(error.message);
   }
   busy(false);
 }
@@ -88,6 +93,7 @@ function show(answer) {
   });
   classes.replaceChildren(legend, ...rows);
   stage.querySelector('.photo').src = answer.photo;
+  box.hidden = found.hidden = true;
   for (const part of [classes, stage, find('#maps')]) part.hidden = false;
   choose(answer.classes[0]);
 }
@@ -101,6 +107,53 @@ function choose(shown) {
   stage.querySelector('.controls').hidden = !shown.picture;
   patches.hidden = !shown.patches.length;
   patches.querySelector('.items').replaceChildren(...shown.patches.map((src) => make('img', {src, alt: `a patch of ${shown.label}`})));
+}
+
+// A box drawn with the mouse or a finger, in shares of the picture's sides
+const [picture, box] = ['.picture', '.box'].map((name) => stage.querySelector(name));
+let corner = null;
+
+function share(event) {
+  const frame = picture.getBoundingClientRect();
+  return [(event.clientX - frame.left) / frame.width, (event.clientY - frame.top) / frame.height]
+    .map((value) => Math.min(1, Math.max(0, value)));
+}
+
+function drawn(event) {
+  const [x, y] = share(event);
+  return [Math.min(x, corner[0]), Math.min(y, corner[1]), Math.max(x, corner[0]), Math.max(y, corner[1])];
+}
+
+function allowBoxes() {
+  picture.classList.add('searchable');
+  stage.querySelector('.hint').hidden = false;
+  picture.addEventListener('pointerdown', (event) => {
+    picture.setPointerCapture(event.pointerId);
+    corner = share(event);
+  });
+  picture.addEventListener('pointermove', (event) => {
+    if (!corner) return;
+    const [x0, y0, x1, y1] = drawn(event).map((value) => 100 * value);
+    box.hidden = false;
+    Object.assign(box.style, {left: `${x0}%`, top: `${y0}%`, width: `${x1 - x0}%`, height: `${y1 - y0}%`});
+  });
+  picture.addEventListener('pointercancel', () => { corner = null; box.hidden = true; });
+  picture.addEventListener('pointerup', (event) => {
+    if (!corner) return;
+    const sides = drawn(event);
+    corner = null;
+    if (Math.min(sides[2] - sides[0], sides[3] - sides[1]) < 0.01) { box.hidden = true; return; }  // a click
+    const fail = (reason) => say(`Nothing could be searched for: ${reason}`);
+    answer(showFound, 'find', fail, {box: sides.map((value) => value.toFixed(4)).join(',')});
+  });
+}
+
+function showFound(places) {
+  found.hidden = false;
+  found.querySelector('.items').replaceChildren(...places.map(({name, similarity, picture: src}) => {
+    const caption = make('figcaption', {textContent: `${similarity.toFixed(2)} ${name}`, title: name});
+    return make('figure', {}, make('img', {src, alt: name}), caption);
+  }));
 }
 
 async function download() {
@@ -139,6 +192,7 @@ document.addEventListener('drop', (event) => {
 const names = await (await fetch('models')).json();
 model.replaceChildren(...names.map((name) => make('option', {value: name, textContent: name})));
 models.hidden = names.length < 2;
+if ((await (await fetch('index')).json()).images) allowBoxes();
 const examples = await (await fetch('examples')).json();
 find('#examples').hidden = !examples.length;
 find('#examples .items').replaceChildren(...examples.map(({name, photo}, number) => {
