@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
 from timm.layers.test_time_pool import TestTimePoolHead
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from densescore.errors import MissingPackageError
 from densescore.geometry import Pyramid
+from densescore.models.efficientnet_lite import EfficientNetLite
 from densescore.network.cpu.openvino import import_openvino
 from densescore.network.dense_network import DenseNetwork
 from densescore.network.export import convolutional_form
@@ -140,6 +142,11 @@ def openvino(subject: Subject, dense: bool) -> Run:
 def timm_pooling(subject: Subject, dense: bool) -> Run:
     """Timm's test-time pooling, its head for large images, without the last step (the average over cells)."""
     base: Any = copy.deepcopy(subject.module)
+    if isinstance(base, EfficientNetLite):  # timm's network of these weights, which are named as there
+        ours, base = base, timm.create_model(base.timm_name)
+        base.classifier = ours.classifier
+        base.load_state_dict(ours.state_dict())
+        base = base.to(subject.patch).eval()
     pool = (getattr(base, "default_cfg", None) or {}).get("pool_size")  # only timm's networks have it
     if pool is None or not isinstance(base.get_classifier(), nn.Linear | nn.Conv2d):
         raise UnavailableError("not one of timm's networks that end in pooling and one linear layer")

@@ -120,6 +120,7 @@ class EfficientNetLite(nn.Module):
 
     def __init__(self, model: str, classes: int) -> None:
         super().__init__()
+        self.timm_name = f"tf_efficientnet_{model}"
         self.conv_stem, self.bn1 = _convolution(3, 32, 3, 2), NormReLU6(32)
         self.blocks, channels = nn.Sequential(), 32
         for stage in zip(_STAGES[model], _WIDTHS[model], _KERNELS, _STRIDES, strict=True):

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import nms
 
 from densescore.errors import DensescoreError
 from densescore.geometry import Pyramid
@@ -120,6 +120,8 @@ def rank_patches(column: NDArray[np.float32], pyramid: Pyramid, k: float, count:
     powers = (column / top).astype(np.float64) ** k if top else np.ones(len(column))
     shares = powers / powers.sum()
     boxes = pyramid.boxes()
-    different = nms(torch.from_numpy(boxes), torch.from_numpy(column), PATCH_IOU)[:count]
-    strong = different[torch.from_numpy(column)[different] >= PATCH_SHARE * top].tolist()
-    return [BestPatch(tuple(boxes[index].tolist()), float(column[index]), float(shares[index])) for index in strong]
+    strong = np.flatnonzero(column >= PATCH_SHARE * top)
+    corners = np.concatenate([boxes[strong, :2], boxes[strong, 2:] - boxes[strong, :2]], 1)  # x y width height
+    different = cv2.dnn.NMSBoxes(corners.tolist(), (1 + column[strong]).tolist(), 0.0, PATCH_IOU)[:count]
+    best = strong[np.array(different, int).ravel()].tolist()
+    return [BestPatch(tuple(boxes[index].tolist()), float(column[index]), float(shares[index])) for index in best]

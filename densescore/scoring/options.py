@@ -30,6 +30,7 @@ class ScorerOptions(TypedDict, total=False):
     runtime: Runtime
     max_cells: int
     context: Literal["image", "patch"] | None
+    threshold: float | None
 
 
 def check_options(names: Iterable[str]) -> None:

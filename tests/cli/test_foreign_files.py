@@ -110,7 +110,7 @@ def place(tmp_path: Path, scorer: DenseScorer, head: HeadFile, monkeypatch: pyte
         "scoring.scorer.DenseScorer": lambda *_, **__: scorer,
         "transfer.pipeline.train_model": lambda *_, **__: head,
         "paper.actions.voc.read_actions": lambda *_: ActionSet("train", ("jumping",), ()),
-        "results.heatmaps.overlay": lambda *_: SimpleNamespace(savefig=lambda path, **_: path.write_bytes(b"drawn")),
+        "results.heatmaps.plot_map": lambda *_: SimpleNamespace(encode=lambda: b"drawn"),
         "evaluation.voc_results.draw_curve": lambda *x: Path(x[-1]).write_bytes(b"drawn"),
         "transfer.figure.draw_patch_labels": lambda *x, **_: Path(x[-1]).write_bytes(b"drawn"),
         "transfer.feature_cache.FeatureCache": lambda *_, **__: None,

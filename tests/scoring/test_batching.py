@@ -45,7 +45,7 @@ def scorer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> D
     torch.manual_seed(0)
     head = request.param == "head"
     if not head:
-        monkeypatch.setattr(scorer_module, "accelerated", lambda network, _: accelerated_on_gpu(network))
+        monkeypatch.setattr(scorer_module, "accelerated", lambda network, *_: accelerated_on_gpu(network))
     module = Toy() if head else request.param()
     made = DenseScorer(module, labels=("a", "b", "c"), patch_size=20, scales=(1, 1.5, 2.3), runtime="torch", k=3)
     assert made.batching == "head"
@@ -137,7 +137,7 @@ def test_a_device_resizes_as_opencv(scorer: DenseScorer, images: list[NDArray[np
 def test_photographs_on_canvases_score_as_one_level_at_a_time(
     cat: NDArray[np.uint8], coffee: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scorer_module, "accelerated", lambda network, _: network)
+    monkeypatch.setattr(scorer_module, "accelerated", lambda network, *_: network)
     scorer = DenseScorer("lite0", scales=(1, 1.6), runtime="torch")
     photographs = [cat, coffee, coffee[50:391, 100:477], cat[:213, 20:]]
     expected = [scorer.score(image) for image in photographs]
@@ -187,7 +187,7 @@ def test_two_batches_are_launched_before_one_is_read(
 
 
 def test_scores_that_are_not_finite_are_an_error_of_their_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scorer_module, "accelerated", lambda network, _: network)
+    monkeypatch.setattr(scorer_module, "accelerated", lambda network, *_: network)
     module = Toy()
     with torch.no_grad():
         for number in (0, 2):
@@ -263,7 +263,7 @@ def test_a_batch_takes_fewer_operations_whatever_the_sizes(
     images: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        scorer_module, "accelerated", lambda network, _: accelerated_on_gpu(network)
+        scorer_module, "accelerated", lambda network, *_: accelerated_on_gpu(network)
     )  # the layers as a GPU runs them
     layers = [layer for _ in range(30) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())]
     network = nn.Sequential(

@@ -63,7 +63,12 @@ def test_threads_get_the_scores_of_one_thread(
     model: str, runtime: Any, dtype: str, images: list[NDArray[np.uint8]], toy: None
 ) -> None:
     scales = (1, 2.2) if model == "toy" else (1,)
-    scorer = DenseScorer(model, runtime=runtime, dtype=dtype, scales=scales)
+    try:
+        scorer = DenseScorer(model, runtime=runtime, dtype=dtype, scales=scales)
+    except DensescoreError as error:
+        if "deviate" in str(error):  # a processor without bfloat16, on which OpenVINO rounds otherwise
+            pytest.skip(str(error))
+        raise
     orders = [np.random.default_rng(thread).permutation(len(images)) for thread in range(THREADS)]
     found = at_once(lambda thread: [scorer.score(images[index]).patch_scores for index in orders[thread]])
     alone = [scorer.score(image).patch_scores for image in images]  # last, so that the threads fill the caches

@@ -105,7 +105,7 @@ def test_fc6_learns_with_the_head_and_comes_with_its_file(voc: Path, tmp_path: P
     ("options", "trained", "progress"),
     [
         ("--from-scratch --crops 288", 8, ["stage 1 of 1, round 1 of up to ", r"batches .*: \d of 3, \S+ batches/s"]),
-        ("--unfreeze fc6", 2, ["stage 1 of 3, round 1 of up to 6: ", "features: 36 of 36, "]),
+        ("--unfreeze fc6", 2, [r"features: 36 of \d+, ", r": \d+ of 60, "]),
     ],
 )
 def test_the_commands(

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from timm.models import EfficientNet
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -18,6 +17,7 @@ from densescore.errors import DensescoreError
 from densescore.io.files import atomic_write
 from densescore.io.images import Pixels
 from densescore.io.names import to_json
+from densescore.models.efficientnet_lite import EfficientNetLite
 from densescore.models.head import AdaptationHead
 from densescore.models.registry import Classifier, Weights, load_classifier
 from densescore.models.weights import digest_of, load_strict, read_metadata, read_weights
@@ -118,7 +118,7 @@ class _Normalize(nn.Module):
 
 def _stages(module: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
     """A classifier without its last layer, in three parts: up to the last stage or FC6; that; and the rest."""
-    if isinstance(module, EfficientNet):
+    if isinstance(module, EfficientNetLite):
         early = nn.Sequential(module.conv_stem, module.bn1, *module.blocks[:-1])
         last = nn.Sequential(module.blocks[-1], module.conv_head, module.bn2)
         return early, last, module.global_pool

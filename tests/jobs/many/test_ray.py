@@ -87,7 +87,7 @@ def test_the_same_table_as_one_process(engine: Any, scorer: DenseScorer, picture
     ours, theirs = (zarr.open_group(path.with_suffix(".zarr"), mode="r") for path in (here, there))
     assert sorted(ours.group_keys()) == sorted(theirs.group_keys())
     for key in ours.group_keys():
-        assert (ours[f"{key}/maps"][:] == theirs[f"{key}/maps"][:]).all()
+        assert (ours[f"{key}/heatmaps"][:] == theirs[f"{key}/heatmaps"][:]).all()
     assert array_key(3) not in theirs
     assert len(list((tmp_path / "workers").iterdir())) == 3  # this process and two workers: one model each
 
