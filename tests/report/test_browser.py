@@ -92,13 +92,13 @@ def test_images_are_ranked_filtered_and_their_maps_drawn(open_page: Open, entrie
     page.get_by_label("Map").fill("0.2")
     expect(card.locator(".map")).to_have_css("opacity", "0.2")
 
-    page.get_by_label("Confidence from").fill("0.3")
+    page.get_by_label("Minimum probability").fill("0.3")
     assert names(page) == ["chelsea.png"]
     expect(page.locator("#count")).to_have_text("1 image of 4, best first")
-    page.get_by_label("Confidence from").fill("0.99")
+    page.get_by_label("Minimum probability").fill("0.99")
     expect(page.locator("#count")).to_contain_text("No image is left")
-    page.get_by_label("Confidence from").fill("0")
-    page.get_by_label("Name has").fill("COFF")
+    page.get_by_label("Minimum probability").fill("0")
+    page.get_by_label("Name contains").fill("COFF")
     assert names(page) == ["coffee.png"]
 
 
@@ -111,9 +111,9 @@ def test_another_class_of_a_card_by_the_keyboard_and_boxes_by_their_peak(open_pa
     expect(card.locator("rect")).to_have_count(len(boxes))
     width = float(card.locator("rect").first.get_attribute("width"))
     assert width == pytest.approx(boxes[0][2] - boxes[0][0], abs=0.2)
-    page.get_by_label("Boxes from peak").fill("1")
+    page.get_by_label("Minimum peak of a box").fill("1")
     expect(card.locator("rect")).to_have_count(0)
-    page.get_by_label("Boxes from peak").fill("0")
+    page.get_by_label("Minimum peak of a box").fill("0")
     card.locator(".picture").click()
     page.wait_for_timeout(100)
     assert card.locator(".picture").bounding_box()["width"] > 600  # enlarged
