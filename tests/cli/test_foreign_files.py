@@ -88,7 +88,9 @@ def scorer() -> DenseScorer:
 @pytest.fixture(scope="module")
 def head() -> HeadFile:
     entries = (CLASSES, "lite0", (0.5,) * 3, (0.5,) * 3, 224)
-    return HeadFile(AdaptationHead(6, 3, 4), *entries, training={"patches": {}})
+    return HeadFile(
+        AdaptationHead(6, 3, 4), *entries, training={"patches": {}, "images": 3, "labels": dict.fromkeys(CLASSES, 1)}
+    )
 
 
 @pytest.fixture
@@ -281,7 +283,8 @@ def test_an_input_or_what_holds_it_is_never_replaced(arguments: str, kept: str, 
     (own / "link.safetensors").symlink_to("model.safetensors")
     before = contents(own / kept)
     result = run(*arguments.split(), *(["--overwrite"] if overwrite else []))
-    assert result.exit_code in (1, 2), result.output
+    is_finished = arguments.startswith("heatmap pictures") and not overwrite  # and skipped
+    assert result.exit_code in ((0,) if is_finished else (1, 2)), result.output
     assert contents(own / kept) == before
 
 
