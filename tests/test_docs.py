@@ -35,7 +35,7 @@ PAGES = sorted(page.name for page in DOCS.glob("*.md"))
 PROGRAMS = {"densescore": app, "densescore-bench": bench_app}
 RAN: dict[str, tuple[str, ...]] = {
     "index.md": ("",), "gallery.md": ("Denser", "Video"), "train.md": ("",), "data-sets.md": ("",),
-    "many-images.md": ("One table", "A report", "Huge"), "files.md": ("",),
+    "find.md": ("",), "many-images.md": ("One table", "A report", "Huge"), "files.md": ("",),
     "models.md": ("Groups", "Your own network", "Dense versus cropped", "Export"),
 }  # fmt: skip
 """Sections with Python, or whole pages, that a test runs."""
@@ -169,6 +169,16 @@ def test_data_sets(photo: Path) -> None:
     assert names["train"].classes == ("cat", "coffee")
     assert names["train"].truth().tolist() == [[1, -1]] * 4 + [[-1, 1]] * 4
     assert names["val"].truth().tolist() == [[1, -1], [-1, 1]]
+
+
+def test_find(photo: Path) -> None:
+    pytest.importorskip("faiss", reason="needs the extra: pip install 'densescore[search]'")
+    (photo / "photos").mkdir()
+    for name in ("query.jpg", "a.jpg", "b.jpg", "c.jpg", "photos/new.jpg", "photos/old.jpg"):
+        Image.open("photo.jpg").resize((451, 420 if name == "query.jpg" else 300)).save(name)
+    names = run("find.md")
+    assert {Path(match.source).name for match in names["matches"]} == {"new.jpg", "old.jpg"}
+    assert (photo / "found.jpg").exists()
 
 
 def test_many_images(photo: Path, cat: NDArray[np.uint8], coffee: NDArray[np.uint8], capsys: Any) -> None:
