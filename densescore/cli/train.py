@@ -108,20 +108,24 @@ def train(
     out: Annotated[Path, cli.out_option("The head's file (.safetensors).")],
     images: cli.DataOptions = cli.DataOptions(),
     recipe: Annotated[Literal["default", "paper"], cli.option("default or paper.")] = "default",
-    objective: Annotated[Literal["softmax", "multilabel"] | None, cli.option("Instead of the recipe's.")] = None,
-    flips: Annotated[bool | None, cli.option("Also train on mirror images.", negative="--no-flips")] = None,
+    objective: Annotated[Literal["softmax", "multilabel"] | None, cli.more_option("Instead of the recipe's.")] = None,
+    flips: Annotated[bool | None, cli.more_option("Also train on mirror images.", negative="--no-flips")] = None,
     boxes: Annotated[
-        bool | None, cli.option("Also train a detector; default: if all images have boxes.", negative="--no-boxes")
+        bool | None, cli.more_option("Also train a detector; default: if all images have boxes.", negative="--no-boxes")
     ] = None,
-    unfreeze: Annotated[Literal["fc6"] | None, cli.option("Fine-tune FC6 and FC7, without image labels.")] = None,
-    from_scratch: Annotated[bool, cli.option("Train from random weights (the paper's NO PRETRAIN).")] = False,
-    crops: Annotated[PositiveInt | None, cli.option("With --from-scratch: training crops; 12288 by default.")] = None,
+    unfreeze: Annotated[Literal["fc6"] | None, cli.more_option("Fine-tune FC6 and FC7, without image labels.")] = None,
+    from_scratch: Annotated[bool, cli.more_option("Train from random weights (the paper's NO PRETRAIN).")] = False,
+    crops: Annotated[
+        PositiveInt | None, cli.more_option("With --from-scratch: training crops; 12288 by default.")
+    ] = None,
     precision: Annotated[
         float, cli.option("Precision that the answer yes promises.", validator=Number(gt=0, lt=1))
     ] = 0.9,
     classes: cli.ClassOptions = cli.ClassOptions(),
-    drop_classes: Annotated[str, cli.option("Classes to leave out, separated by commas.")] = "",
-    strict: Annotated[bool, cli.option("Refuse classes that cannot be learned instead of leaving them out.")] = False,
+    drop_classes: Annotated[str, cli.more_option("Classes to leave out, separated by commas.")] = "",
+    strict: Annotated[
+        bool, cli.more_option("Refuse classes that cannot be learned instead of leaving them out.")
+    ] = False,
     seed: cli.Seed = 0,
     overwrite: cli.Overwrite = False,
     as_json: cli.Json = False,

@@ -228,7 +228,7 @@ def test_defaults_in_help_are_the_librarys() -> None:
         assert all(re.search(rf"\b{choice}\b", text) for choice in get_args(choices)), option
 
 
-@pytest.mark.parametrize("name", [name for name in command_names(app) if name != "train"])
+@pytest.mark.parametrize("name", command_names(app))
 def test_the_first_panel_has_eight_options_at_most(name: str) -> None:
     panels = {parameter.help: parameter.group[0].name for parameter in options_of(app, name).values()}
     assert 2 <= list(panels.values()).count("Options") <= 8
