@@ -139,7 +139,6 @@ class FakeCuda:
         self.races: list[Wait] = []
         self.traffic: dict[str, Traffic] = {}
         self.to_device = self.to_host = 0  # bytes over the bus
-        self.seconds = 0.0  # processor time of this module's own work: not the host's
 
     @property
     def stream(self) -> Stream:
@@ -183,18 +182,6 @@ class FakeCuda:
                 self.races.append(Wait("reads what another stream may not have written yet", places()))
         for tensor in written:
             self.writers[tensor.untyped_storage()._cdata] = stream, stream.tick
-
-    @contextmanager
-    def own_time(self) -> Iterator[None]:
-        """Time of this module, outermost calls alone."""
-        depth = getattr(self.local, "depth", 0)
-        self.local.depth, start = depth + 1, time.thread_time()
-        try:
-            yield
-        finally:
-            self.local.depth = depth
-            if not depth:
-                self.seconds += time.thread_time() - start
 
     def add(self, name: str, traffic: Traffic) -> None:
         self.traffic[name] = self.traffic.get(name, Traffic()).plus(traffic)
@@ -263,10 +250,9 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, device = kwargs or {}, _device()
-        with device.own_time():
-            fakes = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
-            if fakes or any(_is_cuda(value) for value in (*args, *kwargs.values()) if isinstance(value, torch.device)):
-                return self._run(device, func, args, kwargs, fakes)
+        fakes = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
+        if fakes or any(_is_cuda(value) for value in (*args, *kwargs.values()) if isinstance(value, torch.device)):
+            return self._run(device, func, args, kwargs, fakes)
         return func(*args, **kwargs)
 
     def _run(self, device: FakeCuda, func: Any, args: Any, kwargs: Any, fakes: Any) -> Any:

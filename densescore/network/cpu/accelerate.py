@@ -76,10 +76,14 @@ class _Check:
         self._blocks = [block for maps in self._maps for block in maps.split(1)]
         self._features = network.embed_blocks(self._blocks)
         self._logits = network.classifier(self._features)
-        if self._dtype != torch.float32:  # torch rounds, too
+        if self._dtype != torch.float32:  # torch rounds activations; folding rounds weights once more
             exact = copy.deepcopy(network.level_trunk).float()
             maps = [exact(level.float()) for level in self._levels]
             self._rounding, self._maps = _deviation(self._maps, maps), maps
+            for weight in exact.parameters():
+                noise = torch.rand(weight.shape, generator=generator) - 0.5
+                weight.mul_(1 + torch.finfo(self._dtype).eps * noise)
+            self._rounding += _deviation([exact(level.float()) for level in self._levels], maps)
 
     @torch.inference_mode()
     def __call__(self, form: DenseNetwork, name: str) -> None:

@@ -85,6 +85,14 @@ def test_openvino_refuses_float16() -> None:
         DenseScorer(Toy(), patch_size=20, labels=("a", "b", "c"), dtype="float16", runtime="openvino")
 
 
+@needs_openvino
+@pytest.mark.skipif(not onednn.available(torch.bfloat16), reason="oneDNN does not compute in bfloat16 here")
+@pytest.mark.parametrize("model", ["lite0", "lite2-stages"])
+def test_rounding_of_folded_weights_is_no_deviation(model: str, recwarn: pytest.WarningsRecorder) -> None:
+    assert DenseScorer(model, dtype="bfloat16").runtime == "openvino"
+    assert not [str(warning.message) for warning in recwarn if "deviate" in str(warning.message)]
+
+
 def test_a_missing_runtime_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(DensescoreError, match=r"needs OpenVINO: pip install"):
