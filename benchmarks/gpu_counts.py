@@ -7,7 +7,7 @@ the copy into one buffer.
 
 The predicted pass is the longest of memory, arithmetic and launches, plus the host. Nothing here was timed on a GPU.
 
-Usage: python benchmarks/gpu_counts.py [after|before]: the column of the result that this version of densescore fills.
+    python benchmarks/gpu_counts.py             # this version's column of the result; ``before`` fills the other
 """
 
 import json
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import parser
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -190,7 +191,9 @@ def page(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Count all, print the table, and write it next to the other version's."""
-    version = sys.argv[1] if len(sys.argv) > 1 else "after"
+    program = parser(__doc__)
+    program.add_argument("version", nargs="?", choices=("before", "after"), default="after")
+    version = program.parse_args().version
     path = ROOT / "benchmarks" / "results" / "gpu_counts.json"
     result = json.loads(path.read_text()) if path.exists() else {}
     rows = result[version] = {}

@@ -83,7 +83,7 @@ def bench(name: str, arguments: list[str], results: Path) -> dict[str, Any]:
     """The result of one run of densescore-bench, which stays in `results`."""
     file = results / f"bench-{name}.json"
     program = [sys.executable, "-c", "from densescore.__main__ import bench; bench()"]
-    subprocess.run([*program, *arguments, "--json", str(file), "--overwrite"], check=True)
+    subprocess.run([*program, *arguments, "--output", str(file), "--overwrite"], check=True)
     result: dict[str, Any] = json.loads(file.read_text())
     return result
 
@@ -96,8 +96,7 @@ def main(*, rounds: int = 5, results: Annotated[Path, Parameter(help="Folder to 
     }
     batches = {}
     for title, (name, options) in BATCHES.items():
-        plot = ["--plot", str(results / f"bench-{name}.png")]
-        arguments = [*options.split(), *shared, "--contenders", "", "--batch", str(MAX_BATCH), *plot]
+        arguments = [*options.split(), *shared, "--contenders", "", "--batch", str(MAX_BATCH)]
         batches[title] = bench(name, arguments, results)
     title = f"Made by `python benchmarks/speed.py`: time over densescore's, median (extremes) of {rounds} rounds."
     more = "Photographs of mixed sizes: images per second (times one at a time, its extremes)."

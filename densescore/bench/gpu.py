@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from densescore.bench import curves
+from densescore.bench.batches import Rows, batch_curve
 from densescore.bench.case import ALL_CONTENDERS, Case
 from densescore.bench.run import build_classifier, deviation, make_scorer, photograph, run, time_in_turn
 from densescore.errors import DensescoreError
@@ -49,7 +49,7 @@ def run_all(case: Case, max_batch: int) -> dict[str, Any]:
     if wrong := [f"{row['check']} by {row['deviation']:.1e}" for row in equality if not row["equal"]]:
         raise DensescoreError(f"differs from the CPU: {', '.join(wrong)}; nothing is timed")
     result = run(replace(case, contenders=ALL_CONTENDERS))
-    batches = curves.batch_curve(make_scorer(case), max_batch, case.rounds)
+    batches = batch_curve(make_scorer(case), max_batch, case.rounds)
     return {
         "equality": equality,
         **result,
@@ -147,7 +147,7 @@ def _kernel_times(device: torch.device, rounds: int) -> list[dict[str, Any]]:
 # Predictions
 
 
-def _predicted(case: Case, batches: curves.Rows) -> list[dict[str, Any]]:
+def _predicted(case: Case, batches: Rows) -> list[dict[str, Any]]:
     """Seconds per photograph by batch: measured here, and predicted by counts for an H100; empty without counts."""
     counts = json.loads(COUNTS.read_text()) if COUNTS.exists() else {}
     rows = []

@@ -14,7 +14,7 @@ from densescore.errors import DensescoreError
 from densescore.geometry import PAPER_SCALES
 
 ALL = ",".join(Case.contenders)
-file_option = cli.panel("Files and curves")
+file_option = cli.panel("Files and batches")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,6 @@ class BenchOptions(cli.ScorerOptions):
 
 @examples(
     "densescore-bench --model alexnet --weights random --classes 21 -o speed.json",
-    "densescore-bench --growth 30000 --plot growth.png",
     "densescore-bench --contenders '' --batch 32",
     "densescore-bench --device cuda --all -o gpu.json",
 )
@@ -40,15 +39,12 @@ def bench(
     contenders: Annotated[str, cli.option(f"Separated by commas, from {', '.join(CONTENDERS)}.")] = ALL,
     crop_cells: Annotated[NonNegativeInt, cli.option("Patches to crop, drawn evenly; 0 for all.")] = Case.crop_cells,
     rounds: Annotated[PositiveInt, cli.option("Timed runs per contender, in turn.")] = Case.rounds,
-    growth: Annotated[NonNegativeInt, file_option("Growth curve: time up to this number of patches per image.")] = 0,
-    resolutions: Annotated[str, file_option("Stages by resolution: megapixels, separated by commas.")] = "",
     batch: Annotated[NonNegativeInt, file_option("Images per second for batches of 1, 2, 4, … up to this size.")] = 0,
     everything: Annotated[
         bool, file_option("For a GPU, in bfloat16: equality, contenders, batches, kernels.", "--all")
     ] = False,
     json_file: Annotated[Path | None, file_option("File for the result (.json).", "--output", "-o", "--out")] = None,
     csv_file: Annotated[Path | None, file_option("File for the table.", "--csv")] = None,
-    plot: Annotated[Path | None, file_option("Picture of the growth curve.")] = None,
     overwrite: cli.Overwrite = False,
     options: BenchOptions = BenchOptions(),
 ) -> None:
@@ -64,16 +60,15 @@ def bench(
         crop_cells=crop_cells, rounds=rounds,
     )  # fmt: skip
     inputs = [item for item in (image, *options.files) if item is not None]
-    files = [path for path in (json_file, csv_file, plot) if path is not None]
+    files = [path for path in (json_file, csv_file) if path is not None]
     for file in files:
         cli.check_new(file, overwrite, inputs)
     if len({path.resolve() for path in files}) < len(files):
-        raise DensescoreError("--output, --csv and --plot: two of them name the same file")
-    megapixels = cli.numbers(resolutions, "--resolutions")
-    from densescore.bench import curves, run
+        raise DensescoreError("--output and --csv name the same file")
+    from densescore.bench import run
     from densescore.io.files import atomic_write
 
-    # Time the contenders, then the curves
+    # Time the contenders, then batches
     if everything:
         from densescore.bench import gpu
 
@@ -82,21 +77,17 @@ def bench(
     else:
         result = run.run(case)
     _report(result)
-    if growth:
-        result["growth"] = curves.growth_curve(run.make_scorer(case), growth)
-        _report_growth(result["growth"])
-    if megapixels:
-        result["resolution"] = curves.resolution_curve(run.make_scorer(case), [*megapixels])
-        _report_resolution(result["resolution"])
     if everything:
         _report_batches(result["batches"])
         _report_kernels(result)
     elif batch:
-        result["batches"] = curves.batch_curve(run.make_scorer(case), batch, rounds)
+        from densescore.bench.batches import batch_curve
+
+        result["batches"] = batch_curve(run.make_scorer(case), batch, rounds)
         _report_batches(result["batches"])
 
     # Write the files
-    for path, write in ((json_file, run.write_json), (csv_file, run.write_csv), (plot, curves.plot_curves)):
+    for path, write in ((json_file, run.write_json), (csv_file, run.write_csv)):
         if path is not None:
             with atomic_write(path, overwrite=overwrite, inputs=inputs) as temporary:
                 write(result, temporary)
@@ -128,30 +119,6 @@ def _report(result: dict[str, Any]) -> None:
             f"fastest matrix product measured here ({result['matmul_peak_gflops']:.0f} Gflop/s)"
         )
     info(f"peak memory of this process, all contenders loaded: {result['peak_memory_MB']} MB")
-
-
-def _report_growth(rows: list[dict[str, Any]]) -> None:
-    cells = [
-        (
-            row["way"],
-            "{1}×{0}".format(*row["image"]),
-            row["patches"],
-            f"{row['seconds']:.2f}",
-            f"{row['microseconds_per_patch']:.0f}",
-            row["peak_memory_MB"],
-        )
-        for row in rows
-    ]
-    print_table(("way", "image", "patches", "seconds", "µs/patch", "peak MB so far"), cells)
-
-
-def _report_resolution(rows: list[dict[str, Any]]) -> None:
-    headings = ("megapixels", *(f"{stage}, ms" for stage in rows[0]["stages"]), "peak MB so far")
-    cells = []
-    for row in rows:
-        stages = (f"{1000 * seconds:.0f}" for seconds in row["stages"].values())
-        cells.append((f"{row['megapixels']:g}", *stages, row["peak_memory_MB"]))
-    print_table(headings, cells)
 
 
 def _report_batches(rows: list[dict[str, Any]]) -> None:

@@ -1,23 +1,26 @@
-"""How time grows with patches, resolution and batch size: the curves of ``densescore-bench``."""
+"""How the time of one image grows with its patches and its resolution, with peak memory.
+
+    python benchmarks/growth.py                                   # lite0
+    python benchmarks/growth.py --model alexnet --classes 21      # with random weights
+
+Writes ``benchmarks/results/bench-MODEL-growth.json`` and its picture.
+"""
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
+from common import RESULTS, parser, write_record
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from densescore.bench.run import peak_memory, photograph, synchronize
+from densescore import DenseScorer
+from densescore.bench.batches import Rows
+from densescore.bench.case import Case
+from densescore.bench.run import make_scorer, peak_memory, photograph
 from densescore.geometry import PAPER_SCALES
-from densescore.scoring.scorer import DenseScorer
-
-PHOTO_SIZES = ((375, 500), (333, 500), (500, 375), (375, 500), (480, 640), (500, 333), (375, 500), (400, 500))
-"""Height and width of photographs in a batch of mixed sizes."""
-
-Rows = list[dict[str, Any]]
 
 
 def growth_curve(scorer: DenseScorer, max_patches: int) -> Rows:
@@ -68,38 +71,13 @@ def resolution_curve(scorer: DenseScorer, megapixels: list[float]) -> Rows:
     return rows
 
 
-def batch_curve(scorer: DenseScorer, max_batch: int, rounds: int) -> Rows:
-    """Images per second at batch sizes 1, 2, 4, … `max_batch`: photographs of mixed sizes, batch sizes in turn."""
-    images = [photograph(*PHOTO_SIZES[index % len(PHOTO_SIZES)]) for index in range(max_batch)]
-    sizes = [*(2**power for power in range(max_batch.bit_length()) if 2**power < max_batch), max_batch]
-    runs: list[list[float]] = [[] for _ in sizes]
-    for _ in range(rounds + 1):
-        for size, seconds in zip(sizes, runs, strict=True):
-            start = time.perf_counter()
-            for first in range(0, max_batch, size):
-                scorer.score_batch(images[first : first + size])
-            synchronize()
-            seconds.append(time.perf_counter() - start)
-    table = np.array(runs)[:, 1:]  # [sizes, rounds], without the warm-up
-    gains = table[0] / table
-    return [
-        {
-            "batch": size,
-            "images_per_second": max_batch / float(np.median(seconds)),
-            "times_one": float(np.median(gain)),
-            "times_one_spread": [float(gain.min()), float(gain.max())],
-        }
-        for size, seconds, gain in zip(sizes, table, gains, strict=True)
-    ]
-
-
-def plot_curves(result: dict[str, Any], path: Path) -> None:
-    """Draw the curves that a result has, side by side, to a PNG file."""
-    draw = {"growth": _draw_growth, "resolution": _draw_resolution, "batches": _draw_batches}
-    curves = [name for name in draw if name in result]
-    figure = Figure(figsize=(6 * len(curves), 4), layout="constrained")
-    for name, axes in zip(curves, figure.subplots(1, len(curves), squeeze=False)[0], strict=True):
-        draw[name](axes, result[name])
+def plot(growth: Rows, resolution: Rows, path: Path) -> None:
+    """Draw both curves side by side to a PNG file."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_growth(left, growth)
+    _draw_resolution(right, resolution)
+    for axes in (left, right):
         axes.legend()
     figure.savefig(path, dpi=120, format="png")
 
@@ -124,9 +102,22 @@ def _draw_resolution(axes: Axes, rows: Rows) -> None:
     axes.set(xlabel="megapixels of the JPEG", ylabel="seconds per image")
 
 
-def _draw_batches(axes: Axes, rows: Rows) -> None:
-    batches, rates = zip(*((row["batch"], row["images_per_second"]) for row in rows), strict=True)
-    axes.plot(batches, rates, "o-", label="mixed sizes")
-    axes.set_xscale("log", base=2)
-    axes.set_ylim(bottom=0)
-    axes.set(xlabel="images in one pass", ylabel="images per second")
+def main() -> None:
+    """Measure one model."""
+    program = parser(__doc__)
+    program.add_argument("--model", default="lite0")
+    program.add_argument("--classes", type=int, default=0, help="outputs of a random FCa and FCb instead of FC8")
+    program.add_argument("--patches", type=int, default=30_000, help="largest number of patches")
+    program.add_argument("--megapixels", type=float, nargs="+", default=[0.03, 0.3, 3, 12, 48])
+    options = program.parse_args()
+    weights = "default" if options.model.startswith("lite") else None
+    scorer = make_scorer(Case(options.model, weights, options.classes))
+    growth = growth_curve(scorer, options.patches)
+    resolution = resolution_curve(scorer, options.megapixels)
+    file = RESULTS / f"bench-{options.model}-growth.json"
+    write_record(file, growth=growth, resolution=resolution)
+    plot(growth, resolution, file.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
