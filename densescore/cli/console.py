@@ -114,7 +114,7 @@ def print_table(
     body = [tuple(map(printable, row)) for row in rows]
     end = tuple(map(printable, last))
     columns = list(zip(map(printable, headings), *body, *([end] if end else []), strict=True))
-    table = Table(title=title or None, title_justify="left", title_style="bold")
+    table = Table()
     room, words = console.width - 1, [_longest_word(column) for column in columns]
     if sum(words) + 3 * len(columns) > room:  # without borders
         table.box, table.pad_edge, table.padding = None, False, (0, 1, 0, 0)
@@ -127,6 +127,8 @@ def print_table(
     if end:
         table.add_section()
         table.add_row(*end)
+    if title:  # a table's own title is as narrow as the table, which cuts a path in two
+        console.print(Text(title, style="bold"), soft_wrap=True)
     console.print(table)
 
 

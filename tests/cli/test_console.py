@@ -65,6 +65,8 @@ def test_tables_break_no_word(width: int, monkeypatch: pytest.MonkeyPatch, capsy
     )
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
+    print_table(("class", "answer"), [("cat", "yes")], title="photographs/of/cats.jpg")  # wider than its table
+    assert capsys.readouterr().out.startswith("photographs/of/cats.jpg\n")
     words = {word for line in lines for word in line.split()}
     assert words >= {word for text in (*headings, *names, "0.812", "12,345") for word in text.split()}
 
