@@ -115,6 +115,9 @@ def heatmap(
     opacity: Annotated[float, cli.more_option("Opacity at the peak.", validator=Number(gte=0, lte=1))] = 0.65,
     colormap: Annotated[str, cli.more_option("Colormap of matplotlib.")] = "turbo",
     colorbar: Annotated[bool, cli.more_option("Draw the scale of the colors.")] = True,
+    min_confidence: Annotated[
+        float, cli.more_option("Least probability of a drawn box.", validator=Number(gte=0, lte=1))
+    ] = 0.25,
     sheet: Annotated[bool, cli.option("Also write the image and its heatmaps side by side.")] = False,
     shared_scale: Annotated[bool, cli.more_option("One scale for all panels of the sheet, as in the paper.")] = False,
     fps: Annotated[float | None, cli.FIVE_FPS] = None,
@@ -135,7 +138,8 @@ def heatmap(
     from densescore.results.heatmaps import HEATMAPS, describe_geometry, export_heatmaps
 
     style: StyleOptions = {
-        "colors": colors, "opacity": opacity, "colormap": colormap, "colorbar": colorbar, "shared_scale": shared_scale
+        "colors": colors, "opacity": opacity, "colormap": colormap, "colorbar": colorbar, "shared_scale": shared_scale,
+        "min_confidence": min_confidence,
     }  # fmt: skip
     Style(**style)  # raises its errors before any work
     paths = list_images(images, videos=fps is not None)

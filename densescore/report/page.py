@@ -21,8 +21,10 @@ class ClassSummary:
     """A class or group in an image."""
 
     label: str
-    confidence: float
-    boxes: Sequence[tuple[float, float, float, float, float]] = ()  # x0 y0 x1 y1 in image pixels, peak; best first
+    title: str  # what is said of it; see `regions.title_of`
+    confidence: float  # its probability, or without calibration its confidence
+    answer: str | None = None  # yes, no or unsure
+    boxes: Sequence[tuple[float, float, float, float, float | None]] = ()  # x0 y0 x1 y1, probability; best first
     place: tuple[float, float] | None = None  # x y in image pixels, if known
     map_url: str = ""  # the heatmap's colors, as a picture; none of an absent class
 
@@ -45,8 +47,10 @@ class Entry:
         classes = [
             {
                 "label": each.label,
+                "title": each.title,
                 "confidence": _short(each.confidence),
-                "boxes": [[*(round(side, 1) for side in box[:4]), _short(box[4])] for box in each.boxes],
+                "answer": each.answer,
+                "boxes": [[*(round(side, 1) for side in box[:4]), box[4] and _short(box[4])] for box in each.boxes],
                 "place": each.place and [round(side, 1) for side in each.place],
             }
             for each in self.classes

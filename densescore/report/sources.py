@@ -1,8 +1,10 @@
 """Where the entries of a report come from: images scored now, or a table of images scored before."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ from densescore.jobs.many.table import read_description
 from densescore.models.labels import find_classes
 from densescore.report.page import ClassSummary, Entry
 from densescore.results.draw import Style, data_url, heat
-from densescore.results.formats import SIDES
-from densescore.results.regions import ABSENT, ClassMap, find_place
+from densescore.results.formats import SIDES, Ranked
+from densescore.results.regions import ABSENT, ClassMap, find_place, title_of
 from densescore.results.scores import DenseScores
 from densescore.scoring.scorer import DenseScorer
 from densescore.scoring.stream import score_many
@@ -31,7 +33,9 @@ PHOTO_SIDE, MAP_SIDE = 640, 128
 _WORK_SIDE = 1000  # longest side of the maps that boxes are read from
 _MAX_BOXES = 10  # per image and class
 _PHOTO_QUALITY, _MAP_QUALITY = 80, 90
-_COLUMNS = ("index", "image", "height", "width", "labels", "confidences", "probabilities", "regions", "error")
+_COLUMNS = (
+    "index", "image", "height", "width", "labels", "confidences", "probabilities", "answers", "regions", "error"
+)  # fmt: skip
 
 # Images scored now
 
@@ -65,10 +69,10 @@ def entry_of(name: str, pixels: Pixels, scores: DenseScores) -> Entry:
     for best in scores.top(len(scores.labels)):
         view = work.class_map(best.label, _WORK_SIDE)
         boxes = [
-            (*(side * box_zoom for side in region.box), region.peak)
+            (*(side * box_zoom for side in region.box), region.probability)
             for region in work.find_boxes(best.label, max_regions=_MAX_BOXES)
         ]
-        classes.append(_summary(best.label, view.certainty, boxes, view, zoom))
+        classes.append(_summary(best, boxes, view, zoom))
     return _entry(name, pixels, classes)
 
 
@@ -77,17 +81,17 @@ def _entry(name: str, pixels: Pixels, classes: Sequence[ClassSummary]) -> Entry:
     return Entry(name=name, width=pixels.shape[1], height=pixels.shape[0], photo_url=photo, classes=classes)
 
 
-def _summary(
-    label: str, confidence: float, boxes: Sequence[Any], view: ClassMap | None, zoom: float = 1.0
-) -> ClassSummary:
+def _summary(best: Ranked, boxes: Sequence[Any], view: ClassMap | None, zoom: float = 1.0) -> ClassSummary:
     """A class, and what is drawn of it, which is nothing if it is absent."""
-    if confidence < ABSENT:
-        return ClassSummary(label=label, confidence=confidence)
+    title = title_of(best.label, best.shown, best.probability is not None)
+    said = ClassSummary(label=best.label, title=title, confidence=best.shown, answer=best.answer)
+    if best.shown < ABSENT:
+        return said
     if view is None:
-        return ClassSummary(label=label, confidence=confidence, boxes=boxes)
+        return replace(said, boxes=boxes)
     place = view.place.x * zoom, view.place.y * zoom
     picture = data_url(heat(view, Style(opacity=1)), MAP_SIDE, _MAP_QUALITY)
-    return ClassSummary(label=label, confidence=confidence, boxes=boxes, place=place, map_url=picture)
+    return replace(said, boxes=boxes, place=place, map_url=picture)
 
 
 # A table of images scored before
@@ -158,23 +162,26 @@ class ScoreTable:
         maps = _maps_of(arrays, row["index"])
         boxes: dict[str, list[Any]] = {}
         for each in row["regions"]:
-            boxes.setdefault(from_text(each["label"]), []).append([*(each[side] for side in SIDES), each["peak"]])
+            box = [*(each[side] for side in SIDES), each["probability"]]
+            boxes.setdefault(from_text(each["label"]), []).append(box)
         classes = []
-        for label, confidence in self._ranking(row):
-            if label in boxes and (not chosen or label in chosen):
-                values, view = maps.get(as_text(label)), None
+        for best in self._ranking(row):
+            if best.label in boxes and (not chosen or best.label in chosen):
+                values, view = maps.get(as_text(best.label)), None
                 if values is not None:
-                    place, box = find_place(torch.from_numpy(values)), tuple(boxes[label][0][:4])
-                    view = ClassMap(label, confidence, values, place, box)
-                classes.append(_summary(label, confidence, boxes[label], view))
+                    place = find_place(torch.from_numpy(values))
+                    view = ClassMap(best.label, best.shown, best.probability is not None, values, place, ())
+                classes.append(_summary(best, boxes[best.label], view))
         return _entry(row["image"], pixels, classes)
 
-    def _ranking(self, row: dict[str, Any]) -> list[tuple[str, float]]:
-        """Labels and their probabilities, or without calibration confidences, best first."""
-        ranked = list(zip(row["labels"], row["probabilities"], row["confidences"], strict=True))
+    def _ranking(self, row: dict[str, Any]) -> list[Ranked]:
+        """The ranked classes, best first; without the scores, which a report does not show."""
+        names = ("labels", "confidences", "probabilities", "answers")
+        ranked = list(zip(*(row[name] for name in names), strict=True))
         if row.get("classes") is not None:
-            ranked = [(each["label"], each["probability"], each["confidence"]) for each in row["classes"]]
-        return [(from_text(label), other if value is None else value) for label, value, other in ranked]
+            names = ("label", "confidence", "probability", "answer")
+            ranked = [tuple(each[name] for name in names) for each in row["classes"]]
+        return [Ranked(from_text(label), math.nan, value, math.nan, *rest) for label, value, *rest in ranked]
 
 
 def find_again(name: str, folder: Path | None) -> Path:

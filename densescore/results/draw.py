@@ -27,7 +27,7 @@ from densescore.errors import DensescoreError
 from densescore.io.files import atomic_write
 from densescore.io.images import Pixels
 from densescore.results.fonts import complete_fonts
-from densescore.results.regions import ClassMap, thumbnail_size
+from densescore.results.regions import MIN_CONFIDENCE, ClassMap, Region, confident, thumbnail_size
 
 Colors = Literal["relative", "absolute", "rescaled"]
 """``"relative"``: from nothing, transparent, to the map's own peak. ``"absolute"``: one scale of scores, 0 to 1, for
@@ -59,6 +59,7 @@ class StyleOptions(TypedDict, total=False):
     colormap: str | Colormap
     colorbar: bool
     shared_scale: bool
+    min_confidence: float
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,14 @@ class Style:
     colormap: str | Colormap = "turbo"  # matplotlib's
     colorbar: bool = True
     shared_scale: bool = False  # of a sheet's panels, as the paper's
+    min_confidence: float = MIN_CONFIDENCE  # probability from which a box is drawn
 
     def __post_init__(self) -> None:
         if self.colors not in get_args(Colors):
             raise DensescoreError(f"colors must be one of {', '.join(get_args(Colors))}, got {self.colors!r}")
-        if not 0 <= self.opacity <= 1:
-            raise DensescoreError(f"opacity must lie in [0, 1], got {self.opacity}")
+        for name, share in (("opacity", self.opacity), ("min_confidence", self.min_confidence)):
+            if not 0 <= share <= 1:
+                raise DensescoreError(f"{name} must lie in [0, 1], got {share}")
         if isinstance(self.colormap, str) and self.colormap not in matplotlib.colormaps:
             hint = "viridis, magma and turbo are some"
             raise DensescoreError(f"colormap: matplotlib has none named {self.colormap!r}; {hint}")
@@ -141,7 +144,7 @@ def paint(
 ) -> Painted:
     """The photograph with a class's heatmap, at a width and height: RGB ``[h, w, 3]``; an absent class adds nothing.
 
-    Marks are a cross at the peak, a line at half of the scale, and the box; maps below that line have none.
+    Marks are a cross at the peak, a line at half of the scale, and boxes; maps below that line have none.
     """
     canvas = _fit(image, size)
     if not view.is_present:
@@ -151,7 +154,7 @@ def paint(
     canvas = np.rint(canvas + alpha * (colors[..., :3].astype(np.float32) - canvas)).astype(np.uint8)
     half = (peak or view.place.peak) / 2
     if marks and view.place.peak >= half:
-        _mark(canvas, view, half)
+        _mark(canvas, view, half, confident(view.boxes, style.min_confidence))
     return canvas
 
 
@@ -162,8 +165,8 @@ def _fit(image: Pixels, size: tuple[int, int]) -> Painted:
     return cast(Painted, canvas if canvas.dtype == np.uint8 else np.rint(canvas * 255).astype(np.uint8))
 
 
-def _mark(canvas: Painted, view: ClassMap, half: float) -> None:
-    """Draw the line, the box and the cross, white in a dark outline."""
+def _mark(canvas: Painted, view: ClassMap, half: float, boxes: Sequence[Region]) -> None:
+    """Draw the line, boxes and the cross, white in a dark outline."""
     zoom = np.array([canvas.shape[1] / view.heatmap.shape[1], canvas.shape[0] / view.heatmap.shape[0]])
     thickness = max(1, round(max(canvas.shape) / 500))
     strokes: list[tuple[NDArray[np.int32], bool]] = []
@@ -175,8 +178,8 @@ def _mark(canvas: Painted, view: ClassMap, half: float) -> None:
     if min(view.heatmap.shape) > 1:
         for line in contourpy.contour_generator(z=view.heatmap).lines(half):
             stroke(np.asarray(line) + 0.5)
-    x0, y0, x1, y1 = view.box
-    stroke([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], closed=True)
+    for x0, y0, x1, y1 in (region.box for region in boxes):
+        stroke([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], closed=True)
     x, y, arm = view.place.x, view.place.y, 6 * thickness / zoom
     stroke([(x - arm[0], y), (x + arm[0], y)])
     stroke([(x, y - arm[1]), (x, y + arm[1])])

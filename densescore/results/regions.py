@@ -1,5 +1,6 @@
 """Where a class is in an image: its heatmap, place and boxes, from the map or from the head's box layer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -35,6 +36,9 @@ MAX_CANDIDATES, MAX_DETECTIONS = 200, 20
 
 ABSENT = 0.05
 """A class of less confidence is absent: pictures do not paint it."""
+
+MIN_CONFIDENCE = 0.25
+"""Probability from which pictures, the page and reports show a box."""
 
 Box: TypeAlias = tuple[int, int, int, int]
 """``x0 y0 x1 y1`` in image pixels, ``x1`` and ``y1`` exclusive."""
@@ -77,13 +81,14 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ClassMap:
-    """A class as pictures show it. Place and box are in pixels of the heatmap, which may be smaller than the image."""
+    """A class as pictures show it; place and boxes in pixels of the heatmap, which may be smaller than the image."""
 
     label: str
-    certainty: float  # in [0, 1]
+    certainty: float  # the probability, or without calibration the confidence, in [0, 1]
+    is_probability: bool
     heatmap: NDArray[np.float32]  # [h, w]
     place: Place
-    box: Box
+    boxes: Sequence[Region]  # best first
 
     @property
     def is_present(self) -> bool:
@@ -92,9 +97,23 @@ class ClassMap:
 
     @property
     def title(self) -> str:
-        """The answer: ``horse 98 %``, or ``no yurt``."""
-        name = as_text(self.label)
-        return f"{name} {100 * self.certainty:.0f} %" if self.is_present else f"no {name}"
+        """See `title_of`."""
+        return title_of(self.label, self.certainty, self.is_probability)
+
+
+def title_of(label: str, certainty: float, is_probability: bool) -> str:
+    """What pictures say of a class: ``horse 98 %``, without calibration ``horse, confidence 0.28``, or ``no horse``."""
+    name = as_text(label)
+    if certainty < ABSENT:
+        return f"no {name}"
+    return f"{name} {100 * certainty:.0f} %" if is_probability else f"{name}, confidence {certainty:.2g}"
+
+
+def confident(boxes: Sequence[Region], least: float) -> Sequence[Region]:
+    """The boxes of at least a probability; of a model without probabilities, the best one."""
+    if not boxes or boxes[0].probability is None:
+        return boxes[:1]
+    return [box for box in boxes if (box.probability or 0.0) >= least]
 
 
 def thumbnail_size(width: int, height: int, side: int) -> tuple[int, int]:

@@ -318,17 +318,13 @@ class DenseScores:
         small = self.thumbnail(side)
         heatmap = small.heatmap(label)[0]
         values = heatmap.cpu().numpy()
-        if self.object_boxes is None:
-            box = regions.find_regions(values, max_regions=1)[0].box
-        else:  # in pixels of the image
-            x0, y0, x1, y1 = self.find_boxes(label, max_regions=1)[0].box
-            across, down = values.shape[1] / self.pyramid.width, values.shape[0] / self.pyramid.height
-            box = round(x0 * across), round(y0 * down), round(x1 * across), round(y1 * down)
-        return ClassMap(label, self._certainty(label), values, regions.find_place(heatmap), box)
-
-    def _certainty(self, label: str) -> float:
-        """The number that pictures show of a class."""
-        return self.select(label).top(1)[0].shown
+        boxes = small.class_boxes([label], maps=values[None])[label]
+        if self.object_boxes is not None:  # in pixels of the image
+            zoom = np.tile([values.shape[1] / self.pyramid.width, values.shape[0] / self.pyramid.height], 2)
+            boxes = [each._replace(box=tuple(np.rint(each.box * zoom).astype(int).tolist())) for each in boxes]
+        best = self.select(label).top(1)[0]
+        place = regions.find_place(heatmap)
+        return ClassMap(label, best.shown, best.probability is not None, values, place, boxes)
 
     # Places and boxes
 
@@ -612,7 +608,7 @@ class DenseScores:
         """Draw where a class is: its heatmap over the photograph, as ``densescore heatmap`` does.
 
         The map fades out where the class does not respond. A line marks half of the peak, a cross the peak (`locate`),
-        a frame the best box. The title is the answer. A class that is absent is not drawn.
+        frames the boxes. The title is the answer. A class that is absent is not drawn.
 
         Args:
             label: a class name; the best class by default.
@@ -620,7 +616,7 @@ class DenseScores:
             ax: matplotlib's axes to draw on, in pixels of the image; by default a new figure, apart from pyplot.
             style: ``colors``, ``"relative"``, ``"absolute"`` (comparable between pictures) or ``"rescaled"`` (see
                 `densescore.results.draw.Colors`); ``opacity`` of the color at the peak, in [0, 1]; ``colormap``, one of
-                matplotlib's; ``colorbar``, whether there is one.
+                matplotlib's; ``colorbar``, whether there is one; ``min_confidence``, least probability of a box.
 
         Returns:
             The figure. A notebook shows it; ``savefig`` writes it.
@@ -632,7 +628,7 @@ class DenseScores:
             >>> import densescore, skimage
             >>> figure = densescore.classify(skimage.data.chelsea(), scales=(1, 1.3)).plot("Egyptian cat")
             >>> figure.axes[0].get_title()
-            'Egyptian cat 37 %'
+            'Egyptian cat, confidence 0.37'
         """
         from densescore.results import draw
 

@@ -107,9 +107,9 @@ def report_entries(matches: Sequence[Match]) -> Iterator[Entry]:
         except DensescoreError as error:
             yield Entry(name=name, error=str(error))
             continue
-        place = ClassSummary(
-            label="like the example", confidence=match.similarity, boxes=[(*match.box, match.similarity)]
-        )
+        title = f"similarity {match.similarity:.2f}"
+        box = (*match.box, None)
+        place = ClassSummary(label="like the example", title=title, confidence=match.similarity, boxes=[box])
         height, width = pixels.shape[:2]
         yield Entry(name=name, width=width, height=height, photo_url=data_url(pixels, PHOTO_SIDE), classes=[place])
 

@@ -33,7 +33,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
     for name in ("chelsea", "coffee", "rocket", "astronaut"):
         Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name}.png")
     (folder / "broken.jpg").write_bytes(b"no picture")
-    scorer = DenseScorer("lite0", scales=(1, 1.6, 2.4), runtime="torch")
+    scorer = DenseScorer("lite0", runtime="torch")
     classes = ["cat", "dog", "beverage", "missile"]
     scored = scored_entries(sorted(map(str, folder.iterdir())), scorer, classes)
     return [replace(entry, name=f"photos/{Path(entry.name).name}") for entry in scored]
@@ -86,7 +86,7 @@ def test_images_are_ranked_filtered_and_their_maps_drawn(open_page: Open, entrie
     page.get_by_label("Class").select_option(label="cat (4)")
     assert names(page) == [name for name, _ in sorted(best, key=lambda each: -each[1]["cat"])]
     card = page.locator("#images li").first
-    expect(card.locator("img:not(.map)")).to_have_attribute("alt", re.compile(r"chelsea\.png: cat, confidence 0\.\d\d"))
+    expect(card.locator("img:not(.map)")).to_have_attribute("alt", re.compile(r"chelsea\.png: cat \d\d %"))
     expect(card.get_by_role("button", name="cat")).to_have_attribute("aria-pressed", "true")
     assert card.locator(".map").evaluate("image => image.naturalWidth") == 128
     page.get_by_label("Map").fill("0.2")
@@ -95,25 +95,31 @@ def test_images_are_ranked_filtered_and_their_maps_drawn(open_page: Open, entrie
     page.get_by_label("Minimum probability").fill("0.3")
     assert names(page) == ["chelsea.png"]
     expect(page.locator("#count")).to_have_text("1 image of 4, best first")
-    page.get_by_label("Minimum probability").fill("0.99")
+    page.get_by_label("Class").select_option(label="dog (4)")
     expect(page.locator("#count")).to_contain_text("No image is left")
+    page.get_by_label("Class").select_option(index=0)
     page.get_by_label("Minimum probability").fill("0")
     page.get_by_label("Name contains").fill("COFF")
     assert names(page) == ["coffee.png"]
 
 
-def test_another_class_of_a_card_by_the_keyboard_and_boxes_by_their_peak(open_page: Open, entries: list[Entry]) -> None:
+def test_another_class_of_a_card_by_the_keyboard_and_boxes_by_their_probability(
+    open_page: Open, entries: list[Entry]
+) -> None:
     page = open_page()
     page.get_by_label("Class").select_option(label="cat (4)")
     cat = next(entry for entry in entries if entry.name.endswith("chelsea.png"))
     boxes = next(each.boxes for each in cat.classes if each.label == "cat")
     card = page.locator("#images li").first
-    expect(card.locator("rect")).to_have_count(len(boxes))
+    likely = [box for box in boxes if (box[4] or 0) >= 0.25]
+    assert likely
+    expect(card.locator("rect")).to_have_count(len(likely))
     width = float(card.locator("rect").first.get_attribute("width"))
     assert width == pytest.approx(boxes[0][2] - boxes[0][0], abs=0.2)
-    page.get_by_label("Minimum peak of a box").fill("1")
+    page.get_by_label("Least probability of a box").fill("1")
     expect(card.locator("rect")).to_have_count(0)
-    page.get_by_label("Minimum peak of a box").fill("0")
+    page.get_by_label("Least probability of a box").fill("0")
+    expect(card.locator("rect")).to_have_count(len(boxes))
     card.locator(".picture").click()
     page.wait_for_timeout(100)
     assert card.locator(".picture").bounding_box()["width"] > 600  # enlarged
@@ -123,14 +129,14 @@ def test_another_class_of_a_card_by_the_keyboard_and_boxes_by_their_peak(open_pa
     page.keyboard.press("Enter")
     expect(missile).to_have_attribute("aria-pressed", "true")
     expect(missile).to_be_focused()
-    expect(card.locator("img:not(.map)")).to_have_attribute("alt", re.compile("chelsea.png: missile, confidence"))
+    expect(card.locator("img:not(.map)")).to_have_attribute("alt", "photos/chelsea.png: no missile")
     expect(missile).to_have_text(re.compile("^no missile"))
     expect(card.locator(".map")).to_be_hidden()
     expect(card.locator("rect, path")).to_have_count(0)
 
 
 def test_names_and_labels_are_text(open_page: Open, entries: list[Entry], tmp_path: Path) -> None:
-    summary = replace(entries[0].classes[0], label=INJECTION)
+    summary = replace(entries[0].classes[0], label=INJECTION, title=INJECTION)
     odd = [
         replace(entries[0], name=INJECTION, classes=[summary]),
         replace(entries[0], name="photos/a.png", classes=[]),
@@ -180,6 +186,6 @@ def test_every_control_has_a_name_and_can_be_reached(open_page: Open) -> None:
     for _ in range(7):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
-    assert reached[:5] == ["class", "confidence", "peak", "opacity", "name"]
+    assert reached[:5] == ["class", "confidence", "certain", "opacity", "name"]
     assert "BUTTON" in reached[5:]
     assert all(picture.get_attribute("alt") for picture in page.locator("#images img:not(.map)").all())

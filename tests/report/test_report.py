@@ -81,6 +81,7 @@ def test_entries_have_the_numbers_of_the_scores(scorer: DenseScorer, coffee: NDA
     assert np.abs(decode(entry.photo_url) - expected).mean() < 6
     for summary, best in zip(entry.classes, scores.top(), strict=True):
         assert (summary.label, summary.confidence) == (best.label, best.confidence)
+        assert summary.title == f"{best.label}, confidence {best.confidence:.2g}"
         values = scores.heatmap(summary.label)[0].numpy()
         assert summary.place == scores.locate(summary.label)[0][:2]
         regions = scores.boxes_from_map(summary.label)[:10]
@@ -254,7 +255,7 @@ NAMES = (
 @pytest.mark.parametrize("name", NAMES)
 def test_names_and_labels_are_data(name: str, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    summary = ClassSummary(label=name, confidence=0.5)
+    summary = ClassSummary(label=name, title=name, confidence=0.5)
     entries = [Entry(name=name, width=1, height=1, classes=[summary]), Entry(name=name, error=f"{name}: broken")]
     assert write_report(out, entries, {"text": name}) == 1
     first, second = blocks(out, "facts")
@@ -294,7 +295,7 @@ def test_the_policy_allows_only_the_pages_script(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     def entries(count: int) -> Iterator[Entry]:
         for number in range(count):
-            summary = ClassSummary(label=f"class {number}", confidence=0.5, map_url="m" * 2000)
+            summary = ClassSummary(label=f"class {number}", title="", confidence=0.5, map_url="m" * 2000)
             yield Entry(name=f"{number}.png", width=9, height=9, photo_url="p" * 50_000, classes=[summary])
 
     peaks = []

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from densescore import DensescoreError, DenseScorer, DenseScores, Pyramid, export_heatmaps, score_many
+from densescore.models.calibration import Calibration, ClassCalibration, Curve
 from densescore.results.draw import Colors, Picture, Style, add_colorbar, arrange, canvas_size, draw_frame, paint
 
 LABELS = ("dog", "a<b>&", "cat\n\u202e")
@@ -69,7 +70,27 @@ def test_absent_classes_are_not_drawn(photo: NDArray[np.uint8]) -> None:
         view = blob(high).class_map("x", 1000)
         assert view.title == "no x"
         np.testing.assert_array_equal(paint(GRAY, view, Style(), (130, 90)), GRAY)
-    assert re.fullmatch(r"x \d\d %", blob(0.9).class_map("x", 1000).title)
+    assert re.fullmatch(r"x, confidence 0.\d\d", blob(0.9).class_map("x", 1000).title)
+
+
+def test_boxes_are_framed_from_a_probability_on() -> None:
+    """Two regions of peaks 0.9 and 0.6: boxes of 90 % and 60 % of the class's probability."""
+    two = replace(blob(0.9), patch_scores=torch.maximum(blob(0.9).patch_scores, blob(0.6, 90, 40).patch_scores))
+    certain = Calibration(shared=ClassCalibration(Curve.line(0, 2.2)))  # always 0.9
+    for calibration, expected in (
+        (certain, {0.0: 2, 0.25: 2, 0.7: 1, 0.95: 0}),
+        (None, {0.0: 1, 0.95: 1}),  # without probabilities the best box
+    ):
+        view = replace(two, calibration=calibration).class_map("x", 1000)
+        assert view.title == ("x 90 %" if calibration else f"x, confidence {view.certainty:.2g}")
+        bare = paint(GRAY, replace(view, boxes=()), Style(), (520, 360))
+        for least, count in expected.items():
+            painted = paint(GRAY, view, Style(min_confidence=least), (520, 360))
+            boxes = paint(GRAY, replace(view, boxes=view.boxes[:count]), Style(min_confidence=0), (520, 360))
+            np.testing.assert_array_equal(painted, boxes if count else bare)
+            assert (painted != bare).any() == bool(count)
+    with pytest.raises(DensescoreError, match=r"min_confidence must lie in \[0, 1\], got 2"):
+        Style(min_confidence=2)
 
 
 @pytest.mark.parametrize("shade", [0, 128, 255])
@@ -77,8 +98,8 @@ def test_marks_are_seen_on_any_photograph(shade: int) -> None:
     """White inside a dark outline: the box, and the cross at the peak."""
     view = blob(0.9).class_map("x", 1000)
     marked = paint(np.full_like(GRAY, shade), view, Style(opacity=0), (520, 360)).astype(int).sum(2) / 3
-    x, y = round(4 * view.place.x), round(4 * view.place.y)
-    for near in (marked[y - 8 : y + 9, x - 8 : x + 9], marked[:, 4 * view.box[0] - 3 : 4 * view.box[0] + 4]):
+    x, y, box = round(4 * view.place.x), round(4 * view.place.y), view.boxes[0].box
+    for near in (marked[y - 8 : y + 9, x - 8 : x + 9], marked[:, 4 * box[0] - 3 : 4 * box[0] + 4]):
         assert near.max() > 220
         assert near.min() < 30
 
@@ -174,8 +195,8 @@ def test_a_sheet_has_a_scale_for_each_panel_or_one_of_all(scores: DenseScores, p
 
     expected = {label: f"{float(scores.heatmap(label).max()):.2g}" for label in LABELS}
     figure = scores.plot_sheet(["dog", "a<b>&", LABELS[2]])
-    percent = [f"{100 * value:.0f} %" for value in scores.confidence()]
-    assert titles(figure) == ["the photograph", f"dog {percent[0]}", f"a<b>& {percent[1]}", "no cat \u202e"]
+    said = [f"confidence {value:.2g}" for value in scores.confidence()]
+    assert titles(figure) == ["the photograph", f"dog, {said[0]}", f"a<b>&, {said[1]}", "no cat \u202e"]
     assert numbers(figure) == [expected["dog"], expected["a<b>&"]]
     gray = np.asarray(figure.axes[3].images[0].get_array())
     assert (gray.max(2) == gray.min(2)).all()  # an absent class

@@ -93,7 +93,7 @@ def test_groups_in_pictures(scores: DenseScores, tmp_path: Path) -> None:
     figure = scores.plot_sheet(["Cat", "pug", "cat"], image=pixels)
     expected = scores.select(["cat", "pug"]).confidence()
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles[1:] == [f"cat {100 * expected[0]:.0f} %", f"pug {100 * expected[1]:.0f} %"]
+    assert titles[1:] == [f"cat, confidence {expected[0]:.2g}", f"pug, confidence {expected[1]:.2g}"]
     manifest = export_heatmaps(scores, pixels, ["dog", "DOG", "domestic dog", "tabby cat"], tmp_path / "maps")
     assert [entry["overlay"] for entry in manifest["classes"]] == ["dog.png", "domestic_dog.png", "tabby.png"]
     score = manifest["classes"][0]["image_score"]

@@ -3,7 +3,6 @@
 // All that comes from files or labels is put in as text.
 const find = (selector) => document.querySelector(selector);
 const read = (block) => JSON.parse(block.textContent);
-const readable = (value) => (value >= 0.001 ? value.toPrecision(2) : value > 0 ? '< 0.001' : '0');
 const number = (count, noun) => `${count.toLocaleString('en')} ${noun}${count === 1 ? '' : 's'}`;
 const make = (tag, properties = {}, ...children) => {
   const element = Object.assign(document.createElement(tag), properties);
@@ -20,7 +19,7 @@ const about = read(find('script.about'));
 const entries = [...document.querySelectorAll('script.facts')].map((block) => ({...read(block), block}));
 const images = entries.filter((entry) => entry.error === undefined);
 const failed = entries.filter((entry) => entry.error !== undefined);
-const [chosen, confidence, peak, opacity, part] = ['#class', '#confidence', '#peak', '#opacity', '#name'].map(find);
+const [chosen, confidence, certain, opacity, part] = ['#class', '#confidence', '#certain', '#opacity', '#name'].map(find);
 const shown = new Set(); // entries whose cards are filled
 
 const counts = new Map();
@@ -80,8 +79,7 @@ function show(image) {
   const buttons = image.classes.map((each) => {
     const absent = !each.boxes.length && !each.place;
     const button = make('button', {type: 'button', className: absent ? 'absent' : '', ariaPressed: String(each === found)},
-      `${absent ? 'no ' : ''}${each.label} `,
-      make('span', {textContent: readable(each.confidence)}));
+      each.title, make('span', {textContent: absent ? '' : each.answer ?? ''}));
     button.addEventListener('click', () => {
       image.label = each.label;
       show(image);
@@ -90,7 +88,7 @@ function show(image) {
     return button;
   });
   image.card.querySelector('.labels').replaceChildren(...buttons);
-  image.photo.alt = found ? `${image.name}: ${found.label}, confidence ${readable(found.confidence)}` : image.name;
+  image.photo.alt = found ? `${image.name}: ${found.title}` : image.name;
   mark(image, found);
   const map = image.pictures.maps[image.classes.indexOf(found)];
   image.map.hidden = !map;
@@ -98,7 +96,7 @@ function show(image) {
 }
 
 function mark(image, found) {
-  const marks = (found?.boxes ?? []).filter((box) => box[4] >= peak.value)
+  const marks = (found?.boxes ?? []).filter((box) => box[4] === null || box[4] >= certain.value)
     .map(([x, y, x1, y1]) => draw('rect', {x, y, width: x1 - x, height: y1 - y, 'vector-effect': 'non-scaling-stroke'}));
   if (found?.place) {
     const [x, y] = found.place;
@@ -109,7 +107,7 @@ function mark(image, found) {
 }
 
 function say() {
-  for (const slider of [confidence, peak, opacity]) slider.nextElementSibling.textContent = Number(slider.value).toFixed(2);
+  for (const slider of [confidence, certain, opacity]) slider.nextElementSibling.textContent = Number(slider.value).toFixed(2);
   find('#images').style.setProperty('--opacity', opacity.value);
 }
 
@@ -129,7 +127,7 @@ chosen.append(make('option', {value: '', textContent: 'the best one of each imag
 find('#about').textContent = about.text + (folder && folder !== '/' ? ` Images in ${folder}` : '');
 // A control without anything to act on is hidden.
 const drawn = images.flatMap((image) => image.classes);
-peak.parentElement.hidden = !drawn.some(({boxes}) => boxes.length);
+certain.parentElement.hidden = !drawn.some(({boxes}) => boxes.some((box) => box[4] !== null));
 opacity.parentElement.hidden = !drawn.some(({place}) => place);
 find('#errors').hidden = !failed.length;
 find('#errors summary').textContent = `${number(failed.length, 'image')} could not be shown`;
@@ -138,7 +136,7 @@ find('#errors ul').append(...failed.map(({name, error}) =>
 find('#controls').addEventListener('submit', (event) => event.preventDefault());
 find('#controls').addEventListener('input', (event) => {
   say();
-  if (event.target === peak) for (const image of shown) mark(image, at(image, image.label));
+  if (event.target === certain) for (const image of shown) mark(image, at(image, image.label));
   else if (event.target !== opacity) rank();
 });
 addEventListener('beforeprint', () => images.filter((image) => image.card.isConnected).forEach(fill));
