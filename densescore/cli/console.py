@@ -257,7 +257,7 @@ class TrainingBar:
 
     def __init__(self, progress: Progress, views: int) -> None:
         self._progress, self._views = progress, views
-        self._read, self._trained, self._part, self._map = 0, 0.0, "features", ""
+        self._read, self._trained, self._training, self._part, self._map = 0, 0.0, 0, "features", ""
         self._task = progress.add(self._part, views)
 
     def track(self, items: Iterable[int]) -> Iterable[int]:
@@ -273,9 +273,9 @@ class TrainingBar:
         self._trained = self.STAGE * (done.stage - 1 + done.round / done.rounds)
         if done.held_out is not None:
             self._map = f", mAP {done.held_out:.2f}"
-        self._part = done.part + self._map
-        self._show(self.STAGE * done.stages)
+        self._part, self._training = done.part + self._map, self.STAGE * done.stages
+        self._show()
 
-    def _show(self, training: int | None = None) -> None:
-        total = None if training is None else max(self._views, self._read) + training
+    def _show(self) -> None:
+        total = max(self._views, self._read) + self._training  # boxes' training reads images again
         self._progress.update(self._task, round(self._read + self._trained), total=total, description=self._part)

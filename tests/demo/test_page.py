@@ -80,7 +80,7 @@ def test_upload_choose_point_and_download(
     page.set_input_files(UPLOAD, photograph)
     expect(page.locator("#classes label").first).to_contain_text("Egyptian cat", timeout=WAIT)
     title, map_ = page.locator("#stage .title"), page.locator("#stage .map")
-    expect(title).to_have_text(re.compile(r"Egyptian cat \d\d %"), timeout=WAIT)
+    expect(title).to_have_text(re.compile(r"Egyptian cat, confidence 0\.\d\d"), timeout=WAIT)
     expect(page.locator("#patches img").first).to_be_visible(timeout=WAIT)
     keep_picture(page, "demo_light")
 
@@ -147,7 +147,7 @@ def test_only_the_classes_and_groups_that_are_asked_for(open_page: Open, photogr
     page.keyboard.press("Enter")
     expect(page.locator("#classes label")).to_have_count(2, timeout=WAIT)
     best = scorer.score(photograph).select(["dog", "cat"]).top(1)[0]
-    assert page.locator("#classes label").first.inner_text().strip() == f"cat {100 * best.confidence:.0f} %"
+    assert page.locator("#classes label").first.inner_text().strip() == f"cat, confidence {best.confidence:.2g}"
     page.get_by_label("Only").fill("dogs")
     page.keyboard.press("Enter")
     expect(page.locator("#message")).to_contain_text("no class 'dogs': did you mean dog", timeout=WAIT)
