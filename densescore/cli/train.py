@@ -430,7 +430,11 @@ def tune_k(
 
     # Save and summarize
     if out is not None:
-        save_head(out, replace(load_head(options.model), k=best), overwrite=overwrite)
+        head = load_head(options.model)
+        if head.calibration is not None and best != head.k:  # fitted on scores at the old k
+            notice(f"{out}: has no probabilities: those of {options.model} are for k = {head.k:g}, not {best:g}")
+            head = replace(head, calibration=None)
+        save_head(out, replace(head, k=best), overwrite=overwrite)
     if as_json:
         print_json({"set": dataset.name, "curve": [{"k": k, "map": value} for k, value in curve], "k": best})
         return

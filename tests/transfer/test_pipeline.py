@@ -175,6 +175,10 @@ def test_the_commands_from_boxes_to_a_head_that_works(
     tuned = json.loads(run("tune-k", *common, "--ks", "1,3,5", "--out", tuned_file, "--json").stdout)
     assert [point["k"] for point in tuned["curve"]] == [1, 3, 5]
     assert load_head(tuned_file).k == tuned["k"] == max(tuned["curve"], key=lambda point: point["map"])["k"]
+    for k in (5, 3):  # probabilities hold for the k that they were fitted at
+        said = run("tune-k", *common, "--ks", str(k), "--out", tmp_path / f"{k}.safetensors").stderr
+        assert (load_head(tmp_path / f"{k}.safetensors").calibration is None) == (k == 3)
+        assert ("has no probabilities" in said) == (k == 3)
     picture = sorted((voc / "JPEGImages").glob("val_*"))[0]
     classified = json.loads(run("classify", "--model", tuned_file, picture, "--json").stdout)
     assert classified["top"][0]["label"] == "blue"
