@@ -40,6 +40,7 @@ class OtherFormats:
     csv: Annotated[Path | None, format_option("The table as CSV, for spreadsheets.")] = None
     coco: Annotated[Path | None, format_option("Regions as COCO results (.json).")] = None
     yolo: Annotated[Path | None, format_option("Folder for regions as YOLO labels.")] = None
+    yolo_confidence: Annotated[bool, format_option("Confidence as a sixth column of YOLO labels.")] = False
 
 
 @examples(

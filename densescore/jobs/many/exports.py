@@ -35,11 +35,12 @@ class Exports:
     coco: Path | None = None
     # Folder in YOLO's layout: data.yaml with the classes, labels/ with a file per scored image, in the images' folders.
     yolo: Path | None = None
+    yolo_confidence: bool = False  # as a sixth column, which YOLO's own predictions have
 
     @property
     def places(self) -> dict[str, Path]:
         """Requested paths by option."""
-        return {name: place for name, place in vars(self).items() if place is not None}
+        return {name: place for name, place in vars(self).items() if isinstance(place, Path)}
 
     def check(
         self, table: Path, *, regions: bool, overwrite: bool = False, inputs: Iterable[str | os.PathLike[str]] = ()
@@ -80,7 +81,7 @@ class Exports:
                     file.writelines(lines(table))
         if self.yolo is not None:  # a folder is replaced only if its mark says that it has such labels
             with atomic_write(self.yolo, overwrite=overwrite or not is_new, folder=_LABELS, inputs=inputs) as temporary:
-                _write_yolo(table, temporary)
+                _write_yolo(table, temporary, self.yolo_confidence)
 
 
 def _starts_with(place: Path, lines: Iterator[str]) -> bool:
@@ -149,12 +150,17 @@ def _coco_lines(table: Path) -> Iterator[str]:
     for row in _rows(table):
         for region in row["regions"] or ():
             x0, y0, x1, y1 = (region[side] for side in SIDES)
-            certainty = region["score"] if region["probability"] is None else region["probability"]
-            box = Region((x0, y0, x1, y1), region["peak"], _short(certainty))
+            box = Region((x0, y0, x1, y1), region["peak"], _certainty(region))
             (record,) = coco_results(ids[row["index"]], {region["label"]: [box]}, categories)
             yield f"{separator}\n{to_json({**record, 'file_name': row['image'], 'category_name': region['label']})}"
             separator = ","
     yield "[]\n" if separator == "[" else "\n]\n"
+
+
+def _certainty(region: Row) -> float:
+    """`Region.shown` of a table's region."""
+    shown: float = _short(region["score"] if region["probability"] is None else region["probability"])
+    return shown
 
 
 def _images(table: Path) -> list[str]:
@@ -181,7 +187,7 @@ def _categories(table: Path) -> dict[str, int]:
     return {as_text(label): column for column, label in enumerate(names)}
 
 
-def _write_yolo(table: Path, folder: Path) -> None:
+def _write_yolo(table: Path, folder: Path, confidence: bool) -> None:
     categories = _categories(table)
     names = "".join(f"  {number}: {_yaml_text(label)}\n" for label, number in categories.items())
     (folder / "data.yaml").write_text(f"train: images\nnames:\n{names}", encoding="utf-8")
@@ -195,7 +201,7 @@ def _write_yolo(table: Path, folder: Path) -> None:
         for region in row["regions"] or ():
             x0, x1 = region["x0"] / row["width"], region["x1"] / row["width"]
             y0, y1 = region["y0"] / row["height"], region["y1"] / row["height"]
-            numbers = ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)
+            numbers = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0, *([_certainty(region)] if confidence else [])]
             lines.append(" ".join([str(categories[region["label"]]), *(f"{number:.6f}" for number in numbers)]) + "\n")
         file = folder / "labels" / label_file(os.path.relpath(image, base), taken)
         file.parent.mkdir(parents=True, exist_ok=True)

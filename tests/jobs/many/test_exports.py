@@ -145,6 +145,15 @@ def test_yolos_labels_are_read_back_with_their_images(scorer: DenseScorer, odd: 
     read = load_boxed(folder, "train")
     assert read.classes == scorer.labels
     by_path = {from_text(row["image"]): row for row in rows}
+    Exports(yolo=tmp_path / "sure", yolo_confidence=True).write(tmp_path / "scores.parquet")
+    for file in (tmp_path / "sure" / "labels").rglob("*.txt"):
+        numbers = [float(line.rsplit(" ", 1)[1]) for line in file.read_text().splitlines()]
+        plain = [line.rsplit(" ", 1)[0] + "\n" for line in file.read_text().splitlines()]
+        row = next(row for row in rows if len(row["regions"] or ()) == len(numbers) and numbers
+                   and row["regions"][0]["score"] == pytest.approx(numbers[0], abs=1e-5))  # fmt: skip
+        np.testing.assert_allclose(numbers, [region["score"] for region in row["regions"]], atol=1e-6)
+        other = folder / "labels" / file.relative_to(tmp_path / "sure" / "labels")
+        assert not other.exists() or other.read_text() == "".join(plain)
     assert len(read.images) == len(readable)
     for found in read.images:
         row = by_path[str(base / found.path.relative_to(folder / "images"))]
