@@ -236,6 +236,7 @@ def check(
     data: cli.Data,
     images: cli.DataOptions = cli.DataOptions(),
     out: Annotated[Path | None, cli.out_option("Table of all suspects (.csv).")] = None,
+    report: Annotated[Path | None, cli.option("Page with the pictures of all suspects (.html).")] = None,
     top: Annotated[PositiveInt, cli.option("Suspects to print.")] = 20,
     seed: cli.Seed = 0,
     overwrite: cli.Overwrite = False,
@@ -243,13 +244,16 @@ def check(
     options: TrainOptions = TrainOptions(),
     cache: cli.CacheOptions = cli.CacheOptions(),
 ) -> None:
-    """List labels that look wrong, most suspect first, and pictures that repeat, in the set or in its val split."""
+    """List labels and boxes that look wrong, most suspect first, and pictures that repeat, in the set or in val."""
     # Check all arguments
-    cli.check_new(out, overwrite, [data, *options.files])
+    for path in (out, report):
+        cli.check_new(path, overwrite, [data, *options.files])
     import csv
 
     from densescore.io.files import atomic_write
-    from densescore.transfer.label_check import Suspect, check_labels, find_repeats
+    from densescore.report.page import ClassSummary, write_report
+    from densescore.report.sources import place_entry
+    from densescore.transfer.label_check import Suspect, find_repeats, rate_labels, suspect_boxes, suspect_labels
     from densescore.transfer.recipe import RECIPES, change_recipe
 
     plan = change_recipe(RECIPES["default"], scales=cli.numbers(options.scales, "--scales") or None)
@@ -262,16 +266,28 @@ def check(
     scorer = replace(options, model=options.model or "lite0-stages").build(scales=plan.scales)
     with Progress("steps") as progress:
         bar = TrainingBar(progress, len(dataset.images) * (1 + plan.flips))
-        suspects = check_labels(
-            dataset, scorer, cache.of(scorer), plan, seed, track=bar.track, callback=bar.callback
-        )  # fmt: skip
-    suspects += find_repeats(pictures)
+        rated = rate_labels(dataset, scorer, cache.of(scorer), plan, seed, track=bar.track, callback=bar.callback)
+    suspects = [*suspect_labels(rated), *suspect_boxes(rated), *find_repeats(pictures)]
 
     # Write and print
     if out is not None:
         with atomic_write(out, overwrite=overwrite) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerows([Suspect._fields, *suspects])
+    if report is not None:
+        paths = {picture.name: picture.path for picture in pictures}
+        entries = [
+            place_entry(
+                paths[each.image],
+                ClassSummary(
+                    label=each.problem.split()[0], title=f"{each.label} {each.problem}".strip(),
+                    confidence=each.suspicion, boxes=[(*each.box, None)] if each.box else (),
+                ),
+            )
+            for each in suspects
+        ]  # fmt: skip
+        text = f"{len(suspects):,} suspects of {dataset.name}, most suspect first."
+        write_report(report, entries, {"text": text}, overwrite=overwrite, inputs=[*paths.values(), *options.files])
     if as_json:
         print_json({"images": len(dataset.images), "suspects": [each._asdict() for each in suspects]})
         return

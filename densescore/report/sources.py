@@ -76,6 +76,15 @@ def entry_of(name: str, pixels: Pixels, scores: DenseScores) -> Entry:
     return _entry(name, pixels, classes)
 
 
+def place_entry(source: str | os.PathLike[str], summary: ClassSummary) -> Entry:
+    """The entry of an image of which one thing is said, such as a place in it; a failed one if it cannot be read."""
+    name = as_text(os.fspath(source))
+    try:
+        return _entry(name, read_image(source), [summary])
+    except DensescoreError as error:
+        return _failed(name, str(error))
+
+
 def _entry(name: str, pixels: Pixels, classes: Sequence[ClassSummary]) -> Entry:
     photo = data_url(pixels, PHOTO_SIDE, _PHOTO_QUALITY)
     return Entry(name=name, width=pixels.shape[1], height=pixels.shape[0], photo_url=photo, classes=classes)

@@ -14,8 +14,8 @@ from densescore.io.images import Pixels, read_image
 from densescore.io.names import as_text
 from densescore.io.video import split_frame_name
 from densescore.report.page import ClassSummary, Entry
-from densescore.report.sources import PHOTO_SIDE
-from densescore.results.draw import Picture, data_url
+from densescore.report.sources import place_entry
+from densescore.results.draw import Picture
 from densescore.results.formats import SIDES
 
 _COLUMNS, _PANEL = 8, 190  # of a contact sheet, in pixels
@@ -101,17 +101,9 @@ def contact_sheet(matches: Sequence[Match]) -> Picture:
 def report_entries(matches: Sequence[Match]) -> Iterator[Entry]:
     """Entries of a report's page: each image with the place's box."""
     for match in matches:
-        name = as_text(match.source)
-        try:
-            pixels = read_image(match.source)
-        except DensescoreError as error:
-            yield Entry(name=name, error=str(error))
-            continue
-        title = f"similarity {match.similarity:.2f}"
-        box = (*match.box, None)
+        title, box = f"similarity {match.similarity:.2f}", (*match.box, None)
         place = ClassSummary(label="like the example", title=title, confidence=match.similarity, boxes=[box])
-        height, width = pixels.shape[:2]
-        yield Entry(name=name, width=width, height=height, photo_url=data_url(pixels, PHOTO_SIDE), classes=[place])
+        yield place_entry(match.source, place)
 
 
 def coco_places(matches: Sequence[Match]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Labels that look wrong, by probabilities from heads that have not seen the image, and pictures that repeat."""
+"""Labels and boxes that look wrong to heads that have not seen the image, and pictures that repeat."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -27,41 +27,13 @@ HASH_BITS = 3
 
 
 class Suspect(NamedTuple):
-    """A class of an image whose label looks wrong, or a picture that repeats another."""
+    """A class of an image whose label or boxes look wrong, or a picture that repeats another."""
 
     image: str
     label: str
-    problem: str  # "not labeled", "not shown", "repeats NAME"
-    suspicion: float  # 1 - probability of the label that the image has, in [0, 1]
-    box: Box | None = None  # most likely object that is not labeled
-
-
-def check_labels(
-    images: LabeledSet,
-    scorer: DenseScorer,
-    cache: FeatureCache,
-    recipe: Recipe,
-    seed: int = 0,
-    *,
-    track: Callable[[Iterable[int]], Iterable[int]] = iter,
-    callback: Callback = lambda _: None,
-) -> list[Suspect]:
-    """Labels that look wrong, most suspect first; a ranking by self-confidence, as in cleanlab's multi-label one.
-
-    Arguments are those of `train_model`; classes that cannot be learned are left out.
-    """
-    result, images, score, suspicion = rate_labels(images, scorer, cache, recipe, seed, track=track, callback=callback)
-    suspects = []
-    for index, column in zip(*np.unravel_index(np.argsort(-suspicion, axis=None), suspicion.shape), strict=True):
-        if suspicion[index, column] < SUSPICIOUS:
-            break
-        image, label, box = images.images[index], images.classes[column], None
-        shown = result.truth[index, column] == POSITIVE
-        if not shown and isinstance(image, BoxedImage):
-            box = score(result.heads[result.folds[index]], image).find_boxes(label, max_regions=1)[0].box
-        problem = "not shown" if shown else "not labeled"
-        suspects.append(Suspect(image.name, label, problem, float(suspicion[index, column]), box))
-    return suspects
+    problem: str  # "not labeled", "not shown", "displaced", "repeats NAME"
+    suspicion: float  # in [0, 1]
+    box: Box | None = None  # most likely object that is not labeled, or that is elsewhere
 
 
 class Rated(NamedTuple):
@@ -70,7 +42,11 @@ class Rated(NamedTuple):
     result: CrossValidation
     images: LabeledSet  # without the classes that cannot be learned
     score: Callable[..., DenseScores]
-    suspicion: NDArray[np.float64]  # [I, C], 0 where the label is not known
+    suspicion: NDArray[np.float64]  # [I, C], 1 - probability of the label; 0 where it is not known
+
+    def score_held_out(self, index: int) -> DenseScores:
+        """Scores of an image by the head that has not seen it."""
+        return self.score(self.result.heads[self.result.folds[index]], self.images.images[index])
 
 
 def rate_labels(
@@ -91,6 +67,40 @@ def rate_labels(
     suspicion = np.where(result.truth == POSITIVE, 1 - probabilities, probabilities)
     suspicion[(result.truth == UNKNOWN) | np.isnan(suspicion)] = 0
     return Rated(result, images, score, suspicion)
+
+
+def suspect_labels(rated: Rated) -> list[Suspect]:
+    """Labels that look wrong, most suspect first; a ranking by self-confidence, as in cleanlab's multi-label one."""
+    images, suspicion, suspects = rated.images, rated.suspicion, []
+    for index, column in zip(*np.unravel_index(np.argsort(-suspicion, axis=None), suspicion.shape), strict=True):
+        if suspicion[index, column] < SUSPICIOUS:
+            break
+        image, label, box = images.images[index], images.classes[column], None
+        shown = rated.result.truth[index, column] == POSITIVE
+        if not shown and isinstance(image, BoxedImage):
+            box = rated.score_held_out(index).find_boxes(label, max_regions=1)[0].box
+        problem = "not shown" if shown else "not labeled"
+        suspects.append(Suspect(image.name, label, problem, float(suspicion[index, column]), box))
+    return suspects
+
+
+def suspect_boxes(rated: Rated) -> list[Suspect]:
+    """Classes that are where none of their boxes is: the heatmap's peak in the boxes is below half of its peak."""
+    suspects = []
+    for index, image in enumerate(rated.images.images):
+        if not isinstance(image, BoxedImage) or not len(image.boxes):
+            continue
+        scores = rated.score_held_out(index)
+        for column in np.unique(image.classes):
+            label = rated.images.classes[column]
+            heatmap = scores.heatmap(label)[0].cpu().numpy()
+            boxes = image.boxes[image.classes == column].round().astype(int)
+            inside = max(heatmap[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)].max() for x0, y0, x1, y1 in boxes)
+            suspicion = float((1 - rated.suspicion[index, column]) * (1 - inside / heatmap.max()))
+            if suspicion >= SUSPICIOUS:
+                box = scores.find_boxes(label, max_regions=1)[0].box
+                suspects.append(Suspect(image.name, label, "displaced", suspicion, box))
+    return sorted(suspects, key=lambda each: -each.suspicion)
 
 
 def find_repeats(images: Sequence[LabeledImage]) -> list[Suspect]:
