@@ -59,7 +59,9 @@ Threshold = Annotated[
 K = Annotated[float | None, patch_option("Exponent of the image score, equation (1). 5, or the head's, by default.")]
 Dtype = Annotated[str, network_option("auto, float32, float16, or bfloat16 (twice as fast on recent CPUs).")]
 Device = Annotated[str, network_option("auto, cpu, cuda, cuda:1, …")]
-Model = Annotated[str, network_option("Name from `densescore models --all`, or a trained head (.safetensors).")]
+Model = Annotated[
+    str, network_option("Name from `densescore models --all`, a trained head (.safetensors), or hf-hub:user/name.")
+]
 Labels = Annotated[Path | None, network_option("Text file of class names, one per line, instead of the model's.")]
 Overwrite = Annotated[bool, option("Replace existing results.")]
 Json = Annotated[bool, option("Print JSON instead of tables.", "--json")]

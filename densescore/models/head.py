@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -122,6 +123,51 @@ class HeadFile:
     backbone_weights: dict[str, Tensor] = field(default_factory=dict)
     box_layer: BoxLayer | None = None
     calibration: Calibration | None = None
+
+    def push_to_hub(self, repo: str, *, private: bool = False) -> str:
+        """Upload the head to the Hugging Face Hub with a model card; ``hf-hub:user/name`` then loads it.
+
+        Args:
+            repo: ``user/name``, made if needed. `huggingface_hub` knows the account (``hf auth login``, ``HF_TOKEN``).
+            private: whether a new repository is private.
+
+        Returns:
+            Address of the repository's page.
+
+        Raises:
+            DensescoreError: no connection, or no right to write there.
+
+        Example:
+            >>> load_head("head.safetensors").push_to_hub("me/birds")  # doctest: +SKIP
+            'https://huggingface.co/me/birds'
+        """
+        from densescore.models import hub
+
+        return hub.upload(repo, partial(save_head, file=self), self.card(repo), private=private)
+
+    def card(self, name: str) -> str:
+        """A model card in Markdown, from the head's own record: classes, held-out AP, and how it is used."""
+        known = self.training.get("held_out_ap", {})
+        rows = [
+            f"| {label} | {self.training.get('labels', {}).get(label, '–')} | {_digits(known.get(label))} |"
+            for label in self.labels
+            if label != BACKGROUND
+        ]
+        values = [value for value in known.values() if value is not None]
+        mean = f" Mean AP in cross-validation: {sum(values) / len(values):.3f}." if values else ""
+        return (
+            f"---\nlibrary_name: densescore\npipeline_tag: image-classification\ntags: [densescore]\n---\n# {name}\n\n"
+            f"{len(rows)} classes, and where they are in a photograph: an adaptation head for `{self.backbone}`, "
+            f"trained on {self.training.get('images', '–')} images.{mean}\n\n"
+            f"```python\nimport densescore\n\nscores = densescore.classify('photo.jpg', 'hf-hub:{name}')\n"
+            "scores.top(5), scores.plot()\n```\n\n| class | images | AP, held out |\n| --- | --- | --- |\n"
+            + "\n".join(rows)
+            + "\n"
+        )
+
+
+def _digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def save_head(path: str | os.PathLike[str], file: HeadFile, *, overwrite: bool = False) -> None:

@@ -19,7 +19,7 @@ from densescore.errors import DensescoreError, DensescoreWarning, reason_of
 from densescore.geometry import PAPER_SCALES
 from densescore.io.find import near_files
 from densescore.io.names import unique_labels
-from densescore.models import efficientnet_lite, krizhevsky
+from densescore.models import efficientnet_lite, hub, krizhevsky
 from densescore.models.box_layer import BoxLayer
 from densescore.models.calibration import Calibration
 from densescore.models.entry import IMAGENET_MEAN, IMAGENET_STD, ModelEntry
@@ -109,7 +109,7 @@ MODELS: dict[str, ModelEntry] = {  # `labels.IMAGENET_MODELS` repeats the names,
 
 
 def find_entry(name: str) -> ModelEntry:
-    """A named network: a key of `MODELS`, ``timm:NAME`` or ``torchvision:NAME``; errors list the nearest names."""
+    """A named network: a key of `MODELS`, or a prefix of `ZOOS` and a name; errors list the nearest names."""
     if name in MODELS:
         return MODELS[name]
     zoo, colon, zoo_name = name.partition(":")
@@ -136,7 +136,7 @@ def load_classifier(
     std: Sequence[float] | None = None,
     patch_size: int | None = None,
 ) -> Classifier:
-    """Load a network by name (see `find_entry`), by a head's file (``.safetensors``), or as a copy of a module.
+    """Load a network by name (see `find_entry`), by a head's file or repository, or as a copy of a module.
 
     `labels` (names, or a text file) and the rest replace the model's own; a module has ImageNet's.
     """
@@ -145,8 +145,8 @@ def load_classifier(
         classifier = _of_module(model)
     elif not isinstance(model, str | os.PathLike):
         raise DensescoreError(f"model must be a name, a file or a torch.nn.Module, got {type(model).__name__}")
-    elif Path(model).suffix == ".safetensors":
-        classifier = _of_head(os.fspath(model), load_head(model), weights)
+    elif (head := _head_file(os.fspath(model))) is not None:
+        classifier = _of_head(os.fspath(model), load_head(head), weights)
     else:
         classifier = _load_named(os.fspath(model), weights)
 
@@ -161,6 +161,13 @@ def load_classifier(
     _check(classifier)
     check_weights_finite(classifier.module, f"weights of {classifier.name}")
     return replace(classifier, labels=unique_labels(classifier.labels))
+
+
+def _head_file(model: str) -> Path | None:
+    """The file of a head that is named by its path, or by its repository on the hub; None for a network."""
+    if model.startswith(hub.PREFIX):
+        return hub.fetch_head(model)
+    return Path(model) if Path(model).suffix == ".safetensors" else None
 
 
 def _of_module(model: nn.Module) -> Classifier:

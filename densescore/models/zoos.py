@@ -1,9 +1,10 @@
-"""Entries of other packages' networks: ``timm:NAME`` and ``torchvision:NAME``, with their own preprocessing."""
+"""Entries of other packages' networks: ``timm:NAME``, ``torchvision:NAME``, ``hf-hub:USER/NAME``."""
 
 import difflib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -31,11 +32,30 @@ def timm_entry(name: str) -> ModelEntry:
     if tag and name not in tagged:
         raise _unknown("timm", name, tagged)
     config: Any = timm.models.get_pretrained_cfg(name)
+    return _of_config(f"timm:{name}", name, name, config, bool(tagged))
+
+
+def hub_entry(name: str) -> ModelEntry:
+    """A network in timm's format in a repository of the Hugging Face Hub: ``user/name``."""
+    from timm.models import PretrainedCfg, load_model_config_from_hf
+
+    try:
+        values, architecture, _ = load_model_config_from_hf(name)
+    except Exception as error:  # the hub and the connection raise many kinds
+        reason = f"neither a head of densescore nor a network of timm can be loaded: {reason_of(error)}"
+        raise DensescoreError(f"hf-hub:{name}: {reason}") from error
+    known = {field.name for field in fields(PretrainedCfg)}
+    config = PretrainedCfg(**{key: value for key, value in values.items() if key in known})
+    return _of_config(f"hf-hub:{name}", architecture, f"hf-hub:{name}", config, True)
+
+
+def _of_config(name: str, architecture: str, weights: str, config: Any, is_published: bool) -> ModelEntry:
+    """An entry by timm's configuration; `architecture` and `weights` are names for timm."""
     side, classes = max(config.input_size[1:]), config.num_classes
     return ModelEntry(
-        description=f"timm's {name}",
-        build=partial(_build, partial(_create_timm, name), classes or 1000, f"timm:{name}"),
-        published=partial(_download_timm, name) if tagged and classes else None,
+        description=f"timm's {architecture}",
+        build=partial(_build, partial(_create_timm, architecture), classes or 1000, name),
+        published=partial(_download_timm, name, weights) if is_published and classes else None,
         license=config.license or "not stated by timm",
         origin="timm, downloaded on first use",
         mean=tuple(config.mean),
@@ -77,7 +97,9 @@ def torchvision_entry(name: str) -> ModelEntry:
     )
 
 
-ZOOS: dict[str, Callable[[str], ModelEntry]] = {"timm": timm_entry, "torchvision": torchvision_entry}
+ZOOS: dict[str, Callable[[str], ModelEntry]] = {
+    "timm": timm_entry, "torchvision": torchvision_entry, "hf-hub": hub_entry
+}  # fmt: skip
 """Prefix of a name → entry of the name after the colon."""
 
 
@@ -142,15 +164,15 @@ def _create_torchvision(name: str, classes: int) -> nn.Module:
     return network
 
 
-def _download_timm(name: str) -> dict[str, Tensor]:
+def _download_timm(name: str, source: str) -> dict[str, Tensor]:
     import timm
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry of a download is a line otherwise
     try:
-        state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+        state: dict[str, Tensor] = timm.create_model(source, pretrained=True).state_dict()
     except Exception as error:  # the hub and the network raise many kinds
         reason = f"its weights could not be downloaded ({reason_of(error)})"
-        raise DensescoreError(f"timm:{name}: {reason}; {_INSTEAD}") from error
+        raise DensescoreError(f"{name}: {reason}; {_INSTEAD}") from error
     return state
 
 
@@ -170,6 +192,8 @@ def _timm_labels(config: Any) -> tuple[str, ...]:
     """Class names of a configuration of timm; numbers if timm does not know them."""
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
+    if config.label_names:
+        return tuple(config.label_names)
     if config.num_classes == 1000:
         return imagenet_labels()
     subset = infer_imagenet_subset(config.to_dict())
