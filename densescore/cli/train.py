@@ -253,7 +253,7 @@ def check(
     from densescore.io.files import atomic_write
     from densescore.report.page import ClassSummary, write_report
     from densescore.report.sources import place_entry
-    from densescore.transfer.label_check import Suspect, find_repeats, rate_labels, suspect_boxes, suspect_labels
+    from densescore.transfer.label_check import Suspect, find_repeats, find_suspects, rate_labels
     from densescore.transfer.recipe import RECIPES, change_recipe
 
     plan = change_recipe(RECIPES["default"], scales=cli.numbers(options.scales, "--scales") or None)
@@ -267,7 +267,7 @@ def check(
     with Progress("steps") as progress:
         bar = TrainingBar(progress, len(dataset.images) * (1 + plan.flips))
         rated = rate_labels(dataset, scorer, cache.of(scorer), plan, seed, track=bar.track, callback=bar.callback)
-    suspects = [*suspect_labels(rated), *suspect_boxes(rated), *find_repeats(pictures)]
+    suspects = [*find_suspects(rated), *find_repeats(pictures)]
 
     # Write and print
     if out is not None:

@@ -33,8 +33,11 @@ from densescore.models.labels import find_classes
 from densescore.network.crops import dense_only
 from densescore.network.dense_network import DenseNetwork
 from densescore.network.tiling import Tile, own_part, tiles
+from densescore.results.draw import PICTURE_SIDE, Style, plot_map
 from densescore.results.heatmaps import describe_geometry
 from densescore.results.patches import rank_patches
+from densescore.results.regions import thumbnail_size
+from densescore.results.scores import DenseScores
 from densescore.scoring.scorer import DenseScorer
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
@@ -47,7 +50,7 @@ _HOLDS = (
     r"job\.json",
     "done",
     r"result\.json",
-    r"maps(/[^/]+\.tif)?",
+    r"maps(/[^/]+\.(tif|png))?",
     r"places\.(csv|geojson)",
     rf"scores\.zarr(/{ZARR})?",
 )
@@ -76,7 +79,8 @@ def score_huge(
         scorer: scores the tiles; with `patch_sizes`, in pixels of the image, or with `scales`.
         image: path of a TIFF or zarr image; see `open_huge`.
         folder: output folder: ``scores.zarr`` (per level ``[rows, cols, C]``), ``maps/CLASS.tif``,
-            ``result.json``, and the best patches: ``places.csv``, and ``places.geojson`` of a georeferenced image.
+            ``maps/CLASS.png`` (its picture, as `DenseScores.plot` draws it), ``result.json``, and the best patches:
+            ``places.csv``, and ``places.geojson`` of a georeferenced image.
         classes: classes to map, or groups of classes, whose scores add up; see `DenseScores.select`.
         top: number of best classes to map, if `classes` is empty.
         map_step: image pixels per pixel of the maps.
@@ -216,6 +220,8 @@ def _write_maps(
     def progress(number: int) -> Callable[[Sequence[Any]], Iterable[Any]]:
         return lambda corners: track(corners, f"map {number} of {len(labels)}")
 
+    width, height = thumbnail_size(image.width, image.height, PICTURE_SIDE)
+    photograph = level_window(image.read, pyramid, Level(1.0, height, width, 1, 1, 0), 0, height, 0, width)
     classes = []
     for number, label in enumerate(labels, 1):
         indices = find_classes(label, scorer.labels).columns
@@ -224,6 +230,9 @@ def _write_maps(
         with job.writing(), atomic_write(job.folder / file, overwrite=True) as temporary:
             peak = write_map(temporary, columns, pyramid, label, step, image.geotags, progress(number))
         values = np.concatenate([column.ravel() for column in columns])  # [M]
+        picture = f"maps/{names[label]}.png"
+        scores = DenseScores(torch.from_numpy(values)[:, None], (label,), pyramid, k=scorer.k)
+        plot_map(photograph, scores.class_map(label, PICTURE_SIDE), Style()).save(job.folder / picture, overwrite=True)
         best = float(values.max()) or 1.0  # all may be 0
         relative = float(np.mean((values / best) ** scorer.k, dtype=np.float64))
         classes.append(
@@ -232,6 +241,7 @@ def _write_maps(
                 "image_score": relative * best**scorer.k,
                 "confidence": relative ** (1 / scorer.k) * best,
                 "response_map": file,
+                "picture": picture,
                 "map_step": step,
                 "response_map_peak": peak,
                 "best_patches": [patch._asdict() for patch in rank_patches(values, pyramid, scorer.k, 5)],

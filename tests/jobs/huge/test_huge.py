@@ -19,7 +19,7 @@ from torch import nn
 
 from densescore import DensescoreError, DenseScorer, Pyramid
 from densescore.cli.main import app
-from densescore.io.images import level_pixels
+from densescore.io.images import level_pixels, read_image
 from densescore.io.names import as_text, from_text
 from densescore.models.labels import imagenet_labels
 from tests.cli.runner import CliRunner
@@ -107,6 +107,9 @@ def test_a_group_of_classes_is_mapped_by_its_sum(coffee_tiff: Path, tmp_path: Pa
         assert entry["image_score"] == pytest.approx(chosen.image_scores().item(), rel=1e-4)
         written = tifffile.imread(tmp_path / "out" / "maps" / f"{label}.tif")
         np.testing.assert_allclose(written, chosen.response_map()[0], rtol=1e-4)
+        picture = read_image(tmp_path / "out" / entry["picture"]).astype(int)
+        chosen.save_heatmap(tmp_path / "whole.png", label, image=coffee_tiff, overwrite=True)
+        assert np.abs(picture - read_image(tmp_path / "whole.png")).mean() < 0.5
     assert result["classes"][0]["response_map_peak"] > 5 * result["classes"][1]["response_map_peak"]
 
 
