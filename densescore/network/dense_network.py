@@ -206,13 +206,16 @@ def check_head(features: int, width: int) -> None:
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """A usable device; ``"auto"`` is a CUDA device if there is one, else the CPU."""
+    """A usable device; ``"auto"`` is a CUDA device if there is one, else Apple's GPU, else the CPU."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        has_mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
     try:
         usable = torch.device(device)
-        if usable.type not in ("cpu", "cuda"):
-            raise DensescoreError(f"device {device!r} cannot be used: densescore runs on 'cpu' and 'cuda' only")
+        if usable.type not in ("cpu", "cuda", "mps"):
+            raise DensescoreError(f"device {device!r} cannot be used: densescore runs on 'cpu', 'cuda' and 'mps' only")
+        if usable.type == "mps" and not torch.backends.mps.is_available():
+            raise DensescoreError(f"device {device!r} cannot be used: this machine has no Apple GPU that torch can use")
         torch.empty(1, device=usable)
     except (RuntimeError, AssertionError) as error:
         raise DensescoreError(f"device {device!r} cannot be used: {reason_of(error)}") from error

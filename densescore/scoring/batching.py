@@ -52,7 +52,7 @@ def find_batching(network: PatchNetwork, device: torch.device) -> Batching:
     """The batching that saves time, for a network whose layers are not yet replaced by faster ones."""
     if not isinstance(network, DenseNetwork) or network.phases > 1:
         return None
-    if device.type != "cpu":
+    if device.type == "cuda":
         return "canvases"
     return "head" if isinstance(network.project, LinearWindows) else None
 

@@ -90,8 +90,8 @@ class OutputsCheck:
 
     def __init__(self, outputs: Tensor, subject: str) -> None:
         self._message = f"{subject} in {outputs.dtype} are not finite; try another dtype"
-        self._finite = _is_finite(outputs).to("cpu", non_blocking=True)
         cuda = outputs.device.type == "cuda"
+        self._finite = _is_finite(outputs).to("cpu", non_blocking=cuda)
         self._copied = torch.cuda.current_stream(outputs.device).record_event() if cuda else None
 
     def read(self) -> None:

@@ -61,12 +61,12 @@ class Clock:
         """Seconds per stage; on a CUDA device, for work that is done."""
         seconds = dict(self._seconds)
         for (_, start), (stage, end) in pairwise(self._laps):
-            spent = end - start if self._device.type == "cpu" else start.elapsed_time(end) / 1000
+            spent = start.elapsed_time(end) / 1000 if self._device.type == "cuda" else end - start
             seconds[stage] = seconds.get(stage, 0.0) + spent
         return seconds
 
     def _now(self) -> Any:
-        if self._device.type == "cpu":
+        if self._device.type != "cuda":
             return time.perf_counter()
         return torch.cuda.current_stream(self._device).record_event(torch.cuda.Event(enable_timing=True))
 
@@ -154,7 +154,7 @@ def normalized_levels(
     """All levels of some images, resized, padded and normalized: ``[1, 3, P + nS, P + mS]`` each."""
     for image, pyramid in zip(images, pyramids, strict=True):
         levels = levels_of_copy(image, pyramid, normalize)
-        if normalize.device.type == "cpu":
+        if normalize.device.type != "cuda":
             levels = (normalize(level_pixels(image, pyramid, level)) for level in pyramid.levels)
         for pixels in levels:
             clock.lap("pyramid")

@@ -13,8 +13,8 @@ from densescore.network.cpu.accelerate import Runtime
 from densescore.scoring.checks import Numbers
 
 
-class ScorerOptions(TypedDict, total=False):
-    """Arguments of `DenseScorer` besides the model; see there."""
+class NetworkOptions(TypedDict, total=False):
+    """Arguments of `DenseScorer` besides the model and the context; see there."""
 
     weights: Weights
     labels: Sequence[str] | str | os.PathLike[str] | None
@@ -29,8 +29,21 @@ class ScorerOptions(TypedDict, total=False):
     dtype: str | torch.dtype
     runtime: Runtime
     max_cells: int
-    context: Literal["image", "patch"] | None
     threshold: float | None
+
+
+class ScorerOptions(NetworkOptions, total=False):
+    """Arguments of `DenseScorer` besides the model; see there."""
+
+    context: Literal["image", "patch"] | None
+
+
+class StreamOptions(ScorerOptions, total=False):
+    """Arguments of `score_many` besides the images and the model; see there."""
+
+    decoders: int | None
+    ahead: int
+    batch: int | None
 
 
 def check_options(names: Iterable[str]) -> None:

@@ -76,7 +76,7 @@ class DenseScorer:
         stride: pixels of a level from one patch to the next. Default: the network's own (32). Half, a quarter, … of it
             gives that many more patches down and across; see `densescore.network.strides`.
         k: exponent of the image score, at least 1. Default: 5, or the best exponent of a trained head.
-        device: ``"auto"`` (a CUDA device if there is one), ``"cpu"``, ``"cuda:1"``, …
+        device: ``"auto"`` (a CUDA device, else Apple's GPU, else the CPU), ``"cpu"``, ``"cuda:1"``, ``"mps"``, …
         dtype: ``"auto"`` (the module's own; float32 for named models), ``"float32"``, ``"bfloat16"`` (about half the
             time on processors that multiply in it) or ``"float16"``. Probabilities are always float32.
         runtime: runtime of the trunk on a CPU: ``"torch"``, ``"openvino"`` (an extra), or ``"auto"``: OpenVINO, where
@@ -168,6 +168,9 @@ class DenseScorer:
         self.network: PatchNetwork = to_channels_last(network.to(self.device, self.dtype))
         self.normalize = engine.Normalization(self.mean, self.std, self.device, self.dtype)
         self.box_layer = None if classifier.box_layer is None else classifier.box_layer.to(self.device)
+        self._box_finder = self.box_layer
+        if self.box_layer is not None and self.device.type == "mps":  # on the host, as outputs; see `_launched`
+            self._box_finder = copy.deepcopy(self.box_layer).cpu()
         checks.check_weights(self.network, self.name)
         if self.dtype != torch.float32 and self.device.type == "cpu":  # a GPU has them all
             checks.check_operations(self.network, self.name)
@@ -365,6 +368,8 @@ class DenseScorer:
         self, outputs: Tensor, pyramids: Sequence[Pyramid], context: Context, clock: Clock, **fields: Any
     ) -> Launched:
         """The scores of each image, from the outputs of all, ``[ΣM, …]``; `fields`: further ones of `DenseScores`."""
+        if outputs.device.type == "mps":  # it has no float64, in which powers are summed
+            outputs = outputs.cpu()
         logits, reduced = engine.split_outputs(outputs, self.box_layer)
         probabilities = self.probabilities(logits)  # [ΣM, C]
         sizes = [len(pyramid) for pyramid in pyramids]
@@ -376,7 +381,8 @@ class DenseScorer:
             DenseScores(
                 rows.clone(), self.labels, pyramid, k=self.k, model=self.name, context=context, runtime=self.runtime,
                 calibration=self.calibration if context == self.context else None,
-                object_boxes=engine.find_objects(self.box_layer, features, rows, pyramid), own_scores=scores, **fields,
+                object_boxes=engine.find_objects(self._box_finder, features, rows, pyramid), own_scores=scores,
+                **fields,
             )
             for rows, features, pyramid, scores in parts
         ]  # fmt: skip

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from typing_extensions import Unpack
 
 from densescore.errors import DensescoreError
 from densescore.io.images import ImageLike, Pixels, file_of, read_image
@@ -16,6 +17,7 @@ from densescore.io.video import close_videos, frame_names, split_frame_name
 from densescore.results.scores import DenseScores
 from densescore.scoring.batching import Prefetched
 from densescore.scoring.classify import shared_scorer
+from densescore.scoring.options import NetworkOptions, StreamOptions
 from densescore.scoring.scorer import Context, DenseScorer, Launched
 
 
@@ -42,7 +44,7 @@ def score_many(
     decoders: int | None = None,
     ahead: int = 4,
     batch: int | None = None,
-    **options: Any,
+    **options: Unpack[NetworkOptions],
 ) -> Iterator[Scored]:
     """Score images lazily and in order, with only a few images in memory.
 
@@ -188,7 +190,7 @@ def score_video(
     model: str | os.PathLike[str] | DenseScorer = "lite0",
     *,
     fps: float = 1.0,
-    **options: Any,
+    **options: Unpack[StreamOptions],
 ) -> Iterator[ScoredFrame]:
     """Score the frame that a viewer sees of a video every ``1/fps`` seconds, lazily and in constant memory.
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 import densescore
 from densescore import DensescoreError, DenseScorer
 from densescore.models.head import AdaptationHead, HeadFile, save_head
+from densescore.network.dense_network import find_device
 from densescore.scoring.classify import shared_scorer
 from tests.conftest import Toy
 
@@ -65,6 +66,24 @@ def test_bytes_and_floats_are_normalized_alike(dtype: torch.dtype, cat: NDArray[
         assert level.dtype == dtype
         assert level.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(level.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.backends.mps.is_available(), reason="needs an Apple GPU")
+def test_an_apple_gpu_gives_the_same_scores(cat: NDArray[np.uint8]) -> None:
+    cpu, mps = (DenseScorer("lite0", scales=(1, 1.3), device=device).score(cat) for device in ("cpu", "mps"))
+    torch.testing.assert_close(mps.patch_scores, cpu.patch_scores, rtol=1e-3, atol=1e-5)
+
+
+def test_a_device_is_chosen_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.backends.mps.is_available():
+        with pytest.raises(DensescoreError, match=r"^device 'mps' cannot be used: [^\n]{10,200}$"):
+            find_device("mps")
+    with pytest.raises(DensescoreError, match="densescore runs on 'cpu', 'cuda' and 'mps' only"):
+        find_device("meta")
+    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda value=cuda: value)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda value=mps: value)
+        assert find_device("auto").type == expected
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (7, 3), (33, 660), (500, 25)])
