@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from densescore import DensescoreError, DenseScorer, DenseScores, classify
+from densescore import DensescoreError, DenseScorer, DenseScores, classify, score_many
 from densescore.errors import DensescoreWarning
 from densescore.geometry import Pyramid
 from densescore.models.weights import read_weights
 from densescore.results.patches import Patch
-from densescore.scoring.options import ScorerOptions
+from densescore.scoring.options import ScorerOptions, StreamOptions
 from tests.cli.runner import refuse
 from tests.conftest import Toy
 
@@ -45,7 +45,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: DenseScorer("head.safetensor"), r"unknown model 'head.safetensor'.*; did you mean head.safetensors\?"),
     (lambda: DenseScorer(Segmenter(), patch_size=32), r"and returns a dict of 'out', 'aux'$"),
     (lambda: DenseScorer(nn.Conv2d(3, 2, 1), patch_size=32), r"and returns a tensor of shape \[1, 2, 32, 32\]$"),
-    (lambda: DenseScorer(Toy(), patch_size=20, device="mps"), r"'mps' cannot be used: .*'cpu' and 'cuda' only$"),
+    (lambda: DenseScorer(Toy(), patch_size=20, device="mps"), r"'mps' cannot be used: this machine has no Apple GPU"),
     (lambda: DenseScorer("lite0", scales="1,2"), r"scales must be a sequence of numbers, got '1,2'"),  # type: ignore[arg-type]
     (lambda: DenseScorer("lite0", mean=[1, "x", 2]), r"mean must be a sequence of numbers, got \[1, 'x', 2\]"),  # type: ignore[list-item]
     (lambda: classify("photo.jpg", scale=2), r"scale: no such option of a scorer; did you mean scales\?"),  # type: ignore[call-arg]
@@ -88,4 +88,36 @@ def test_a_patch_is_printed_in_a_line() -> None:
 
 
 def test_options_are_the_scorers() -> None:
-    assert [*ScorerOptions.__annotations__] == [*inspect.signature(DenseScorer).parameters][1:]
+    assert {*ScorerOptions.__annotations__} == {*inspect.signature(DenseScorer).parameters} - {"model"}
+    assert {*StreamOptions.__annotations__} >= {*inspect.signature(score_many).parameters} - {
+        "images",
+        "model",
+        "options",
+    }
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "heatmap gone.jpg -o taken", "score gone -o taken.parquet", "report gone -o taken.html",
+        "export gone.safetensors -o taken.onnx", "train --data gone -o taken.safetensors",
+        "check --data gone -o taken.csv", "huge gone.tif -o taken", "index gone -o taken",
+        "find gone --like photo.jpg --csv taken.csv",
+        "evaluate --data gone --model head.safetensors -o taken", "labels x --data gone -o taken.png",
+        "tune-k --data gone --model head.safetensors -o taken.safetensors", "convert-caffe gone.onnx -o taken.safetensors",
+        "evaluate-actions --data gone --model head.safetensors -o taken",
+    ],
+)  # fmt: skip
+def test_a_missing_input_is_named_before_an_output_that_is_there(words: str, folder: Path) -> None:
+    for name in (
+        "taken.parquet",
+        "taken.html",
+        "taken.onnx",
+        "taken.safetensors",
+        "taken.csv",
+        "taken.png",
+        "taken/mine",
+    ):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    refuse(*words.split(), message="error: gone")

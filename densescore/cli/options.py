@@ -212,13 +212,17 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
 
 
 def check_new(path: Path | None, overwrite: bool, inputs: Iterable[str | Path | None] = (), folder: str = "") -> None:
-    """Refuse to replace existing results before the work begins; see `check_replaceable`."""
+    """Refuse to replace existing results before the work begins; see `check_replaceable`. Missing inputs come first."""
+    if path is None:
+        return
     from densescore.io.files import check_replaceable
+    from densescore.io.find import exists, near_files
 
-    if path is not None:
-        check_replaceable(
-            path, overwrite=overwrite, folder=folder, inputs=[item for item in inputs if item is not None]
-        )
+    files = [item for item in inputs if item is not None]
+    for file in files:  # other strings may be names of models
+        if (isinstance(file, Path) or file.endswith(".safetensors")) and not exists(file):
+            raise DensescoreError(f"{file}: no such file or folder{near_files(file)}")
+    check_replaceable(path, overwrite=overwrite, folder=folder, inputs=files)
 
 
 def check_new_weights(path: Path, overwrite: bool, inputs: Iterable[str | Path | None] = ()) -> None:

@@ -69,7 +69,7 @@ def labels(
 
     label_rule = rule.change(LabelRule())
     levels = cli.numbers(scales, "--scales") or PAPER_SCALES
-    cli.check_new(out, overwrite)
+    cli.check_new(out, overwrite, [data])
     import numpy as np
 
     from densescore.data.load import load_boxed
