@@ -42,14 +42,6 @@ def test_the_server_answers_to_its_names(start: Start) -> None:
         assert raw.exchange(port, b"GET /models HTTP/" + version + b"\r\n" + lines + b"\r\n")[0] in (400, 421)
 
 
-def test_redirects_name_no_host(start: Start) -> None:
-    _, port = start(root_path="/look", allowed_hosts=["www.example.org"])
-    with closing(raw.connect(port, raw.get("models/?a=b", "www.example.org"))) as connection:
-        head = raw.read_all(connection).partition(b"\r\n\r\n")[0].lower()
-    assert b" 307 " in head
-    assert b"location: ../models?a=b\r\n" in head + b"\r\n"
-
-
 @pytest.mark.parametrize("pieces", [1, 20])
 @pytest.mark.parametrize("size", [15_000, 17_000, 60_000])
 def test_headers_are_bounded_however_they_arrive(start: Start, size: int, pieces: int) -> None:
