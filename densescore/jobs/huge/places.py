@@ -8,14 +8,7 @@ from typing import Any
 import numpy as np
 
 from densescore.io.names import as_text, text_values, to_json
-from densescore.jobs.huge.maps import (
-    KEYS,
-    PIXEL_IS_POINT,
-    PIXEL_SCALE,
-    RASTER_TYPE,
-    TIEPOINT,
-    TRANSFORMATION,
-)
+from densescore.jobs.huge.maps import PIXEL_IS_POINT, PIXEL_SCALE, RASTER_TYPE, TIEPOINT, TRANSFORMATION, geo_keys
 from densescore.jobs.huge.source import GeoTag
 
 _PROJECTED, _GEOGRAPHIC, _USER_DEFINED = 3072, 2048, 32767
@@ -53,7 +46,7 @@ def _places(classes: Sequence[dict[str, Any]]) -> list[tuple[str, Box, float]]:
 
 def epsg_of(tags: Sequence[GeoTag]) -> int | None:
     """EPSG number of the coordinate system of GeoTIFF tags; None if it has none."""
-    keys = _keys(tags)
+    keys = geo_keys(tags)
     number = keys.get(_PROJECTED, keys.get(_GEOGRAPHIC, _USER_DEFINED))
     return None if number == _USER_DEFINED else number
 
@@ -61,7 +54,7 @@ def epsg_of(tags: Sequence[GeoTag]) -> int | None:
 def ground_of(tags: Sequence[GeoTag]) -> Callable[[float, float], tuple[float, float]] | None:
     """Image pixels (x, y), 0 at the left and upper border → coordinates on the ground; None without a georeference."""
     values = {code: value for code, _, _, value, _ in tags}
-    half = 0.5 if _keys(tags).get(RASTER_TYPE) == PIXEL_IS_POINT else 0.0  # coordinates mean the centers of pixels
+    half = 0.5 if geo_keys(tags).get(RASTER_TYPE) == PIXEL_IS_POINT else 0.0  # coordinates mean the centers of pixels
     if TRANSFORMATION in values:
         matrix = np.array(values[TRANSFORMATION], float).reshape(4, 4)[:2]
     elif PIXEL_SCALE in values and TIEPOINT in values:
@@ -75,9 +68,3 @@ def ground_of(tags: Sequence[GeoTag]) -> Callable[[float, float], tuple[float, f
         return float(east), float(north)
 
     return ground
-
-
-def _keys(tags: Sequence[GeoTag]) -> dict[int, int]:
-    """GeoKeys with a number of their own."""
-    table: Any = next((value for code, _, _, value, _ in tags if code == KEYS), ())
-    return {table[at]: table[at + 3] for at in range(4, len(table), 4) if table[at + 1] == 0}
