@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -268,14 +269,10 @@ def test_what_a_run_reads_is_never_replaced(command: Command, tmp_path: Path) ->
             add(np.full((48, 64, 3), shade, np.uint8))
     (tmp_path / "list.txt").write_text("pictures/00.png\nclip.mp4#t=0.5\n")
     before = contents(tmp_path)
-    for source, place in (
-        ("clip.mp4", "clip.mp4"),
-        *(("list.txt", name) for name in ("list.txt", "pictures/00.png", "clip.mp4")),
-    ):
-        for option in ("--csv", "--coco"):
-            result = command(source, "--out", "new.parquet", option, place, "--overwrite")
-            assert (result.exit_code, "because this run needs" in result.stderr) == (2, True), result.output
-            assert contents(tmp_path) == before
+    for place, option in product(("list.txt", "pictures/00.png", "clip.mp4"), ("--csv", "--coco")):
+        result = command("list.txt", "--out", "new.parquet", option, place, "--overwrite")
+        assert (result.exit_code, "because this run needs" in result.stderr) == (2, True), result.output
+        assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["scores.csv", "r.json", "labels"])
