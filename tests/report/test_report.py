@@ -42,13 +42,9 @@ def blocks(page: Path, kind: str) -> list[Any]:
     return [json.loads(text) for text in re.findall(pattern, page.read_text("utf-8"))]
 
 
-def toy_scorer(**options: Any) -> DenseScorer:
-    return DenseScorer(Toy(), labels=("a", "b", "c"), patch_size=20, scales=(1, 1.5), runtime="torch", **options)
-
-
 @pytest.fixture
 def scorer() -> DenseScorer:
-    return toy_scorer()
+    return DenseScorer(Toy(), labels=("a", "b", "c"), patch_size=20, scales=(1, 1.5), runtime="torch")
 
 
 @pytest.fixture

@@ -13,9 +13,6 @@ from densescore.jobs.huge.source import GeoTag
 
 _PROJECTED, _GEOGRAPHIC, _USER_DEFINED = 3072, 2048, 32767
 
-Box = tuple[float, float, float, float]
-"""``x0 y0 x1 y1`` in image pixels."""
-
 
 def write_csv(path: Path, classes: Sequence[dict[str, Any]]) -> None:
     """A row per place: class, box in image pixels, score; UTF-8."""
@@ -40,7 +37,7 @@ def write_geojson(path: Path, classes: Sequence[dict[str, Any]], tags: Sequence[
     path.write_text(to_json({"type": "FeatureCollection", "crs": system, "features": features}) + "\n", "utf-8")
 
 
-def _places(classes: Sequence[dict[str, Any]]) -> list[tuple[str, Box, float]]:
+def _places(classes: Sequence[dict[str, Any]]) -> list[tuple[str, tuple[float, ...], float]]:
     return [(entry["label"], patch["box"], patch["score"]) for entry in classes for patch in entry["best_patches"]]
 
 

@@ -250,22 +250,19 @@ def test_a_full_disk_is_an_error(scorer: DenseScorer, pictures: list[str], tmp_p
 @pytest.mark.parametrize(
     ("name", "outputs", "part_size", "message"),
     [
-        ("r.parquet", Outputs(classes=("d",)), 64, "no class 'd'"),
         ("r.parquet", Outputs(maps=True, mapped=0), 64, "mapped is 0"),
         ("r.parquet", Outputs(top=0), 64, "top must be at least 1"),
         ("r.parquet", Outputs(mapped=-1), 64, "mapped must be at least 0"),
         ("r.parquet", Outputs(), 0, "part_size must be at least 1"),
         ("r.csv", Outputs(), 64, r"ends in \.parquet"),
-        ("file/r.parquet", Outputs(), 64, "cannot be written"),
     ],
 )
 def test_bad_arguments(
     scorer: DenseScorer, pictures: list[str], tmp_path: Path, name: str, outputs: Outputs, part_size: int, message: str
 ) -> None:
-    (tmp_path / "file").touch()
     with pytest.raises(DensescoreError, match=message):
         score_table(pictures, tmp_path / name, scorer, outputs, part_size=part_size)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "pictures"]
+    assert [file.name for file in tmp_path.iterdir()] == ["pictures"]
 
 
 def test_a_run_cannot_finish_with_a_part_missing(scorer: DenseScorer, tmp_path: Path) -> None:
