@@ -45,7 +45,7 @@ def odd(tmp_path: Path, pictures: list[str]) -> list[str]:
 
 
 def write(
-    scorer: DenseScorer, images: list[str], table: Path, outputs: Outputs | None = None, **places: Path
+    scorer: DenseScorer, images: list[str], table: Path, outputs: Outputs | None = None, **places: Any
 ) -> list[Row]:
     score_table(images, table, scorer, outputs or Outputs(mapped=3))
     Exports(**places).write(table)
