@@ -55,6 +55,7 @@ ClassesQuery = Annotated[
 def build_api(service: Service, clients: Clients, examples: Sequence[str] = ()) -> FastAPI:
     """The routes of the API and the page, described at ``/openapi.json``."""
     app = FastAPI(title="densescore", description=__doc__, docs_url=None, redoc_url=None)  # theirs load from elsewhere
+    app.router.redirect_slashes = False  # a redirect would name a host
     _add_error_handlers(app)
     app.state.service, app.state.clients = service, clients
     _add_scoring(app, service)

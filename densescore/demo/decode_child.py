@@ -6,7 +6,6 @@ Each is answered on standard output with a line of JSON, followed by the pixels 
 import io
 import os
 import re
-import select
 import signal
 import struct
 import sys
@@ -76,10 +75,9 @@ class _TooManyPixelsError(Exception):
 
 
 def _decode(data: bytes, max_pixels: int) -> Pixels:
+    name = f"image of {len(data)} bytes"
     if not any(data.startswith(start) for start in FORMATS.values()):
-        raise DensescoreError(
-            f"image of {len(data)} bytes: not an image of a kind that is taken here ({', '.join(FORMATS)})"
-        )
+        raise DensescoreError(f"{name}: not an image of a kind that is taken here ({', '.join(FORMATS)})")
     Image.MAX_IMAGE_PIXELS = None  # for a message of our own
     try:
         with warnings.catch_warnings():
@@ -95,11 +93,10 @@ def _decode(data: bytes, max_pixels: int) -> Pixels:
     # Bound the passes over the pixels
     scans = _scans(data) if data.startswith(FORMATS["JPEG"]) else 0
     if scans > 1 and scans * width * height > _SCANS * max_pixels:
-        raise DensescoreError(
-            f"image of {len(data)} bytes: has {scans} scans, expected at most {_SCANS * max_pixels // (width * height)}"
-        )
+        most = _SCANS * max_pixels // (width * height)
+        raise DensescoreError(f"{name}: has {scans} scans, expected at most {most}")
     if data.startswith(FORMATS["TIFF"]) and _pages(data) > _PAGES:
-        raise DensescoreError(f"image of {len(data)} bytes: has more than {_PAGES} pages, expected one")
+        raise DensescoreError(f"{name}: has more than {_PAGES} pages, expected one")
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # readers refuse more than twice as many
     return from_file(data)
 
@@ -134,11 +131,7 @@ def _end_with_parent() -> None:
         return
     import ctypes
 
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    pipe = select.poll()
-    pipe.register(0, 0)
-    if pipe.poll(0):  # it has ended already
-        sys.exit(1)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # if it has ended already, standard input ends too
 
 
 def _write(answers: BinaryIO, head: dict[str, object], pixels: Pixels | None = None) -> None:

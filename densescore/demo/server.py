@@ -112,11 +112,7 @@ def _in_pieces(send: Send) -> Send:
 
     async def sender(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = {**_HEADERS, **dict(message["headers"])}
-            if b"location" in headers:  # of a call with a slash too many; relative, without host and proxy's path
-                path, *query = headers[b"location"].split(b"?", 1)
-                headers[b"location"] = b"?".join([b"../" + path.rsplit(b"/", 1)[1], *query])
-            message["headers"] = [*headers.items()]
+            message["headers"] = [*{**_HEADERS, **dict(message["headers"])}.items()]
             return await send(message)
         body, more = memoryview(message.get("body", b"")), message.get("more_body", False)
         last = max(0, len(body) - 1) // _PIECE * _PIECE

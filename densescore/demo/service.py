@@ -221,10 +221,8 @@ class Service:
         try:
             scorer.pyramid(pixels.shape[0], pixels.shape[1], max_cells=limits.cells)
         except DensescoreError as error:
-            size = f"{pixels.shape[1]}×{pixels.shape[0]}"
-            raise TooLargeError(
-                f"an image of {size} pixels has more than {limits.cells:,} patches: crop it to one that is less long"
-            ) from error
+            most = f"more than {limits.cells:,} patches: crop it to one that is less long"
+            raise TooLargeError(f"an image of {pixels.shape[1]}×{pixels.shape[0]} pixels has {most}") from error
         if time.monotonic() > deadline:
             raise self.too_slow()
         return Answer(pixels, scorer.score(pixels))

@@ -73,7 +73,9 @@ def annotate_video(
         read_frame(path, None)  # raises the video's error before the work
 
     # Choose the classes, and the scale of their colors, by a sample of frames
-    sample = [scorer.score(read_image(names[index])) for index in _spread(len(names))]
+    count = min(len(names), _SAMPLE)
+    middles = [int((index + 0.5) * len(names) / count) for index in range(count)]  # of equal stretches
+    sample = [scorer.score(read_image(names[index])) for index in middles]
     labels = sample[0].select(labels).labels or _best(sample, top)
     known = list(dict.fromkeys([*scorer.labels, *labels]))
     stems = dict(zip(known, label_file_names(known), strict=True))
@@ -110,12 +112,6 @@ def annotate_video(
                 callback(done, len(names))
         (temporary / "manifest.json").write_text(to_json(manifest, indent=2) + "\n")
     return manifest
-
-
-def _spread(count: int) -> list[int]:
-    """Indices of at most 12 of `count` frames: the middles of equal stretches."""
-    size = min(count, _SAMPLE)
-    return [int((index + 0.5) * count / size) for index in range(size)]
 
 
 def _best(sample: Sequence[DenseScores], top: int) -> list[str]:

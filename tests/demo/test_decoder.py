@@ -65,7 +65,7 @@ def test_a_slow_or_dead_process_is_replaced() -> None:
     decoder.close()
 
 
-@pytest.mark.parametrize(("width", "height"), [(101, 100), (30_000, 30_000)])  # Pillow itself refuses the second
-def test_pixels_are_counted_before_they_are_decoded(decoder: Decoder, width: int, height: int) -> None:
-    with pytest.raises(TooLargeError, match=f"{width}×{height} = {width * height:,} pixels; at most 10,000"):
-        decoder.decode(flat(height, width, "1"), 10_000, 30)
+def test_pixels_are_counted_before_they_are_decoded(decoder: Decoder) -> None:
+    for side in (101, 30_000):  # Pillow itself refuses the second
+        with pytest.raises(TooLargeError, match=f"{side}×{side} = {side * side:,} pixels; at most 10,000"):
+            decoder.decode(flat(side, side, "1"), 10_000, 30)

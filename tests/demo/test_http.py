@@ -65,6 +65,7 @@ GARBAGE = [(f'name="f{i}"; filename="{i}.png"', b"x") for i in range(300)]
     ("request_bytes", "status", "message"),
     [
         (get("nowhere"), 404, ""),
+        (get("models/?a=b"), 404, ""),
         (get("score"), 405, ""),
         (get("examples/0"), 404, "there are 0 examples"),
         (get("examples/x"), 422, "number: "),

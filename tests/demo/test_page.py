@@ -25,6 +25,7 @@ from densescore.demo.limits import Limits
 from densescore.demo.service import Service
 from densescore.results.draw import Style, paint
 from tests.conftest import keep_picture
+from tests.screens import SCREENS, check_screen
 
 WAIT = 60_000  # milliseconds: a shared machine may be slow
 UPLOAD = "#upload input[type=file]"
@@ -167,24 +168,13 @@ def test_an_example_and_another_model(open_page: Open) -> None:
     expect(title).to_contain_text("Egyptian cat", timeout=WAIT)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("dark", {"color_scheme": "dark"}),
-        ("phone", {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True}),
-    ],
-)
-def test_in_the_dark_and_on_a_phone(open_page: Open, photograph: Path, name: str, options: dict[str, Any]) -> None:
-    page = open_page(**options)
+@pytest.mark.parametrize("name", ["dark", "phone"])
+def test_in_the_dark_and_on_a_phone(open_page: Open, photograph: Path, name: str) -> None:
+    page = open_page(**SCREENS[name])
     page.set_input_files(UPLOAD, photograph)
     expect(page.locator("#patches img").first).to_be_visible(timeout=WAIT)
     keep_picture(page, f"demo_{name}")
-    edges = page.evaluate("[...document.querySelectorAll('#stage *')].map(e => e.getBoundingClientRect().right)")
-    edges.append(page.evaluate("document.documentElement.scrollWidth"))
-    assert max(edges) <= page.viewport_size["width"]  # nothing is cut off, or to scroll sideways for
-    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    bright = sum(map(int, re.findall(r"\d+", background)[:3])) > 3 * 128
-    assert bright == (name != "dark")
+    check_screen(page, name, "#stage *")
 
 
 @pytest.fixture(scope="module")

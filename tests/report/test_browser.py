@@ -20,6 +20,7 @@ from densescore import DenseScorer
 from densescore.report.page import Entry, write_report
 from densescore.report.sources import scored_entries
 from tests.conftest import keep_picture
+from tests.screens import SCREENS, check_screen
 
 WAIT = 60_000  # milliseconds: a shared machine may be slow
 INJECTION = "<img src=x onerror=alert(1)></script><script>alert(2)</script>.png"
@@ -155,24 +156,12 @@ def test_names_and_labels_are_text(open_page: Open, entries: list[Entry], tmp_pa
     assert page.locator("script:not([type])").count() == 1
 
 
-SCREENS: dict[str, dict[str, Any]] = {
-    "light": {},
-    "dark": {"color_scheme": "dark"},
-    "phone": {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True},
-}
-
-
 @pytest.mark.parametrize("name", SCREENS)
 def test_in_the_light_in_the_dark_and_on_a_phone(open_page: Open, name: str) -> None:
     page = open_page(**SCREENS[name])
     expect(page.locator("#images .labels button").first).to_be_visible(timeout=WAIT)
     keep_picture(page, f"report_{name}")
-    edges = page.evaluate("[...document.querySelectorAll('body *')].map(e => e.getBoundingClientRect().right)")
-    edges.append(page.evaluate("document.documentElement.scrollWidth"))
-    assert max(edges) <= page.viewport_size["width"]  # nothing is cut off, or to scroll sideways for
-    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    bright = sum(map(int, re.findall(r"\d+", background)[:3])) > 3 * 128
-    assert bright == (name != "dark")
+    check_screen(page, name, "body *")
 
 
 def test_every_control_has_a_name_and_can_be_reached(open_page: Open) -> None:

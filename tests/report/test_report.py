@@ -4,7 +4,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 import re
 import tracemalloc
 from collections.abc import Iterator
@@ -43,13 +42,9 @@ def blocks(page: Path, kind: str) -> list[Any]:
     return [json.loads(text) for text in re.findall(pattern, page.read_text("utf-8"))]
 
 
-def toy_scorer(**options: Any) -> DenseScorer:
-    return DenseScorer(Toy(), labels=("a", "b", "c"), patch_size=20, scales=(1, 1.5), runtime="torch", **options)
-
-
 @pytest.fixture
 def scorer() -> DenseScorer:
-    return toy_scorer()
+    return DenseScorer(Toy(), labels=("a", "b", "c"), patch_size=20, scales=(1, 1.5), runtime="torch")
 
 
 @pytest.fixture
@@ -265,18 +260,6 @@ def test_names_and_labels_are_data(name: str, tmp_path: Path) -> None:
     assert text.count("<script") == text.count("</script>") == 5  # about, facts, pictures, facts and the page's own
     for part in re.findall(r">(.*)</script>\n", text):
         assert not re.search(r"[<>&\u2028\u2029]", part)
-
-
-def test_odd_file_names_are_scored_and_shown(toy: None, tmp_path: Path) -> None:
-    folder, out = tmp_path / "photos", tmp_path / "report.html"
-    folder.mkdir()
-    names = [name for name in NAMES if "/" not in name]
-    for name in names:
-        with open(os.path.join(os.fsencode(folder), os.fsencode(name)), "wb") as file:
-            Image.new("RGB", (30, 24), "red").save(file, "png")
-    result = run("report", folder, "--out", out)
-    assert result.exit_code == 0, result.output
-    assert len(blocks(out, "pictures")) == len(names) > 5
 
 
 def test_the_policy_allows_only_the_pages_script(tmp_path: Path) -> None:

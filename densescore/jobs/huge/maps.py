@@ -14,7 +14,6 @@ from densescore.jobs.huge.source import GeoTag
 TILE = 512
 """Side of the tiles of a file, in pixels of the map."""
 
-_SMALLEST = 512  # longest side of the last picture
 PIXEL_SCALE, TIEPOINT, TRANSFORMATION, KEYS = 33550, 33922, 34264, 34735
 RASTER_TYPE, PIXEL_IS_POINT = 1025, 2
 
@@ -106,10 +105,13 @@ def write_map(
                 peak = max(peak, float(piece.max()))
             yield np.pad(piece, ((0, TILE - piece.shape[0]), (0, TILE - piece.shape[1])), mode="edge")
 
+    steps = [step]
+    while max(pyramid.height, pyramid.width) > TILE * steps[-1]:  # until one tile holds the picture
+        steps.append(2 * steps[-1])
     description = f"response map of {as_text(label)}: mean score of the patches over each pixel"
-    view, is_full = MapView(columns, pyramid, step), True
-    with tifffile.TiffWriter(path, bigtiff=view.shape[0] * view.shape[1] * 4 > 2**31) as writer:
-        while True:
+    with tifffile.TiffWriter(path, bigtiff=pyramid.height * pyramid.width * 4 > 2**31 * step**2) as writer:
+        for number, wide in enumerate(steps):
+            view, is_full = MapView(columns, pyramid, wide), number == 0
             writer.write(
                 pieces(view, is_full),
                 shape=view.shape,
@@ -122,17 +124,18 @@ def write_map(
                 extratags=scaled(tags, step) if is_full else (),
                 metadata=None,
             )
-            if max(view.shape) <= _SMALLEST:
-                return peak
-            is_full, step = False, step * 2
-            view = MapView(columns, pyramid, step)
+    return peak
+
+
+def geo_keys(tags: Sequence[GeoTag]) -> dict[int, int]:
+    """GeoKeys with a number of their own."""
+    table: Any = next((value for code, _, _, value, _ in tags if code == KEYS), ())
+    return {table[at]: table[at + 3] for at in range(4, len(table), 4) if table[at + 1] == 0}
 
 
 def scaled(tags: Sequence[GeoTag], step: int) -> tuple[GeoTag, ...]:
     """GeoTIFF tags for pixels that are `step` times as wide."""
-    keys: dict[int, Any] = {code: value for code, _, _, value, _ in tags}
-    table = keys.get(KEYS, ())
-    points = any(table[at] == RASTER_TYPE and table[at + 3] == PIXEL_IS_POINT for at in range(4, len(table), 4))
+    points = geo_keys(tags).get(RASTER_TYPE) == PIXEL_IS_POINT
     shift = (step - 1) / 2 if points else 0.0  # if coordinates mean the centers of pixels
     changed = []
     for code, kind, count, value, once in tags:

@@ -8,20 +8,10 @@ from typing import Any
 import numpy as np
 
 from densescore.io.names import as_text, text_values, to_json
-from densescore.jobs.huge.maps import (
-    KEYS,
-    PIXEL_IS_POINT,
-    PIXEL_SCALE,
-    RASTER_TYPE,
-    TIEPOINT,
-    TRANSFORMATION,
-)
+from densescore.jobs.huge.maps import PIXEL_IS_POINT, PIXEL_SCALE, RASTER_TYPE, TIEPOINT, TRANSFORMATION, geo_keys
 from densescore.jobs.huge.source import GeoTag
 
 _PROJECTED, _GEOGRAPHIC, _USER_DEFINED = 3072, 2048, 32767
-
-Box = tuple[float, float, float, float]
-"""``x0 y0 x1 y1`` in image pixels."""
 
 
 def write_csv(path: Path, classes: Sequence[dict[str, Any]]) -> None:
@@ -47,13 +37,13 @@ def write_geojson(path: Path, classes: Sequence[dict[str, Any]], tags: Sequence[
     path.write_text(to_json({"type": "FeatureCollection", "crs": system, "features": features}) + "\n", "utf-8")
 
 
-def _places(classes: Sequence[dict[str, Any]]) -> list[tuple[str, Box, float]]:
+def _places(classes: Sequence[dict[str, Any]]) -> list[tuple[str, tuple[float, ...], float]]:
     return [(entry["label"], patch["box"], patch["score"]) for entry in classes for patch in entry["best_patches"]]
 
 
 def epsg_of(tags: Sequence[GeoTag]) -> int | None:
     """EPSG number of the coordinate system of GeoTIFF tags; None if it has none."""
-    keys = _keys(tags)
+    keys = geo_keys(tags)
     number = keys.get(_PROJECTED, keys.get(_GEOGRAPHIC, _USER_DEFINED))
     return None if number == _USER_DEFINED else number
 
@@ -61,7 +51,7 @@ def epsg_of(tags: Sequence[GeoTag]) -> int | None:
 def ground_of(tags: Sequence[GeoTag]) -> Callable[[float, float], tuple[float, float]] | None:
     """Image pixels (x, y), 0 at the left and upper border → coordinates on the ground; None without a georeference."""
     values = {code: value for code, _, _, value, _ in tags}
-    half = 0.5 if _keys(tags).get(RASTER_TYPE) == PIXEL_IS_POINT else 0.0  # coordinates mean the centers of pixels
+    half = 0.5 if geo_keys(tags).get(RASTER_TYPE) == PIXEL_IS_POINT else 0.0  # coordinates mean the centers of pixels
     if TRANSFORMATION in values:
         matrix = np.array(values[TRANSFORMATION], float).reshape(4, 4)[:2]
     elif PIXEL_SCALE in values and TIEPOINT in values:
@@ -75,9 +65,3 @@ def ground_of(tags: Sequence[GeoTag]) -> Callable[[float, float], tuple[float, f
         return float(east), float(north)
 
     return ground
-
-
-def _keys(tags: Sequence[GeoTag]) -> dict[int, int]:
-    """GeoKeys with a number of their own."""
-    table: Any = next((value for code, _, _, value, _ in tags if code == KEYS), ())
-    return {table[at]: table[at + 3] for at in range(4, len(table), 4) if table[at + 1] == 0}

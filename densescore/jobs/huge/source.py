@@ -61,12 +61,9 @@ def open_huge(path: str | os.PathLike[str], bands: Sequence[int] | None = None) 
         from zarr.codecs import ZstdCodec
 
         ZstdCodec()  # compresses scores; raises for an old numcodecs
-    except ImportError as error:
-        hint = "pip install --upgrade 'densescore[huge]'"
+    except Exception as error:  # none, or zarr with an old numcodecs or NumPy
+        hint = "pip install --upgrade 'densescore[huge]' zarr numcodecs tifffile"
         raise DensescoreError(f"huge images need tifffile and zarr: {hint} ({error})") from error
-    except Exception as error:  # zarr with an old numcodecs or NumPy
-        hint = "pip install --upgrade zarr numcodecs tifffile"
-        raise DensescoreError(f"tifffile or zarr cannot be used: {error}; {hint}") from error
     with ExitStack() as stack:
         geotags: tuple[GeoTag, ...] = ()
         try:
@@ -94,9 +91,7 @@ def _open_zarr(path: Path, zarr: Any, bands: Sequence[int] | None) -> Windows:
     else:
         described = array.attrs.get("ome", array.attrs).get("multiscales")
         if not described:
-            raise DensescoreError(
-                f"{path}: a zarr group, which must be OME-Zarr (multiscales) or be given as PATH/ARRAY"
-            )
+            raise DensescoreError(f"{path}: a zarr group; expected OME-Zarr (multiscales), or PATH/ARRAY")
         named = [axis["name"] if isinstance(axis, dict) else axis for axis in described[0].get("axes", "tczyx")]
         array = array[described[0]["datasets"][0]["path"]]
     axes = "".join(map(_axis, named)) if named and all(named) else _usual_axes(array.shape)

@@ -5,6 +5,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -87,13 +88,11 @@ class Exports:
 def _starts_with(place: Path, lines: Iterator[str]) -> bool:
     """Whether a file has the first two lines of an export: its header and first image, or its first regions."""
     start = "".join(islice(lines, 2)).encode()
-    try:
-        if not place.is_file():
-            return False
-        with place.open("rb") as file:
-            return file.read(len(start)) == start
-    except OSError:
-        return False
+    with suppress(OSError):
+        if place.is_file():
+            with place.open("rb") as file:
+                return file.read(len(start)) == start
+    return False
 
 
 def _rows(table: Path) -> Iterator[Row]:

@@ -64,9 +64,7 @@ def input_files(words: Sequence[str], images: Iterable[str]) -> list[str]:
 
 def _expand(text: str, *, videos: bool) -> Iterable[str]:
     if text == "-":
-        stream = getattr(sys.stdin, "buffer", None)
-        data = sys.stdin.read().encode("utf-8", "surrogateescape") if stream is None else stream.read()
-        return read_list(data, "standard input")
+        return read_list(sys.stdin.buffer.read(), "standard input")
     refuse_url(text)
     path, is_there = Path(text), exists(text)
     if path.suffix.lower() == ".txt" and is_there and path.is_file():

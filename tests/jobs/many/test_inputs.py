@@ -43,7 +43,7 @@ def test_folders_patterns_and_lists(folder: Path, monkeypatch: pytest.MonkeyPatc
     file = folder / "list.txt"
     file.write_text("gone.jpg\r\n\nwith space.jpg\ngone.jpg\n")
     assert find_inputs([file]) == ["gone.jpg", "with space.jpg"]
-    monkeypatch.setattr("sys.stdin", io.StringIO("one.jpg\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one.jpg\n")))
     assert find_inputs(["-"]) == ["one.jpg"]
     file.write_text("\n")
     for name, message in (

@@ -74,13 +74,11 @@ def test_chosen_classes_and_groups_have_their_scores_in_the_table(pictures: list
 def test_scores_of_a_picture_do_not_depend_on_its_part_its_neighbors_or_the_threads(
     scorer: DenseScorer, pictures: list[str], tmp_path: Path
 ) -> None:
-    draw = np.random.default_rng(0)
     sound = [picture for index, picture in enumerate(pictures) if index not in (3, 7)]
     expected = {picture: scorer.score(picture).image_scores().tolist() for picture in sound}
     for part_size, decoders in ((1, 1), (4, 3), (64, 2)):
-        images = [sound[index] for index in draw.integers(0, len(sound), 25)]
-        out = tmp_path / f"{part_size}.parquet"
-        engine = local_engine(scorer, decoders)
+        images = np.random.default_rng(part_size).choice(sound, 25).tolist()
+        out, engine = tmp_path / f"{part_size}.parquet", local_engine(scorer, decoders)
         score_table(images, out, scorer, Outputs(all_scores=True), part_size=part_size, engine=engine)
         assert [(row["image"], row["image_scores"]) for row in rows_of(out)] == [(i, expected[i]) for i in images]
 
@@ -126,16 +124,13 @@ def test_a_stopped_run_resumes(scorer: DenseScorer, pictures: list[str], tmp_pat
     if damaged:
         part = Path(f"{out}.parts", "part-000000000002.parquet")
         part.write_bytes(part.read_bytes()[:100])
-    done: list[str] = []
-    counts: list[int] = []
-
-    def callback(before: int, rows: Sequence[Row]) -> None:
-        counts.append(before)
-        done.extend(row["image"] for row in rows)
-
-    score_table(pictures, out, scorer, part_size=2, callback=callback)
-    assert counts[0] == (4 if damaged else 6)
-    assert done == [*(pictures[2:4] if damaged else []), *pictures[6:]]
+    calls: list[tuple[int, list[str]]] = []
+    score_table(
+        pictures, out, scorer, part_size=2,
+        callback=lambda before, rows: calls.append((before, [row["image"] for row in rows])),
+    )  # fmt: skip
+    assert calls[0] == (4 if damaged else 6, [])
+    assert [image for _, images in calls for image in images] == [*(pictures[2:4] if damaged else []), *pictures[6:]]
     assert out.read_bytes() == whole.read_bytes()
 
 
@@ -176,11 +171,9 @@ def test_a_finished_table_is_not_made_again(scorer: DenseScorer, pictures: list[
     [
         ({"outputs": Outputs(top=1)}, "with another top: 5 then, 1 now"),
         ({"part_size": 3}, "with another part-size: 2 then, 3 now"),
-        ({"context": "patch"}, "with another context: image then, patch now"),
         ({"images": 10}, r"with another images: 11 paths \(\w+\) then, 10 paths \(\w+\) now"),
         ({"k": 3.0}, r"with another k: 5\.0 then, 3\.0 now"),
         ({"classifier_digest": "another head"}, "with another classifier: "),
-        ({"stride": 8}, "with another stride: 4 then, 8 now"),
     ],
 )
 def test_other_options_are_refused_by_name_and_touch_nothing(
@@ -197,9 +190,8 @@ def test_other_options_are_refused_by_name_and_touch_nothing(
 
     before = times()
     images = pictures[: int(str(changed.pop("images", 11)))]
-    for name, owner in (("k", scorer), ("stride", scorer.network), ("classifier_digest", scorer)):
-        if name in changed:
-            monkeypatch.setattr(owner, name, changed.pop(name))
+    for name in {"k", "classifier_digest"} & changed.keys():
+        monkeypatch.setattr(scorer, name, changed.pop(name))
     options = {"part_size": 2, **changed}
     for place in (out, finished):
         with pytest.raises(DensescoreError, match=message):
@@ -258,22 +250,19 @@ def test_a_full_disk_is_an_error(scorer: DenseScorer, pictures: list[str], tmp_p
 @pytest.mark.parametrize(
     ("name", "outputs", "part_size", "message"),
     [
-        ("r.parquet", Outputs(classes=("d",)), 64, "no class 'd'"),
         ("r.parquet", Outputs(maps=True, mapped=0), 64, "mapped is 0"),
         ("r.parquet", Outputs(top=0), 64, "top must be at least 1"),
         ("r.parquet", Outputs(mapped=-1), 64, "mapped must be at least 0"),
         ("r.parquet", Outputs(), 0, "part_size must be at least 1"),
         ("r.csv", Outputs(), 64, r"ends in \.parquet"),
-        ("file/r.parquet", Outputs(), 64, "cannot be written"),
     ],
 )
 def test_bad_arguments(
     scorer: DenseScorer, pictures: list[str], tmp_path: Path, name: str, outputs: Outputs, part_size: int, message: str
 ) -> None:
-    (tmp_path / "file").touch()
     with pytest.raises(DensescoreError, match=message):
         score_table(pictures, tmp_path / name, scorer, outputs, part_size=part_size)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "pictures"]
+    assert [file.name for file in tmp_path.iterdir()] == ["pictures"]
 
 
 def test_a_run_cannot_finish_with_a_part_missing(scorer: DenseScorer, tmp_path: Path) -> None:
