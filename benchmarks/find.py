@@ -236,7 +236,7 @@ def time_over_score(data: Path, work: Path, count: int = 24, rounds: int = 5) ->
     return result
 
 
-def compare_engines(data: Path, work: Path) -> list[dict[str, Any]]:
+def compare_engines(data: Path, work: Path, count: int) -> list[dict[str, Any]]:
     """faiss's flat codes, its inverted product quantizer, and LanceDB's, on the same vectors."""
     import lancedb
     import pyarrow as pa
@@ -245,7 +245,7 @@ def compare_engines(data: Path, work: Path) -> list[dict[str, Any]]:
     _, flat = both_sets(data, work)[1]._content
     vectors = np.concatenate(
         [flat.reconstruct_n(start, min(65536, flat.ntotal - start)) for start in range(0, flat.ntotal, 65536)]
-    )
+    )[:count]
     count, width = vectors.shape
     queries = vectors[np.random.default_rng(1).choice(count, 100, replace=False)]
     queries = queries + 0.02 * np.random.default_rng(2).standard_normal(queries.shape).astype(np.float32)
@@ -261,6 +261,7 @@ def compare_engines(data: Path, work: Path) -> list[dict[str, Any]]:
         recall = np.mean([len(np.intersect1d(one, two)) / NEIGHBORS for one, two in zip(truth, hits, strict=True)])
         row = {
             "engine": name,
+            "patches": count,
             "build_seconds": build,
             "bytes": size / count,
             "query_seconds": seconds,
@@ -312,14 +313,16 @@ def main() -> None:
     program.add_argument("--work", type=Path, default=Path("build/find"), help="folder of the indexes")
     program.add_argument("--split", default="val", help="set that is searched")
     program.add_argument("--draws", type=int, default=10, help="examples a class")
-    program.add_argument("--engines", action="store_true", help="only compare engines")
+    program.add_argument(
+        "--engines", type=int, nargs="?", const=2**20, help="only compare engines, on that many patches"
+    )
     program.add_argument("--time", action="store_true", help="only compare processor time with score")
     options = program.parse_args()
     data, work = options.data, options.work
     out = RESULTS / "find.json"
     record = json.loads(out.read_text()) if out.exists() else {}
     if options.engines:
-        record["engines"] = compare_engines(data, work)
+        record["engines"] = compare_engines(data, work, options.engines)
     if options.time:
         record["time"] = time_over_score(data, work)
     if not (options.engines or options.time):
