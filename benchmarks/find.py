@@ -1,12 +1,15 @@
 """Search by example, measured: places of blood cells, retrieval of VOC's classes, and a million patches.
 
     python benchmarks/find.py --data ../shared/data                 # prints, and writes benchmarks/results/find.json
-    python benchmarks/find.py --data ../shared/data --engines       # also faiss beside LanceDB (pip install lancedb)
+    python benchmarks/find.py --data ../shared/data --engines       # only faiss beside LanceDB (pip install lancedb)
+    python benchmarks/find.py --data ../shared/data --time          # only processor time of index over that of score
 
 Examples are drawn from train, and images are searched in val; settings were chosen by searching in train alone. Indexes
 are kept in ``--work``: a second run is quick.
 """
 
+import json
+import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 
 from densescore import DenseScorer, Match, PatchIndex, load_boxed, read_image
 from densescore.data.boxed_set import BoxedImage, BoxedSet
+from densescore.jobs.many.table import score_table
 from densescore.search.codec import Vectors, import_faiss
 from densescore.search.examples import Box
 
@@ -162,12 +166,18 @@ def _mean_patch(lite0: DenseScorer, stages: DenseScorer, image: BoxedImage) -> V
     return _unit(stages.features(image.path).float().mean(0))
 
 
-def million(data: Path, work: Path, engines: bool) -> dict[str, Any]:
-    """Bytes and seconds of a search in the patches of both sets of VOC, and its recall against unquantized vectors."""
-    faiss = import_faiss()
+def both_sets(data: Path, work: Path) -> tuple[list[BoxedSet], PatchIndex]:
+    """VOC's train and val, and an index of both."""
     sets = [load_boxed(data / "voc2012-mini", name) for name in ("train", "val")]
     index = PatchIndex(work / "voc-both.index", DenseScorer("lite0-stages", scales=VOC_SCALES))
     index.add(image.path for images in sets for image in images.images)
+    return sets, index
+
+
+def million(data: Path, work: Path) -> dict[str, Any]:
+    """Bytes and seconds of a search in the patches of both sets of VOC, and its recall against unquantized vectors."""
+    faiss = import_faiss()
+    sets, index = both_sets(data, work)
     start = time.perf_counter()
     len(index)
     loading = time.perf_counter() - start
@@ -196,19 +206,46 @@ def million(data: Path, work: Path, engines: bool) -> dict[str, Any]:
         "seconds a query, the example's network pass included": median(seconds), "recall at 100": recall,
     }  # fmt: skip
     print(result, flush=True)
-    return {**result, "engines": compare_engines(index, work)} if engines else result
+    return result
 
 
-def compare_engines(index: PatchIndex, work: Path) -> list[dict[str, Any]]:
+def time_over_score(data: Path, work: Path, count: int = 24, rounds: int = 5) -> dict[str, Any]:
+    """Processor seconds of `index` over those of `score` on the same images, models loaded; in turns."""
+    paths = [str(image.path) for image in load_boxed(data / "voc2012-mini", "val").images[:count]]
+    scorer = DenseScorer("lite0-stages", scales=VOC_SCALES)
+    index, table = work / "time.index", work / "time.parquet"
+    codec = PatchIndex(index, scorer)  # learned before: once an index, on at most 100 images
+    codec.add(paths)
+    steps = {
+        "index": lambda: PatchIndex(index, scorer).add(paths),
+        "score": lambda: score_table(paths, table, scorer, overwrite=True),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            for part in index.glob("part-*"):
+                part.unlink()
+            start = time.process_time()
+            step()
+            seconds[name].append(time.process_time() - start)
+    shutil.rmtree(index)
+    table.unlink()
+    ratio = median(one / other for one, other in zip(*seconds.values(), strict=True))
+    result = {"images": count, **seconds, "index over score": ratio}
+    print(result, flush=True)
+    return result
+
+
+def compare_engines(data: Path, work: Path, count: int) -> list[dict[str, Any]]:
     """faiss's flat codes, its inverted product quantizer, and LanceDB's, on the same vectors."""
     import lancedb
     import pyarrow as pa
 
     faiss = import_faiss()
-    _, flat = index._content
+    _, flat = both_sets(data, work)[1]._content
     vectors = np.concatenate(
         [flat.reconstruct_n(start, min(65536, flat.ntotal - start)) for start in range(0, flat.ntotal, 65536)]
-    )
+    )[:count]
     count, width = vectors.shape
     queries = vectors[np.random.default_rng(1).choice(count, 100, replace=False)]
     queries = queries + 0.02 * np.random.default_rng(2).standard_normal(queries.shape).astype(np.float32)
@@ -224,6 +261,7 @@ def compare_engines(index: PatchIndex, work: Path) -> list[dict[str, Any]]:
         recall = np.mean([len(np.intersect1d(one, two)) / NEIGHBORS for one, two in zip(truth, hits, strict=True)])
         row = {
             "engine": name,
+            "patches": count,
             "build_seconds": build,
             "bytes": size / count,
             "query_seconds": seconds,
@@ -275,12 +313,23 @@ def main() -> None:
     program.add_argument("--work", type=Path, default=Path("build/find"), help="folder of the indexes")
     program.add_argument("--split", default="val", help="set that is searched")
     program.add_argument("--draws", type=int, default=10, help="examples a class")
-    program.add_argument("--engines", action="store_true", help="also compare engines")
+    program.add_argument(
+        "--engines", type=int, nargs="?", const=2**20, help="only compare engines, on that many patches"
+    )
+    program.add_argument("--time", action="store_true", help="only compare processor time with score")
     options = program.parse_args()
-    record = {"cells": cells(options.data, options.work, options.split)}
-    record["retrieval"] = retrieval(options.data, options.work, options.split, options.draws)
-    record["million"] = million(options.data, options.work, options.engines)
-    write_record(RESULTS / "find.json", **record)
+    data, work = options.data, options.work
+    out = RESULTS / "find.json"
+    record = json.loads(out.read_text()) if out.exists() else {}
+    if options.engines:
+        record["engines"] = compare_engines(data, work, options.engines)
+    if options.time:
+        record["time"] = time_over_score(data, work)
+    if not (options.engines or options.time):
+        record["cells"] = cells(data, work, options.split)
+        record["retrieval"] = retrieval(data, work, options.split, options.draws)
+        record["million"] = million(data, work)
+    write_record(out, **{name: value for name, value in record.items() if name != "machine"})
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import torch
 from common import parser, write_record
 
 from densescore import DenseScorer, score_many
-from densescore.jobs.many.ray_engine import ray_engine
+from densescore.jobs.many.ray_engine import RayPool, ray_engine
 from densescore.jobs.many.rows import Outputs, encode, make_row, schema
 from densescore.jobs.many.table import Engine, Run, find_inputs, score_table
 
@@ -70,8 +70,8 @@ def measure_engines(paths: Sequence[str], scorer: DenseScorer, rounds: int = 3) 
     options = {"model": "lite0", "runtime": scorer.runtime, "device": scorer.device.type}
     engines: dict[str, Engine | None] = {
         "one process": None,
-        "ray, 1 worker": ray_engine(options, workers=1),
-        "ray, 2 workers": ray_engine(options, workers=2),
+        "ray, 1 worker": ray_engine(RayPool(options, workers=1)),
+        "ray, 2 workers": ray_engine(RayPool(options, workers=2)),
     }
     rates: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(rounds):

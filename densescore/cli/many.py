@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
@@ -17,8 +17,10 @@ from densescore.cli.program import examples
 from densescore.errors import DensescoreError
 
 if TYPE_CHECKING:
+    from densescore.jobs.many.ray_engine import RayPool
     from densescore.jobs.many.rows import Row
     from densescore.report.page import Entry
+    from densescore.scoring.scorer import DenseScorer
 
 work_option = cli.panel("Parallel work", 5)
 format_option = cli.panel("Other formats", 6)
@@ -41,6 +43,26 @@ class OtherFormats:
     coco: Annotated[Path | None, format_option("Regions as COCO results (.json).")] = None
     yolo: Annotated[Path | None, format_option("Folder for regions as YOLO labels.")] = None
     yolo_confidence: Annotated[bool, format_option("Confidence as a sixth column of YOLO labels.")] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class WorkOptions:
+    """Where the work is done."""
+
+    engine: Annotated[Literal["local", "ray"], work_option("local, or ray: workers of a Ray cluster.")] = "local"
+    address: Annotated[str, work_option("Address of the Ray cluster; by default a new one on this machine.")] = ""
+    workers: Annotated[PositiveInt | None, work_option("Workers in the cluster; by default as many as fit.")] = None
+    cpus: Annotated[float, work_option("Processors per worker.")] = 1
+
+    def pool(self, arguments: dict[str, Any], scorer: "DenseScorer") -> "RayPool | None":
+        """Workers that make `scorer` from `arguments`, on its device and runtime; None for this process."""
+        from densescore.jobs.many.ray_engine import RayPool
+
+        if self.engine == "local":
+            return None
+        arguments = {**arguments, "device": scorer.device.type, "runtime": scorer.runtime}
+        return RayPool(arguments, self.address or None, self.workers, self.cpus)
 
 
 @examples(
@@ -71,10 +93,7 @@ def score(
     options: cli.ScorerOptions = cli.ScorerOptions(),
     decoders: Annotated[PositiveInt | None, work_option("Decoder threads; 1 by default, with a GPU up to 8.")] = None,
     part_size: Annotated[PositiveInt, work_option("Images per part: the most work that an interruption loses.")] = 64,
-    engine: Annotated[Literal["local", "ray"], work_option("local, or ray: workers of a Ray cluster.")] = "local",
-    address: Annotated[str, work_option("Address of the Ray cluster; by default a new one on this machine.")] = "",
-    workers: Annotated[PositiveInt | None, work_option("Workers in the cluster; by default as many as fit.")] = None,
-    cpus: Annotated[float, work_option("Processors per worker.")] = 1,
+    work: WorkOptions = WorkOptions(),
 ) -> None:
     """Score many images into one table. If interrupted, run the same command to resume."""
     # Check all arguments
@@ -94,11 +113,8 @@ def score(
     # Load the model
     scorer = options.build()
     columns = Outputs(top, all_scores, mapped, classes.among(scorer.labels), maps, patch_scores)
-    if engine == "local":
-        run = local_engine(scorer, decoders)
-    else:  # workers use the same device and runtime
-        arguments = {**options.arguments(), "device": scorer.device.type, "runtime": scorer.runtime}
-        run = ray_engine(arguments, address=address or None, workers=workers, cpus=cpus)
+    pool = work.pool(options.arguments(), scorer)
+    run = local_engine(scorer, decoders) if pool is None else ray_engine(pool)
 
     # Score, part by part
     counts = {"images": len(paths), "before": 0, "scored": 0, "failed": 0}

@@ -10,7 +10,7 @@ from cyclopts.types import PositiveInt
 
 from densescore.cli import options as cli
 from densescore.cli.console import Progress, error, notice, print_json, print_table
-from densescore.cli.many import input_option
+from densescore.cli.many import WorkOptions, input_option
 from densescore.cli.program import examples
 from densescore.errors import DensescoreError
 
@@ -30,6 +30,7 @@ def index(
     basis: Annotated[Path | None, cli.option("Another index whose components a new one takes.")] = None,
     as_json: cli.Json = False,
     options: cli.ScorerOptions = cli.ScorerOptions(model=_MODEL),
+    work: WorkOptions = WorkOptions(),  # noqa: B008
 ) -> None:
     """Index every patch of many images for densescore find. Run again, it resumes, or follows changes on the disk."""
     options.check()
@@ -52,7 +53,7 @@ def index(
             progress.update(task, done, failed=failed)
 
         try:
-            failed = index.add(paths, callback)
+            failed = index.add(paths, callback, pool=work.pool(index.scorer.arguments(), index.scorer))
         except KeyboardInterrupt:
             notice(f"stopped; {out} holds the finished parts, and the same command resumes")
             sys.exit(130)

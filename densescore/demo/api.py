@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -244,7 +245,10 @@ async def _receive_image(request: Request, max_bytes: int) -> bytes:
         request.headers, _stream(request, max_form), max_files=1, max_fields=10, max_part_size=1000
     )
     parser.spool_max_size = max_form + 1  # never on the disk
-    form = await parser.parse()
+    try:
+        form = await parser.parse()
+    except FormParserError as error:  # which starlette up to 1.0 lets through
+        raise MultiPartException(str(error)) from error
     try:
         files = [value for value in form.values() if isinstance(value, UploadFile)]
         if len(files) != 1:

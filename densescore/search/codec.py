@@ -42,6 +42,7 @@ class Codec:
         components.eigen_power = -_WHITENING
         components.epsilon = _LEAST_VARIANCE * float(rows.var(0).sum())
         index.train(np.ascontiguousarray(rows, np.float32))
+        components.PCAMat.resize(0)  # all D components, which the file would hold beside those kept
         return cls(index)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""From examples, pictures with a box, to a query: the vector that is similar to places like them."""
+"""From examples, pictures with a box, to the vector that is similar to places like them."""
 
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
@@ -21,20 +21,11 @@ _SURROUNDINGS = 1.5  # sides of the box, to each side, that the network sees
 _MIN_SHARE = 0.1  # of the smallest patch: a smaller box is a few pixels of its level
 
 
-def query_vector(scorer: DenseScorer, codec: Codec, like: Sequence[Example], unlike: Sequence[Example]) -> Vectors:
-    """Mean of the examples' vectors less that of the counter-examples', of unit length: ``[d]``."""
-    if not like:
-        raise DensescoreError("a search needs at least one example")
-    query = _mean(scorer, codec, like)
-    if unlike:
-        query = query - _mean(scorer, codec, unlike)
-    return query / max(float(np.linalg.norm(query)), 1e-12)
-
-
-def _mean(scorer: DenseScorer, codec: Codec, examples: Sequence[Example]) -> Vectors:
+def mean_vector(scorer: DenseScorer, codec: Codec, examples: Sequence[Example]) -> Vectors:
+    """Mean of the examples' vectors, of unit length: ``[d]``."""
     features = [row for image, box in examples for row in _example_features(scorer, image, box)]
     mean: Vectors = codec.vectors(np.stack(features)).mean(0)
-    return mean
+    return mean / np.linalg.norm(mean)
 
 
 def _example_features(scorer: DenseScorer, image: ImageLike, box: Box | None) -> Iterator[Vectors]:

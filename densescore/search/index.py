@@ -1,10 +1,11 @@
 """`PatchIndex`: a folder with the codes of every patch of many images, in parts written whole or not at all."""
 
+import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,10 +17,12 @@ from densescore.io.files import atomic_write, claim, exclusive
 from densescore.io.images import ImageLike
 from densescore.io.names import as_message, as_text, from_text, to_json
 from densescore.io.video import split_frame_name
+from densescore.jobs.many.ray_engine import RayPool
+from densescore.jobs.many.rows import Row
 from densescore.results.patches import PatchFeatures
 from densescore.scoring.scorer import DenseScorer
 from densescore.search.codec import Codec, Vectors
-from densescore.search.examples import Box, Example, query_vector
+from densescore.search.examples import Box, Example, mean_vector
 from densescore.search.match import Match
 
 PART_IMAGES = 64
@@ -30,6 +33,7 @@ _HOLDS = (r"basis\.faiss", r"index\.json", r"part-\d+\.parquet")
 _COLUMNS = ("image", "bytes", "modified", "height", "width", "codes")
 _SAMPLE_IMAGES, _SAMPLE_ROWS = 100, 40_000  # that a codec is trained on
 _HELD_PATCHES = 100_000  # whose features stay in memory until their images' turn
+_EXPANSION = 5  # best images whose places are further examples
 _HITS = 200  # patches per wanted image in a first search: an image may have many similar ones
 
 Stamp: TypeAlias = tuple[int, int]
@@ -112,6 +116,8 @@ class PatchIndex:
         self,
         images: Iterable[str | os.PathLike[str]],
         callback: Callable[[int, str | None], None] = lambda count, error: None,
+        *,
+        pool: RayPool | None = None,
     ) -> int:
         """Add images that are new or have changed; images that are gone from the disk leave the index.
 
@@ -120,6 +126,7 @@ class PatchIndex:
         Args:
             images: files, or frames of videos (``clip.mp4#t=2.5``).
             callback: called with the number of images done, and the error of one that failed.
+            pool: workers of a Ray cluster that compute the features. Default: this process.
 
         Returns:
             The number of images that cannot be read; the next call tries them again.
@@ -131,30 +138,42 @@ class PatchIndex:
         with exclusive(self.folder):
             claim(self.folder, _KIND, _HOLDS)
             # Compare with the disk
-            stamps = {name: _stamp(name) for name in names}
             stored = {name: stamp for path in self._parts() for name, stamp in self._stamps(path).items()}
-            current = {name: stamps[name] if name in stamps else _stamp(name) for name in stored}
+            current = {name: _stamp(name) for name in {*names, *stored}}
             self._remove({name for name in stored if current[name] != stored[name]})
-            new = [name for name in names if name not in stored or stored[name] != stamps[name]]
+            new = [name for name in names if stored.get(name, ()) != current[name]]
             callback(len(names) - len(new), None)
             # Add parts
             held = self._begin(new) if new else {}
             number = max((int(path.stem.removeprefix("part-")) for path in self._parts()), default=-1) + 1
             failed = 0
-            for start in range(0, len(new), PART_IMAGES):
-                rows = []
-                for name in new[start : start + PART_IMAGES]:
-                    problem = None
-                    try:
-                        rows.append(self._row(name, stamps[name], held.pop(name, None)))
-                    except DensescoreError as error:
-                        problem, failed = as_message(str(error)), failed + 1
-                    callback(1, problem)
-                if rows:
-                    self._write(self.folder / f"part-{number:08d}.parquet", rows)
+            for rows, table in self._make(new, held, pool):
+                for row in rows:
+                    failed += row["error"] is not None
+                    callback(1, row["error"])
+                if table:
+                    self._write(self.folder / f"part-{number:08d}.parquet", table)
                     number += 1
         self.__dict__.pop("_content", None)
         return failed
+
+    def _make(
+        self, names: Sequence[str], held: dict[str, PatchFeatures], pool: RayPool | None
+    ) -> Iterator[tuple[list[Row], bytes]]:
+        """The images done since the last step, with their errors; and a part, once it is whole."""
+        parts = [(start, names[start : start + PART_IMAGES]) for start in range(0, len(names), PART_IMAGES)]
+        make = partial(_IndexPart, self.folder)
+        if pool is not None:
+            for _, table, rows in pool.map(parts, make, ordered=True):
+                yield rows, table
+        elif parts:
+            maker = make(self.scorer, held)
+            for start, images in parts:
+                rows = []
+                for row in maker.rows(images, start):
+                    rows.append(row)
+                    yield [row], b""
+                yield [], maker.encode(rows)
 
     def _begin(self, names: Sequence[str]) -> dict[str, PatchFeatures]:
         """Write codec and description; returns the features of the sample that the codec was trained on."""
@@ -180,14 +199,6 @@ class PatchIndex:
         with atomic_write(self.folder / _DESCRIPTION) as temporary:
             temporary.write_text(to_json({**self._description, "basis": self.codec.digest}, indent=1))
         return held
-
-    def _row(self, name: str, stamp: Stamp | None, patches: PatchFeatures | None) -> dict[str, Any]:
-        """The row of an image."""
-        assert self.codec is not None
-        patches = patches or self.scorer.patches(name)
-        codes = self.codec.encode(_as_rows(patches)).tobytes()
-        values = (as_text(name), *(stamp or (0, 0)), patches.pyramid.height, patches.pyramid.width, codes)
-        return dict(zip(_COLUMNS, values, strict=True))
 
     # Search
 
@@ -217,8 +228,22 @@ class PatchIndex:
         if self.codec is None or not images:
             raise DensescoreError(f"{self.folder}: the index is empty")
         examples: Any = image if isinstance(image, list | tuple) else [(image, box)]
-        query = query_vector(self.scorer, self.codec, examples, unlike)  # [d]
+        if not examples:
+            raise DensescoreError("a search needs at least one example")
+        wanted = mean_vector(self.scorer, self.codec, examples)  # [d]
+        unwanted = mean_vector(self.scorer, self.codec, unlike) if unlike else np.zeros_like(wanted)
+        length = max(float(np.linalg.norm(wanted - unwanted)), 1e-6)
 
+        # Search again with the best images' places as further examples, each with its similarity's square as weight
+        hits = self._best((wanted - unwanted) / length, _EXPANSION)
+        weights = np.array([max(similarity, 0) ** 2 for _, _, similarity in hits], np.float32)
+        places = np.stack([engine.reconstruct(row) for _, row, _ in hits])  # [hits, d]
+        wanted = (wanted + weights @ places) / (1 + weights.sum())
+        return [_match(*hit) for hit in self._best((wanted - unwanted) / length, top)]
+
+    def _best(self, query: Vectors, top: int) -> list[tuple[Indexed, int, float]]:
+        """The best patch of each of the best images: the image, the patch's number and its similarity."""
+        images, engine = self._content
         # Ever more patches, until enough images are among them
         starts, hits = np.array([each.start for each in images]), _HITS * top
         while True:
@@ -229,7 +254,7 @@ class PatchIndex:
             if len(firsts) == top or hits == engine.ntotal:
                 break
             hits *= 4
-        return [_match(images[owners[hit]], int(rows[hit]), float(similarities[hit])) for hit in firsts]
+        return [(images[owners[hit]], int(rows[hit]), float(similarities[hit])) for hit in firsts]
 
     @cached_property
     def _content(self) -> tuple[list[Indexed], Any]:
@@ -261,13 +286,9 @@ class PatchIndex:
             raise _damaged(path) from error
         return rows
 
-    def _write(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+    def _write(self, path: Path, table: bytes) -> None:
         with atomic_write(path, overwrite=True) as temporary:
-            table = pa.Table.from_pylist(list(rows))
-            pq.write_table(table, temporary, compression="none", use_dictionary=False, write_page_checksum=True)
+            temporary.write_bytes(table)
 
     def _stamps(self, path: Path) -> dict[str, Stamp]:
         rows = self._read(path, _COLUMNS[:3])
@@ -281,7 +302,45 @@ class PatchIndex:
             if not rest:
                 path.unlink()
             elif len(rest) < len(rows):
-                self._write(path, rest)
+                self._write(path, _encode(rest))
+
+
+class _IndexPart:
+    """Makes parts of an index, in this process or in a worker of a `RayPool`."""
+
+    def __init__(self, folder: Path, scorer: DenseScorer, held: dict[str, PatchFeatures] | None = None) -> None:
+        self.index, self.held = PatchIndex(folder, scorer), held or {}  # refuses another model than the index's
+
+    def rows(self, images: Sequence[str], start: int) -> Iterator[Row]:
+        for name in images:
+            size, modified = _stamp(name) or (0, 0)  # before the pixels: a file that changes meanwhile differs from it
+            try:
+                patches = self.held.pop(name, None) or self.index.scorer.patches(name)
+            except DensescoreError as error:
+                yield self.failed(name, 0, as_message(str(error)))
+                continue
+            assert self.index.codec is not None
+            codes = self.index.codec.encode(_as_rows(patches)).tobytes()
+            values = (as_text(name), size, modified, patches.pyramid.height, patches.pyramid.width, codes)
+            yield {**dict(zip(_COLUMNS, values, strict=True)), "error": None}
+
+    def failed(self, image: str, index: int, error: str) -> Row:
+        return {"image": as_text(image), "error": error}
+
+    def encode(self, rows: Sequence[Row]) -> bytes:
+        return _encode([row for row in rows if row["error"] is None])
+
+
+def _encode(rows: Sequence[Row]) -> bytes:
+    """Rows as a parquet file; nothing if there are none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = io.BytesIO()
+    if rows:
+        table = pa.Table.from_pylist([{name: row[name] for name in _COLUMNS} for row in rows])
+        pq.write_table(table, data, compression="none", use_dictionary=False, write_page_checksum=True)
+    return data.getvalue()
 
 
 def is_index(folder: Path) -> bool:

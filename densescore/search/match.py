@@ -120,4 +120,5 @@ def _frame(axes: Axes, box: tuple[float, ...]) -> None:
     """A box, light on dark: visible on any picture."""
     for color, width in (("black", 3.5), ("white", 1.5)):
         size = box[2] - box[0], box[3] - box[1]
-        axes.add_patch(Rectangle((box[0], box[1]), *size, fill=False, edgecolor=color, linewidth=width))
+        frame = Rectangle((box[0], box[1]), *size, fill=False, edgecolor=color, linewidth=width, clip_on=False)
+        axes.add_patch(frame)

@@ -33,6 +33,6 @@ def test_a_letter_that_no_font_has_is_said_once() -> None:
     fonts._family_with.cache_clear()
     with pytest.warns(DensescoreWarning, match="no installed font has all letters") as caught:
         first, second = draw("\U0010fffd a"), draw("\U0010fffc")
-    assert len(caught) == 1
+    assert sum(issubclass(warning.category, DensescoreWarning) for warning in caught) == 1
     assert np.frombuffer(first.encode(), np.uint8).any()
     assert second.encode().startswith(b"\x89PNG")

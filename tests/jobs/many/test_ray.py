@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 
 from densescore import DensescoreError, DenseScorer
 from densescore.io.images import read_image
-from densescore.jobs.many.ray_engine import ray_engine
+from densescore.jobs.many.ray_engine import RayPool, ray_engine
 from densescore.jobs.many.rows import Outputs, Row, array_key
 from densescore.jobs.many.table import Engine, score_table
 from densescore.scoring import stream
@@ -68,7 +68,7 @@ def scorer(options: dict[str, Any]) -> DenseScorer:
 @pytest.fixture
 def engine(cluster: str, options: dict[str, Any]) -> Callable[..., Engine]:
     """Number of workers and options of their model → an engine on the cluster."""
-    return lambda workers, **changed: ray_engine({**options, **changed}, address=cluster, workers=workers)
+    return lambda workers, **changed: ray_engine(RayPool({**options, **changed}, cluster, workers))
 
 
 def test_the_same_table_as_one_process(engine: Any, scorer: DenseScorer, pictures: list[str], tmp_path: Path) -> None:
