@@ -104,7 +104,8 @@ def test_options_are_the_scorers() -> None:
         "check --data gone -o taken.csv", "huge gone.tif -o taken", "index gone -o taken",
         "find gone --like photo.jpg --csv taken.csv",
         "evaluate --data gone --model head.safetensors -o taken", "labels x --data gone -o taken.png",
-        "tune-k --data gone --model head.safetensors -o taken.safetensors", "convert-caffe gone.onnx -o taken.safetensors",
+        "tune-k --data gone --model head.safetensors -o taken.safetensors",
+        "convert-caffe gone.onnx -o taken.safetensors",
         "evaluate-actions --data gone --model head.safetensors -o taken",
     ],
 )  # fmt: skip

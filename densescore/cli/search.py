@@ -30,7 +30,7 @@ def index(
     basis: Annotated[Path | None, cli.option("Another index whose components a new one takes.")] = None,
     as_json: cli.Json = False,
     options: cli.ScorerOptions = cli.ScorerOptions(model=_MODEL),
-    work: WorkOptions = WorkOptions(),  # noqa: B008
+    work: WorkOptions = WorkOptions(),
 ) -> None:
     """Index every patch of many images for densescore find. Run again, it resumes, or follows changes on the disk."""
     options.check()
