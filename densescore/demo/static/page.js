@@ -14,7 +14,15 @@ const make = (tag, properties = {}, ...children) => {
 let photograph = null; // {data, name}
 let asking = null; // ends the request that is under way
 
-async function ask(path, picture, signal, options = {model: model.value, classes: wanted.value}) {
+// The models are named before the first question: an upload may come sooner.
+const named = fetch('models').then((response) => response.json()).then((names) => {
+  model.replaceChildren(...names.map((name) => make('option', {value: name, textContent: name})));
+  models.hidden = names.length < 2;
+});
+
+async function ask(path, picture, signal, options = {}) {
+  await named;
+  options = {model: model.value, classes: wanted.value, ...options};
   const query = new URLSearchParams(options);
   let response;
   try {
@@ -189,9 +197,7 @@ document.addEventListener('drop', (event) => {
   if (file) { input.value = ''; take(file, file.name); }
 });
 
-const names = await (await fetch('models')).json();
-model.replaceChildren(...names.map((name) => make('option', {value: name, textContent: name})));
-models.hidden = names.length < 2;
+await named;
 if ((await (await fetch('index')).json()).images) allowBoxes();
 const examples = await (await fetch('examples')).json();
 find('#examples').hidden = !examples.length;
