@@ -41,12 +41,12 @@ def measure_worker(paths: Sequence[str], scorer: DenseScorer, outputs: Outputs) 
         rows.append(make_row(index, path, next(stream), outputs, Path()))
         seconds.append(time.perf_counter() - start)
     part = [{**row, "index": index} for index, row in enumerate(islice(cycle(rows), PART))]
-    return statistics.median(seconds), encode(part, schema(outputs, len(scorer.labels)))
+    return statistics.median(seconds), encode(part, schema(outputs))
 
 
 def measure_keeping(part: bytes, scorer: DenseScorer, outputs: Outputs, parts: int = 60) -> tuple[float, float]:
     """Seconds per part of the one process that keeps them, and seconds per row of joining them at the end."""
-    columns = schema(outputs, len(scorer.labels))
+    columns = schema(outputs)
     with tempfile.TemporaryDirectory() as folder:
         images = [f"{index}.jpg" for index in range(parts * PART)]
         with Run(Path(folder) / "results.parquet", images, {}, columns, part_size=PART) as run:

@@ -20,10 +20,22 @@ def close(pixels: Array, expected: Array, tolerance: float) -> None:
     np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
 
 
+def write(case: Case, path: Path) -> None:
+    """Write a case's file, or skip the test where an old imagecodecs cannot write it, or read it."""
+    try:
+        case.write(path)
+    except NotImplementedError as error:
+        pytest.skip(f"imagecodecs is too old: {error}")
+    if any(name in str(case) for name in ("group3", "group4", "ccitt")):
+        codec = getattr(pytest.importorskip("imagecodecs"), "CCITTRLE", None)
+        if not getattr(codec, "available", False):
+            pytest.skip("imagecodecs is too old: no CCITT")
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_pixels_of_each_format(case: Case, tmp_path: Path) -> None:
     path = tmp_path / f"picture{case.suffix}"
-    case.write(path)
+    write(case, path)
     is_file = path.is_file()
     if isinstance(case.expected, str):
         if is_file:
@@ -65,7 +77,7 @@ def test_channels_of_planes_and_samples_are_chosen_by_bands(tmp_path: Path) -> N
 @pytest.mark.parametrize("case", [case for case in CASES if case.huge], ids=str)
 def test_pixels_without_tifffile_are_the_same(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / f"picture{case.suffix}"
-    case.write(path)
+    write(case, path)
     if path.is_dir():
         return
     with monkeypatch.context() as context:
@@ -86,7 +98,7 @@ def test_an_old_numcodecs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     broken.write_text("raise AttributeError(\"module 'numcodecs' has no attribute 'zarr3'\")\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "zarr")
-    message = "no attribute 'zarr3'; pip install --upgrade zarr numcodecs"
+    message = r"pip install --upgrade 'densescore\[huge\]' zarr numcodecs.*no attribute 'zarr3'"
     with pytest.raises(DensescoreError, match=message), open_huge(tmp_path):
         pytest.fail("opened")
 

@@ -126,7 +126,7 @@ class _TablePart:
         for name, value in json.loads(to_json(describe_scorer(scorer, context))).items():
             if value != description[name]:
                 raise DensescoreError(f"a worker has another {name}: {value}, not {description[name]}")
-        self.columns = schema(outputs, len(scorer.labels))
+        self.columns = schema(outputs)
 
     def rows(self, images: Sequence[str], start: int) -> Iterator[Row]:
         for index, item in enumerate(score_many(images, self.scorer, context=self.context), start):

@@ -102,8 +102,8 @@ def array_key(index: int) -> str:
     return f"{index:09d}"
 
 
-def schema(outputs: Outputs, classes: int) -> "pa.Schema":
-    """Columns of the table, as `make_row` fills them; `classes` is C."""
+def schema(outputs: Outputs) -> "pa.Schema":
+    """Columns of the table, as `make_row` fills them."""
     import pyarrow as pa
 
     def struct(*names: str, **types: "pa.DataType") -> "pa.StructType":
@@ -136,7 +136,7 @@ def schema(outputs: Outputs, classes: int) -> "pa.Schema":
         ranked = struct("score", "confidence", "best_patch", "probability", label=pa.string(), answer=pa.string())
         columns.append(("classes", pa.list_(ranked)))
     if outputs.all_scores:
-        columns.append(("image_scores", pa.list_(pa.float32(), classes)))
+        columns.append(("image_scores", numbers))  # of no fixed length: pyarrow 19 to 25 cannot read nulls among those
     return pa.schema([*columns, ("error", pa.string())])
 
 

@@ -256,7 +256,7 @@ def score_table(
         raise MissingPackageError(f"a table of scores needs {error.name}: pip install 'densescore[many]'") from error
     outputs = (outputs or Outputs()).checked(scorer.labels)
     engine, context = engine or local_engine(scorer), context or scorer.context
-    columns = schema(outputs, len(scorer.labels))
+    columns = schema(outputs)
     # Column names too: parts of another version of densescore may have others.
     description = {**describe_scorer(scorer, context), **_by_option(vars(outputs)), "columns": columns.names}
     state = Run(out, images, description, columns, part_size, overwrite, has_arrays=outputs.arrays, inputs=inputs)

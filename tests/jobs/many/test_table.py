@@ -267,7 +267,7 @@ def test_bad_arguments(
 
 def test_a_run_cannot_finish_with_a_part_missing(scorer: DenseScorer, tmp_path: Path) -> None:
     with (
-        Run(tmp_path / "r.parquet", ["a", "b"], {}, schema(Outputs(), 3), part_size=1) as run,
+        Run(tmp_path / "r.parquet", ["a", "b"], {}, schema(Outputs()), part_size=1) as run,
         pytest.raises(DensescoreError, match="images 0 to 0 are missing"),
     ):
         run.finish()
