@@ -38,7 +38,10 @@ def fit_sharpness(values: NDArray[np.float64], truth: NDArray[np.int64]) -> floa
     """Exponent whose shares give the true classes ``[N]`` the highest likelihood."""
     logs = torch.from_numpy(np.log(values.clip(np.finfo(np.float32).tiny)))
     target = torch.from_numpy(truth)
-    loss = lambda sharpness: float(torch.nn.functional.cross_entropy(logs * sharpness, target))  # noqa: E731
+
+    def loss(sharpness: float) -> float:
+        return float(torch.nn.functional.cross_entropy(logs * sharpness, target))
+
     return float(minimize_scalar(loss, bounds=(0.1, 10), method="bounded").x)
 
 
@@ -59,7 +62,7 @@ def main() -> None:
     """Fit every model, print what cross-validation says, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/imagenet-samples"))
-    parser.add_argument("--models", default="lite0")
+    parser.add_argument("--models", default="lite0,lite1,lite2")
     arguments = parser.parse_args()
     rows = [*csv.DictReader((arguments.data / "labels.csv").open())]
     truth = np.array([int(row["class_index"]) for row in rows])

@@ -237,6 +237,7 @@ def _shipped_calibration(name: str, weights: Weights) -> Calibration | None:
     if weights != "default":
         return None
     fitted = json.loads(Path(__file__).with_name("imagenet_calibration.json").read_text("utf-8"))
+    name = name.removesuffix("-stages")  # the same scores
     return Calibration.from_json(fitted[name]) if name in fitted else None
 
 
