@@ -157,7 +157,14 @@ def test_train(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = replace(RECIPES["default"], width=64, round=512, image_rounds=1, label_rounds=4)
     monkeypatch.setitem(RECIPES, "default", short)
     write_voc(photo / "photos-voc", {"train": 6, "val": 4})
+    uploads: list[tuple[str, ...]] = []
+    monkeypatch.setattr("huggingface_hub.create_repo", lambda repo, **_: f"https://huggingface.co/{repo}")
+    monkeypatch.setattr(
+        "huggingface_hub.upload_folder",
+        lambda repo_id, folder_path, **_: uploads.append((repo_id, *sorted(os.listdir(folder_path)))),
+    )
     names = run("train.md")
+    assert uploads == [("me/birds", "README.md", "head.safetensors")]
     assert names["scorer"].labels[:3] == ("blue", "green", "red")
     assert list((photo / "from-labels" / "photo").glob("c*.png"))
     assert (photo / "train_000_labels.png").exists()
