@@ -121,7 +121,7 @@ class Run:
             if not self.complete:
                 raise DensescoreError(
                     f"{self.out}: exists already, {_difference(stored, self.description)}; "
-                    "choose another --out, or --overwrite"
+                    "choose another --output, or --overwrite"
                 )
         with ExitStack() as lock:
             lock.enter_context(exclusive(self.out))
@@ -186,7 +186,7 @@ class Run:
             if not self.overwrite:
                 raise DensescoreError(
                     f"{self.parts}: belongs to a run that was not finished, {_difference(stored, self.description)}; "
-                    "finish it with its own options, choose another --out, or --overwrite"
+                    "finish it with its own options, choose another --output, or --overwrite"
                 )
             self._discard(self.parts, _PARTS)
             claim(self.parts, _PARTS, _PARTS_HOLD)
@@ -199,7 +199,7 @@ class Run:
             arrays.rename(self.arrays)
         elif is_ours or (self.has_arrays and os.path.lexists(arrays)):
             if not self.overwrite:
-                raise DensescoreError(f"{arrays}: exists already; choose another --out, or --overwrite")
+                raise DensescoreError(f"{arrays}: exists already; choose another --output, or --overwrite")
             self._discard(arrays, ARRAYS)
         if stored is None:
             _write(self.parts / "_run.json", to_json(self.description, indent=1).encode())

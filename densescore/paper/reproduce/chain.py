@@ -129,13 +129,13 @@ class Chain:
         if not file.is_file():
             if (other := next(self.work.glob("table*"), None)) is not None:
                 raise DensescoreError(
-                    f"{other}: exists already, and no {file.name} says what it is; choose another --out"
+                    f"{other}: exists already, and no {file.name} says what it is; choose another --output"
                 )
             self._write(file, settings)
         elif file.read_text() != settings:
             raise DensescoreError(
                 f"{self.work}: by {file.name}, holds files of another seed or size (with --smoke or without); choose "
-                "another --out"
+                "another --output"
             )
 
     def _object_row(self, number: int, row: PaperRow, table: PaperTable) -> float:
