@@ -182,6 +182,24 @@ def test_a_named_model(cuda: FakeCuda, cat: NDArray[np.uint8]) -> None:
     torch.testing.assert_close(scores.patch_scores.cpu()[likely], expected.patch_scores[likely], rtol=1e-2, atol=0)
 
 
+def test_convolutions_that_cudnn_does_not_fuse(
+    cuda: FakeCuda, photographs: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[torch.Size] = []
+
+    def refuse(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> None:
+        tries.append(weight.shape)
+        raise RuntimeError("FIND was unable to find an engine to execute this computation")
+
+    monkeypatch.setattr("densescore.network.gpu.layers._REFUSED", set())
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", refuse)
+    scorer = DenseScorer(Toy(), **OPTIONS, device=CUDA)
+    for image in photographs:
+        same(scorer.score(image).patch_scores, DenseScorer(Toy(), **OPTIONS, device="cpu").score(image).patch_scores)
+    assert len(tries) == len(set(tries)) > 0  # each kind once
+    check(cuda)
+
+
 def test_one_wait_for_each_batch(cuda: FakeCuda, photographs: list[NDArray[np.uint8]]) -> None:
     for module in ("toy", "folded"):
         scorer = DenseScorer(MODULES[module](), device="cuda", **OPTIONS)

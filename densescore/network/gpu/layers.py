@@ -3,6 +3,7 @@
 All of them run on a CPU too, where tests compare them with the layers that they replace.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,9 @@ from densescore.network.folding import NO_CLAMP, Clamp
 from densescore.network.graph import Padding, pair
 from densescore_kernels.depthwise.op import ALIGNMENT, KERNEL_SIZES, STRIDES, depthwise_conv2d
 from densescore_kernels.tiles import Tiles
+
+_REFUSED: set[tuple[object, ...]] = set()
+"""Convolutions that cuDNN does not fuse: for some dtypes, numbers of channels and groups it has no engine."""
 
 
 @torch.library.custom_op("densescore::convolution_relu", mutates_args=())
@@ -31,10 +35,17 @@ def convolution_relu(
 ) -> Tensor:
     """``relu(conv(x) + bias + residual)``: one operator of cuDNN's on a GPU; a CPU and float64 take three."""
     geometry = (list(stride), list(padding), list(dilation), groups)
-    if x.is_cuda and x.dtype != torch.float64:
-        if residual is None:
-            return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
-        return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
+    kind = (x.dtype, tuple(weight.shape), residual is None, str(geometry))
+    if x.is_cuda and x.dtype != torch.float64 and kind not in _REFUSED:
+        try:
+            if residual is None:
+                return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
+            return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            _REFUSED.add(kind)
+            logging.getLogger("densescore").info("three operators for one that cuDNN lacks, %s: %s", kind, error)
     output = torch.convolution(x, weight, bias, *geometry[:3], False, [0, 0], groups)
     return (output if residual is None else output.add_(residual)).relu_()
 
