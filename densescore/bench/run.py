@@ -23,7 +23,7 @@ from densescore.io.images import Pixels, read_image
 from densescore.io.names import to_json
 from densescore.models.head import AdaptationHead
 from densescore.models.registry import Classifier, load_classifier
-from densescore.network.dense_network import to_channels_last
+from densescore.network.dense_network import to_channels_last, whole_float32
 from densescore.network.export import convolutional_form
 from densescore.network.surgery import to_dense
 from densescore.results.scores import DenseScores
@@ -39,6 +39,7 @@ PAUSE = 0.25
 _PACKAGES = ("densescore", "torch", "torchvision", "timm", "numpy", "opencv-python-headless", "onnxruntime", "openvino")
 
 
+@whole_float32
 def run(case: Case) -> dict[str, Any]:
     """Check the scores of densescore and its contenders, then time them; the result as plain JSON values."""
     # Load the network and the image

@@ -1,7 +1,9 @@
 """A classifier in four parts that can run over a whole image; `densescore.network.surgery` makes it."""
 
 import copy
+import threading
 from collections.abc import Sequence
+from contextlib import ContextDecorator
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -232,6 +234,30 @@ def find_dtype(dtype: str | torch.dtype, network: nn.Module, device: torch.devic
     if usable == torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise DensescoreError(f"dtype 'bfloat16' is not supported by {torch.cuda.get_device_name(device)}")
     return usable
+
+
+class _WholeFloat32(ContextDecorator):
+    """Convolutions in float32 while any thread is inside: by default cuDNN rounds their factors to TF32, 1e-3 off."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, ""
+        self._cudnn: Any = torch.backends.cudnn
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = self._cudnn.conv.fp32_precision
+                self._cudnn.conv.fp32_precision = "ieee"
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._cudnn.conv.fp32_precision = self._before
+
+
+whole_float32 = _WholeFloat32()
 
 
 def to_channels_last(network: Network) -> Network:

@@ -25,7 +25,7 @@ from torch import Tensor
 from densescore.geometry import Pyramid
 from densescore.io.images import Pixels
 from densescore.network.crops import PatchNetwork
-from densescore.network.dense_network import DenseNetwork, LinearWindows
+from densescore.network.dense_network import DenseNetwork, LinearWindows, whole_float32
 from densescore.network.mosaic import Grid, pack
 from densescore.network.tiling import TRUNK_BYTES, trunk_over
 from densescore.scoring.engine import Clock, Head, Normalization, cells_per_batch, copy_together
@@ -143,6 +143,7 @@ def _copies(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
+@whole_float32
 @torch.inference_mode()
 def prefetched_outputs(
     network: DenseNetwork, head: Head, prefetched: Prefetched, normalize: Normalization, clock: Clock

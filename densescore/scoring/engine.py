@@ -32,7 +32,7 @@ from densescore.io.images import Pixels, level_pixels
 from densescore.models.box_layer import BoxLayer, ObjectBoxes
 from densescore.network.cpu.winograd import WHOLE_TILES
 from densescore.network.crops import PatchNetwork
-from densescore.network.dense_network import DenseNetwork
+from densescore.network.dense_network import DenseNetwork, whole_float32
 from densescore.network.tiling import trunk_over
 from densescore.scoring.checks import check_outputs, check_process
 from densescore_kernels.image_levels.op import PlacedLevel, image_levels, level_tiles
@@ -74,6 +74,7 @@ class Clock:
 # The whole way, densely and by crops
 
 
+@whole_float32
 @torch.inference_mode()
 def dense_outputs(
     network: DenseNetwork,
@@ -93,6 +94,7 @@ def dense_outputs(
     return head_outputs(network, head, maps, [level for pyramid in pyramids for level in pyramid.levels], clock, parts)
 
 
+@whole_float32
 @torch.inference_mode()
 def crop_outputs(
     network: PatchNetwork,

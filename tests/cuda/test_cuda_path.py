@@ -3,6 +3,7 @@
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,33 @@ def test_convolutions_that_cudnn_does_not_fuse(
         same(scorer.score(image).patch_scores, DenseScorer(Toy(), **OPTIONS, device="cpu").score(image).patch_scores)
     assert len(tries) == len(set(tries)) > 0  # each kind once
     check(cuda)
+
+
+def test_float32_convolutions_without_tf32(
+    cuda: FakeCuda, photographs: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting: Any = torch.backends.cudnn
+    before, seen = setting.conv.fp32_precision, list[str]()
+
+    def watched(convolve: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def watch(*arguments: Any) -> torch.Tensor:
+            seen.append(setting.conv.fp32_precision)
+            return convolve(*arguments)
+
+        return watch
+
+    for module, name in ((torch, "cudnn_convolution_relu"), (torch.nn.functional, "conv2d")):
+        monkeypatch.setattr(module, name, watched(getattr(module, name)))
+    scorer = DenseScorer(Toy(), **OPTIONS, device=CUDA)
+    scorer.score(photographs[0])
+    seen.clear()  # the network was tried before, with zeros
+    for context in ("image", "patch"):
+        scorer.score(photographs[0], context=context)
+    with ThreadPoolExecutor(2) as pool:  # whoever leaves first does not change the setting
+        [*pool.map(scorer.score, photographs)]
+    [*score_many(photographs, scorer)]
+    assert {*seen} == {"ieee"}
+    assert setting.conv.fp32_precision == before != "ieee"
 
 
 def test_one_wait_for_each_batch(cuda: FakeCuda, photographs: list[NDArray[np.uint8]]) -> None:

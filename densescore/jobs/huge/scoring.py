@@ -31,7 +31,7 @@ from densescore.jobs.huge.source import GeoTag, HugeImage, open_huge
 from densescore.models.head import BACKGROUND
 from densescore.models.labels import find_classes
 from densescore.network.crops import dense_only
-from densescore.network.dense_network import DenseNetwork
+from densescore.network.dense_network import DenseNetwork, whole_float32
 from densescore.network.tiling import Tile, own_part, tiles
 from densescore.results.draw import PICTURE_SIDE, Style, plot_map
 from densescore.results.heatmaps import describe_geometry
@@ -179,7 +179,7 @@ def _score_tile(
     level = pyramid.levels[tile.level]
     rows, cols = tile.rows, tile.cols
     pixels = level_window(image.read, pyramid, level, rows.start, rows.stop, cols.start, cols.stop)
-    with torch.inference_mode():
+    with whole_float32, torch.inference_mode():
         feature_map = network.fast_trunk(scorer.normalize(pixels))
     grid = Level(level.scale, level.height, level.width, len(rows.cells), len(cols.cells), 0)
     scores = scorer.score_maps([own_part(feature_map, tile, network)], [grid])
