@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -89,14 +89,5 @@ def _image_levels(
 
 
 @_image_levels.register_fake
-def _(
-    pixels: torch.Tensor,
-    table: torch.Tensor,
-    tiles: int,
-    rows: int,
-    factors: Sequence[float],
-    offsets: Sequence[float],
-    dtype: torch.dtype,
-    backend: str,
-) -> torch.Tensor:
-    return pixels.new_empty(rows, 3, dtype=dtype)
+def _(pixels: torch.Tensor, table: torch.Tensor, tiles: int, rows: int, *rest: Any) -> torch.Tensor:
+    return pixels.new_empty(rows, 3, dtype=rest[2])
