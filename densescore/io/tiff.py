@@ -253,8 +253,8 @@ def _samples(tiff: Any, page: Any, name: str) -> Samples:
         space = "RGB"  # the decoder converts it
     if space == "YCbCr" and (
         page.tags.valueof(530, (2, 2)) != (1, 1)
-        or not _near(page.tags.valueof(529), (0.299, 1, 0.587, 1, 0.114, 1))
-        or not _near(page.tags.valueof(532), (0, 1, 255, 1, 128, 1, 255, 1, 128, 1, 255, 1))
+        or not _near(page.tags.valueof(529), (0.299, 0.587, 0.114))
+        or not _near(page.tags.valueof(532), (0, 255, 128, 255, 128, 255))
     ):
         raise DensescoreError(f"{name}: YCbCr that is subsampled, or not as in JPEG: store it as RGB")
     if space in ("CMYK", "YCbCr", "Lab") and (kind != np.uint8 or bits != 8) and not (space == "CMYK" and bits == 16):
@@ -290,10 +290,8 @@ def _white(tiff: Any, page: Any, bits: int) -> tuple[int, bool]:
 
 
 def _near(fractions: tuple[int, ...] | None, expected: tuple[float, ...]) -> bool:
-    """Whether a tag of fractions is absent, or equals `expected`."""
+    """Whether a tag of fractions is absent, or close to `expected`."""
     if fractions is None:
         return True
-    return len(fractions) == len(expected) and all(
-        abs(fractions[at] * expected[at + 1] - expected[at] * fractions[at + 1]) <= 1e-3 * abs(fractions[at + 1] or 1)
-        for at in range(0, len(expected), 2)
-    )
+    above, below = np.reshape(fractions, (-1, 2)).T.astype(float)
+    return len(above) == len(expected) and bool((np.abs(above - expected * below) <= 1e-3 * np.abs(below)).all())

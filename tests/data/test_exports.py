@@ -406,11 +406,3 @@ def test_the_boxes_of_pose_labels(shape: tuple[int, int], tmp_path: Path) -> Non
     (root / "labels/train/0.txt").write_text("0 0.5 0.5 0.25 0.5\n")
     with pytest.raises(DensescoreError, match=f"x y width height, and {shape[0] * shape[1]} numbers of key points"):
         load_boxed(root, "train")
-
-
-def test_a_shape_of_key_points_that_is_none(tmp_path: Path) -> None:
-    root = yolo(tmp_path)
-    with (root / "data.yaml").open("a") as file:
-        file.write("kpt_shape: many\n")
-    with pytest.raises(DensescoreError, match=r"data.yaml: kpt_shape: expected \[points, 2 or 3\], got 'many'"):
-        load_boxed(root, "train")
