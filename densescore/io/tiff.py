@@ -216,18 +216,14 @@ def main_level(tiff: Any, name: str) -> Any:
     if not full:
         raise DensescoreError(f"{name}: a TIFF without an image")
     if all(one.kind not in _ANY_STACK for one in full):
-        largest = max(map(_area, full))
-        full = [one for one in full if _area(one) == largest]
+        areas = [int(one.keyframe.imagewidth) * int(one.keyframe.imagelength) for one in full]
+        full = [one for one, area in zip(full, areas, strict=True) if area == max(areas)]
     if len(full) > 1:
         pages = "; ".join(
             f"page {one.keyframe.index} of {one.keyframe.imagewidth}×{one.keyframe.imagelength}" for one in full[:9]
         )
         raise DensescoreError(f"{name}: expected one image, got {len(full)} ({pages}); extract the one that is meant")
     return full[0].levels[0]
-
-
-def _area(series: Any) -> int:
-    return int(series.keyframe.imagewidth) * int(series.keyframe.imagelength)
 
 
 def _samples(tiff: Any, page: Any, name: str) -> Samples:

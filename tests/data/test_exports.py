@@ -316,12 +316,10 @@ def _turned_corners(angle: float) -> NDArray[np.float64]:
 
 
 def _cvat_coco(root: Path, angle: float) -> None:
-    record = {
-        "images": [{"id": 1, "file_name": "a.png", "width": 80, "height": 60}],
-        "categories": [{"id": 1, "name": "cat"}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [25, 24, 30, 12], "iscrowd": 0,
-                         "attributes": {"occluded": False, "rotation": angle}}],
-    }  # fmt: skip
+    box = (25, 24, 55, 36)
+    drawn = exports.Drawn("cat", stored=(80, 60), upright=(80, 60), stored_box=box, upright_box=box)
+    record = coco_record({"a.png": drawn}, [{"id": 1, "name": "cat"}])
+    record["annotations"][0]["attributes"] = {"occluded": False, "rotation": angle}
     (root / "train/_annotations.coco.json").write_text(json.dumps(record))
 
 
