@@ -133,10 +133,10 @@ def _bases(folder: Path, split: str) -> list[Path]:
 def _load(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_bytes())
+        if not isinstance(record, dict):
+            raise ValueError("not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise DensescoreError(f"{path}: cannot be read as COCO annotations: {error}") from error
-    if not isinstance(record, dict):
-        raise DensescoreError(f"{path}: cannot be read as COCO annotations: not a JSON object")
     return record
 
 

@@ -4,6 +4,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, get_args
 
@@ -12,13 +13,21 @@ from numpy.typing import NDArray
 
 from densescore.data.boxed_set import BoxedSet, Labels, make_set
 from densescore.data.coco import find_coco
-from densescore.data.folders import find_class_folders
-from densescore.data.labeled_set import POSITIVE, SPLIT_ALIASES, LabeledSet
-from densescore.data.problems import Problems, check_positives
+from densescore.data.labeled_set import (
+    NEGATIVE,
+    POSITIVE,
+    SPLIT_ALIASES,
+    LabeledImage,
+    LabeledSet,
+    is_split,
+    names_in_set,
+)
+from densescore.data.problems import Problems, check_class_names, check_positives, find_picture
 from densescore.data.table import find_table
 from densescore.data.voc import Voc, find_voc, find_xml_folder
 from densescore.data.yolo import Yolo, find_labelimg_yolo, find_yolo
 from densescore.errors import DensescoreError
+from densescore.io.find import is_picture, pictures_in
 
 _WHOLE = ("default", "all")  # tools' names for the split of a set without splits
 
@@ -89,11 +98,7 @@ def load_boxed(
     seed: int = 0,
     need_positives: bool = False,
 ) -> BoxedSet:
-    """`load_set` of images that all have boxes.
-
-    Raises:
-        DensescoreError: an image has no boxes; or see `load_set`.
-    """
+    """`load_set` of images that all have boxes; one without raises `DensescoreError`."""
     loaded = load_set(path, split, labels="box", val_share=val_share, seed=seed, need_positives=need_positives)
     if not isinstance(loaded, BoxedSet):
         raise DensescoreError(f"{path}: set {split!r} holds no images with boxes")
@@ -112,10 +117,12 @@ def _find_layout(root: Path) -> Layout:
         return layout
     if (voc := find_voc(root)) is not None:
         return Voc(voc)
-    for find in (find_coco, find_yolo, find_xml_folder, find_table, find_labelimg_yolo, find_class_folders):
+    for find in (find_coco, find_yolo, find_xml_folder, find_table, find_labelimg_yolo):
         layout = find(root)
         if layout is not None:
             return layout
+    if any(map(pictures_in, _folders(root))):
+        return ClassFolders(root)
     raise DensescoreError(
         f"{root}: neither VOC (ImageSets/Main), COCO (annotations/instances_<set>.json, <set>/_annotations.coco.json), "
         "YOLO (data.yaml), VOC's XML beside the pictures, a table (labels.csv, .tsv, .jsonl) nor a folder per class"
@@ -190,3 +197,43 @@ def draw_val(truth: NDArray[np.int8], share: float, seed: int) -> NDArray[np.boo
         if drawn[column].all():  # train keeps an image of it
             drawn[column.nonzero()[0][0]] = False
     return drawn
+
+
+# --- A folder per class ---
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """A folder per class (torchvision's ``ImageFolder``) below `root`, or below a folder per split."""
+
+    root: Path
+
+    def splits(self) -> list[str]:
+        """Names of the splits, or none. A folder ``train`` that holds pictures itself is a class: trains."""
+        splits = [path for path in _folders(self.root) if is_split(path.name)]
+        return [path.name for path in splits] if all(map(_folders, splits)) else []
+
+    def read(self, split: str, labels: Labels, problems: Problems) -> LabeledSet:
+        """Read one split, or all without splits; classes are sorted."""
+        if labels in ("box", "both"):
+            problems.add(self.root, "a folder per class has labels only, no boxes")
+        root = self.root / split if self.splits() else self.root
+        for path in sorted(filter(is_picture, root.iterdir())):
+            problems.add(path, "lies in no class's folder")
+        folders = _folders(root)
+        check_class_names([folder.name for folder in folders], root, problems)
+        truth = np.where(np.eye(len(folders), dtype=bool), POSITIVE, NEGATIVE).astype(np.int8)
+        images = []
+        for row, folder in zip(truth, folders, strict=True):
+            paths = pictures_in(folder)
+            if not paths:
+                problems.add(folder, "no pictures")
+            for path, name in zip(paths, names_in_set(paths, root), strict=True):
+                if (picture := find_picture(path, problems)) is not None:
+                    size = {"height": picture.height, "width": picture.width}
+                    images.append(LabeledImage(name=name, path=path, truth=row, **size))
+        return LabeledSet(split, tuple(folder.name for folder in folders), tuple(images))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

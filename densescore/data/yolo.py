@@ -143,8 +143,7 @@ class Yolo:
             entry = slashed(entry, base, self.root)
             # Roboflow writes ../train/images for a folder beside its data.yaml.
             places = [base / entry, self.root / entry, *(base / entry[3:] for _ in "." if entry.startswith("../"))]
-            place = next((path for path in places if path.is_dir() or is_file(path)), None)
-            place = None if place is None else Path(os.path.normpath(place))
+            place = next((Path(os.path.normpath(path)) for path in places if path.is_dir() or is_file(path)), None)
             if place is None:
                 problems.add(self.description, f"{split}: no such folder {places[0]}")
             elif place.is_dir():

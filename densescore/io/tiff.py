@@ -216,18 +216,14 @@ def main_level(tiff: Any, name: str) -> Any:
     if not full:
         raise DensescoreError(f"{name}: a TIFF without an image")
     if all(one.kind not in _ANY_STACK for one in full):
-        largest = max(map(_area, full))
-        full = [one for one in full if _area(one) == largest]
+        areas = [int(one.keyframe.imagewidth) * int(one.keyframe.imagelength) for one in full]
+        full = [one for one, area in zip(full, areas, strict=True) if area == max(areas)]
     if len(full) > 1:
         pages = "; ".join(
             f"page {one.keyframe.index} of {one.keyframe.imagewidth}×{one.keyframe.imagelength}" for one in full[:9]
         )
         raise DensescoreError(f"{name}: expected one image, got {len(full)} ({pages}); extract the one that is meant")
     return full[0].levels[0]
-
-
-def _area(series: Any) -> int:
-    return int(series.keyframe.imagewidth) * int(series.keyframe.imagelength)
 
 
 def _samples(tiff: Any, page: Any, name: str) -> Samples:
@@ -253,8 +249,8 @@ def _samples(tiff: Any, page: Any, name: str) -> Samples:
         space = "RGB"  # the decoder converts it
     if space == "YCbCr" and (
         page.tags.valueof(530, (2, 2)) != (1, 1)
-        or not _near(page.tags.valueof(529), (0.299, 1, 0.587, 1, 0.114, 1))
-        or not _near(page.tags.valueof(532), (0, 1, 255, 1, 128, 1, 255, 1, 128, 1, 255, 1))
+        or not _near(page.tags.valueof(529), (0.299, 0.587, 0.114))
+        or not _near(page.tags.valueof(532), (0, 255, 128, 255, 128, 255))
     ):
         raise DensescoreError(f"{name}: YCbCr that is subsampled, or not as in JPEG: store it as RGB")
     if space in ("CMYK", "YCbCr", "Lab") and (kind != np.uint8 or bits != 8) and not (space == "CMYK" and bits == 16):
@@ -290,10 +286,8 @@ def _white(tiff: Any, page: Any, bits: int) -> tuple[int, bool]:
 
 
 def _near(fractions: tuple[int, ...] | None, expected: tuple[float, ...]) -> bool:
-    """Whether a tag of fractions is absent, or equals `expected`."""
+    """Whether a tag of fractions is absent, or close to `expected`."""
     if fractions is None:
         return True
-    return len(fractions) == len(expected) and all(
-        abs(fractions[at] * expected[at + 1] - expected[at] * fractions[at + 1]) <= 1e-3 * abs(fractions[at + 1] or 1)
-        for at in range(0, len(expected), 2)
-    )
+    above, below = np.reshape(fractions, (-1, 2)).T.astype(float)
+    return len(above) == len(expected) and bool((np.abs(above - expected * below) <= 1e-3 * np.abs(below)).all())

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from densescore import DensescoreError
 from densescore.data.labeled_set import DIFFICULT, NEGATIVE, POSITIVE
 from densescore.data.load import load_boxed
 from tests.conftest import DATA
+from tests.data.exports import pictures
 from tests.data.voc_set import CLASSES, annotation, write_voc
 
 
@@ -66,14 +66,8 @@ def test_all_problems_of_a_voc_folder_are_in_one_error(tmp_path: Path) -> None:
         load_boxed(root / "JPEGImages", "train")
 
 
-def pictures(folder: Path, names: list[str]) -> None:
-    folder.mkdir(parents=True)
-    for name in names:
-        Image.new("RGB", (80, 60)).save(folder / name)
-
-
 def test_coco(tmp_path: Path) -> None:
-    pictures(tmp_path / "train2017", ["a.jpg", "b.jpg"])
+    pictures(tmp_path / "train2017", ["a.jpg", "b.jpg"], (1,))
     (tmp_path / "annotations").mkdir()
     record = {
         "images": [{"id": i, "file_name": f"{n}.jpg", "width": 80, "height": 60} for i, n in ((1, "a"), (2, "b"))],
@@ -94,7 +88,7 @@ def test_coco(tmp_path: Path) -> None:
 
 
 def test_yolo(tmp_path: Path) -> None:
-    pictures(tmp_path / "images" / "train", ["a.jpg", "b.jpg"])
+    pictures(tmp_path / "images" / "train", ["a.jpg", "b.jpg"], (1,))
     (tmp_path / "labels" / "train").mkdir(parents=True)
     lines = "1 0.5 0.5 0.5 0.5\n0 0.25 0.5 0.25 1\n0 0.25 0.5 0.5 0.25 0.75 0.5 0.5 0.75\n"  # the last a polygon
     (tmp_path / "labels" / "train" / "a.txt").write_text(lines)

@@ -186,6 +186,7 @@ YAMLS = {
     "no names": ("nc: 2", "names: expected a list of class names, or index: name"),
     "nested": ("names: [[cat], dog]", "names: expected texts"),
     "count": ("names: [cat, dog]\nnc: 3", "nc: '3', but there are 2 names"),
+    "key points": ("names: [cat, dog]\nkpt_shape: many", "kpt_shape: expected [points, 2 or 3], got 'many'"),
     "two names": ("names: [cat, dog]\nnames: [dog, cat]", "'names' is given more than once"),
     "alias bomb": (BOMB + "names: *j", "aliases are not read"),
     "deep": ("names: " + "[" * 100_000, "not valid YAML"),

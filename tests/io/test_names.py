@@ -1,11 +1,16 @@
-"""Names go into results reversibly, and become distinct file names."""
+"""Names go into results reversibly, and become distinct file names and labels; JSON has finite numbers only."""
 
+import json
 import os
+import re
 import unicodedata
+from collections.abc import Callable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from densescore import DensescoreError
 from densescore.io import names as io_names
 from densescore.io.names import as_message, as_text, folder_names, from_text, label_file_names, shorten, unique_labels
 
@@ -19,11 +24,6 @@ def test_a_name_as_text_is_unicode_and_comes_back(name: str) -> None:
     text.encode()
     assert from_text(text) == name
     as_message(name).encode()
-
-
-@given(ANY | CLOSE, ANY | CLOSE)
-def test_two_names_are_two_texts(one: str, other: str) -> None:
-    assert (as_text(one) == as_text(other)) == (one == other)
 
 
 def test_usual_names_stand_for_themselves() -> None:
@@ -75,10 +75,27 @@ def test_a_long_name_keeps_its_beginning_and_a_digest() -> None:
     assert len(set(io_names.distinct(["y" * 300, "y" * 301, "y" * 300]))) == 3
 
 
-@given(st.lists(st.sampled_from(["a", "a (0)", "a (1)", "a (0) (2)", "b"]), max_size=8))
-def test_repeated_labels_get_their_index(labels: list[str]) -> None:
-    names = unique_labels(labels)
-    assert len(set(names)) == len(labels)
-    for label, name in zip(labels, names, strict=True):
-        assert name == label or name.startswith(f"{label} (")
-    assert list(unique_labels(sorted(set(labels)))) == sorted(set(labels))
+@pytest.mark.parametrize("depth", [1, 2, 3000])
+def test_a_name_that_is_taken_gets_its_index_again(depth: int) -> None:
+    chain = ["x" + " (0)" * number for number in range(depth)]
+    assert unique_labels(["x", *chain]) == ("x" + " (0)" * depth, "x (1)", *chain[1:])
+
+
+@given(st.lists(st.sampled_from(["x", "x (0)", "x (1)", "x (0) (0)", "x (1) (0)", "x (0) (2)", "y", ""]), max_size=12))
+def test_all_labels_differ_and_single_ones_keep_their_name(labels: list[str]) -> None:
+    unique = unique_labels(labels)
+    assert len(set(unique)) == len(labels)
+    assert unique_labels(unique) == unique
+    for label, name in zip(labels, unique, strict=True):
+        assert name == label or (labels.count(label) > 1 and name.startswith(f"{label} ("))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    ("wrap", "place"),
+    [(lambda x: x, "value"), (lambda x: {"a": [1.0, x]}, "value['a'][1]"), (lambda x: [(0, {"b": x})], "[0][1]['b']")],
+)
+def test_json_has_finite_numbers_only(value: float, wrap: Callable[[float], object], place: str) -> None:
+    with pytest.raises(DensescoreError, match=re.escape(f"{place} is {value}; expected finite numbers")):
+        io_names.to_json(wrap(value))
+    assert io_names.to_json(wrap(0.5)) == json.dumps(wrap(0.5))

@@ -140,15 +140,15 @@ def test_a_network_in_timms_format(hub: ThreadingHTTPServer, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("code", "message"),
+    ("name", "message"),
     [
-        ("densescore.DenseScorer('hf-hub:me/none')", "error: hf-hub:me/none: cannot be loaded from the hub: "),
-        ("densescore.DenseScorer('hf-hub:birds//x')", "error: hf-hub:birds//x: cannot be loaded from the hub: "),
-        ("densescore.DenseScorer('hf-hub:me/empty')", "error: hf-hub:me/empty: neither a head of densescore nor "),
+        ("hf-hub:me/none", "cannot be loaded from the hub: "),
+        ("hf-hub:birds//x", "cannot be loaded from the hub: "),
+        ("hf-hub:me/empty", "neither a head of densescore nor "),
     ],
 )
-def test_what_is_not_there_is_an_error(code: str, message: str, hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+def test_what_is_not_there_is_an_error(name: str, message: str, hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     Hub.files["me/empty/README.md"] = b""
-    said = python(code, hub, tmp_path)
-    assert said.startswith(message)
+    said = python(f"densescore.DenseScorer({name!r})", hub, tmp_path)
+    assert said.startswith(f"error: {name}: {message}")
     assert said.count("\n") == 1
