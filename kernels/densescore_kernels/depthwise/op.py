@@ -117,15 +117,7 @@ def _depthwise(
 
 @_depthwise.register_fake
 def _(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    stride: int,
-    padding: Sequence[int],
-    limits: Sequence[float],
-    table: torch.Tensor,
-    tiles: int,
-    backend: str,
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, stride: int, padding: Sequence[int], *_: object
 ) -> torch.Tensor:
     return _empty(x, weight.shape[0], stride, padding)
 
