@@ -199,7 +199,7 @@ def draw_val(truth: NDArray[np.int8], share: float, seed: int) -> NDArray[np.boo
     return drawn
 
 
-# --- A folder per class ---
+# A folder per class
 
 
 @dataclass(frozen=True)

@@ -289,5 +289,7 @@ def _near(fractions: tuple[int, ...] | None, expected: tuple[float, ...]) -> boo
     """Whether a tag of fractions is absent, or close to `expected`."""
     if fractions is None:
         return True
+    if np.size(fractions) != 2 * len(expected):
+        return False
     above, below = np.reshape(fractions, (-1, 2)).T.astype(float)
-    return len(above) == len(expected) and bool((np.abs(above - expected * below) <= 1e-3 * np.abs(below)).all())
+    return bool((np.abs(above - expected * below) <= 1e-3 * np.abs(below)).all())

@@ -46,17 +46,7 @@ def test_an_adaptation_head_becomes_convolutions() -> None:
     assert logits.shape == (1, 4, 1, 3)
 
 
-class NormedWindows(nn.Module):
-    """A norm between the flattened map and the first linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3, 2), nn.LayerNorm(16), nn.Linear(16, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.norm(self.conv(x).flatten(1)))
-
-
 def test_a_network_without_a_convolutional_form_is_refused() -> None:
+    normed = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 2))
     with pytest.raises(DensescoreError, match="only linear layers may take the flattened map"):
-        convolutional_form(to_dense(NormedWindows(), 5))
+        convolutional_form(to_dense(normed, 5))

@@ -31,21 +31,10 @@ from densescore.transfer.pipeline import train_model
 from densescore.transfer.recipe import RECIPES
 from tests.conftest import Toy
 from tests.data.voc_set import write_voc
+from tests.network.cpu.operations import Function
 
 LABELS = ("a", "b", "c", "d", "e")
 SMALL: dict[str, Any] = {"img_size": 64, "embed_dim": 24, "num_classes": 5}
-
-
-class ClipLike(nn.Module):
-    """A transformer's image tower, normalized, with a linear head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tower = VisionTransformer(patch_size=16, depth=1, num_heads=2, **{**SMALL, "num_classes": 0})
-        self.head = nn.Linear(24, 5)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.head(nn.functional.normalize(self.tower(pixels), dim=1))
 
 
 class Branching(nn.Module):
@@ -62,25 +51,26 @@ class Branching(nn.Module):
         return 3 * self.last(self.hidden(small).relu())
 
 
-class Volume(nn.Module):
+def clip_like() -> nn.Module:
+    """A transformer's image tower, normalized, with a linear head."""
+    tower = VisionTransformer(patch_size=16, depth=1, num_heads=2, **{**SMALL, "num_classes": 0})
+    return nn.Sequential(tower, Function(partial(nn.functional.normalize, dim=1)), nn.Linear(24, 5))
+
+
+def volume() -> nn.Module:
     """Convolves across channels, as the lambda layer does: a weight of five dimensions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.volume, self.last = nn.Conv3d(1, 4, (3, 16, 16), stride=16), nn.Linear(64, 5)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.last(self.volume(pixels[:, None]).relu().flatten(1))
+    layer = nn.Conv3d(1, 4, (3, 16, 16), stride=16)
+    return nn.Sequential(Function(lambda x: x[:, None]), layer, nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
 
 
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "vit": lambda: VisionTransformer(patch_size=16, depth=2, num_heads=2, **SMALL),
     "swin": lambda: SwinTransformer(patch_size=4, window_size=4, depths=(1, 1), num_heads=(2, 2), **SMALL),
     "mixer": lambda: MlpMixer(patch_size=16, num_blocks=2, **SMALL),
-    "clip": ClipLike,
+    "clip": clip_like,
     "distilled": lambda: VisionTransformerDistilled(patch_size=16, depth=1, num_heads=2, **SMALL),
     "branching": Branching,
-    "volume": Volume,
+    "volume": volume,
 }
 WIDTHS = {"vit": 24, "swin": 48, "mixer": 24, "clip": 24, "distilled": 24, "branching": 12, "volume": 64}
 

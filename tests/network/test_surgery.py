@@ -14,13 +14,14 @@ from densescore.errors import NotConvolutionalError
 from densescore.models.head import AdaptationHead
 from densescore.models.krizhevsky import Krizhevsky
 from densescore.network.surgery import to_dense
+from tests.network.cpu.operations import Function
 
 CONVOLUTIONAL = {
-    "alexnet": (lambda: torchvision.models.alexnet(), (4096,), 4096),
-    "resnet18": (lambda: torchvision.models.resnet18(), (512, 1, 1), 512),
-    "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(), (576, 1, 1), 1024),
-    "shufflenet": (lambda: torchvision.models.shufflenet_v2_x0_5(), (1024,), 1024),
-    "densenet121": (lambda: torchvision.models.densenet121(), (1024, 1, 1), 1024),
+    "alexnet": (torchvision.models.alexnet, (4096,), 4096),
+    "resnet18": (torchvision.models.resnet18, (512, 1, 1), 512),
+    "mobilenet_v3_small": (torchvision.models.mobilenet_v3_small, (576, 1, 1), 1024),
+    "shufflenet": (torchvision.models.shufflenet_v2_x0_5, (1024,), 1024),
+    "densenet121": (torchvision.models.densenet121, (1024, 1, 1), 1024),
     "timm resnet18": (lambda: timm.create_model("resnet18"), (512, 1, 1), 512),
     "timm convnext_atto": (lambda: timm.create_model("convnext_atto"), (320, 1, 1), 320),
     "timm mobilenetv3": (lambda: timm.create_model("mobilenetv3_small_050"), (288, 1, 1), 1024),
@@ -64,29 +65,18 @@ class Net(nn.Module):
         return self.tail(self.trunk(pixels))
 
 
-class Views(nn.Module):
-    """Flattens by view, with the batch size read from the map."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(256, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x.view(x.size(0), 256))
+def head_after(flatten: Callable[[Tensor], Tensor], features: int) -> nn.Module:
+    return nn.Sequential(Function(flatten), nn.Linear(features, 5))
 
 
-class Means(nn.Module):
-    """Averages by mean."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x.mean([2, 3]))
+def mean_head() -> nn.Module:
+    return head_after(lambda x: x.mean([2, 3]), 4)
 
 
-@pytest.mark.parametrize(("tail", "shape"), [(Views(), (256,)), (Means(), (4,))])
+@pytest.mark.parametrize(
+    ("tail", "shape"),
+    [(head_after(lambda x: x.view(x.size(0), 256), 256), (256,)), (mean_head(), (4,))],  # batch size read from the map
+)
 @torch.inference_mode()
 def test_flattening_by_view_and_averaging_by_mean(tail: nn.Module, shape: tuple[int, ...]) -> None:
     module = Net(tail).eval()
@@ -98,11 +88,6 @@ def test_flattening_by_view_and_averaging_by_mean(tail: nn.Module, shape: tuple[
     assert network.project([block]).shape == (8, *shape)
 
 
-class MaxPools(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.amax((2, 3))
-
-
 class TwoHeads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -111,17 +96,6 @@ class TwoHeads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.mean((2, 3))
         return self.a(x) + self.b(x)
-
-
-class Pools(nn.Module):
-    """Averages in two steps, and only then has nothing but channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x.flatten(2).mean(2))
 
 
 class ChannelsLast(nn.Module):
@@ -136,7 +110,10 @@ class ChannelsLast(nn.Module):
         return self.fc(x * torch.rsqrt((x * x).mean(1, keepdim=True) + 1e-6) * self.weight)
 
 
-@pytest.mark.parametrize("tail", [TwoHeads(), Pools(), ChannelsLast()], ids=lambda tail: type(tail).__name__)
+TWO_STEPS = head_after(lambda x: x.flatten(2).mean(2), 4)  # only then has nothing but channels
+
+
+@pytest.mark.parametrize("tail", [TwoHeads(), TWO_STEPS, ChannelsLast()], ids=lambda tail: type(tail).__name__)
 @torch.inference_mode()
 def test_heads_of_other_forms(tail: nn.Module) -> None:
     torch.manual_seed(0)
@@ -152,13 +129,6 @@ def test_heads_of_other_forms(tail: nn.Module) -> None:
     assert cells.shape == (8, 5)
     inner = network.trunk(wide)[:, :, 1:9, 2:10]  # the window of the cell in row 1, column 2
     torch.testing.assert_close(cells[6:7], network.classifier(network.embed_blocks([inner])))
-
-
-class Branches(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        if x.sum() > 0:
-            return x
-        return -x
 
 
 class Mixed(nn.Module):
@@ -182,31 +152,12 @@ class Windows(nn.Module):
         return x + pooled[:, :, : x.shape[2], : x.shape[3]]
 
 
-class Positions(nn.Module):
-    """Adds each position's row."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.ones_like(x).cumsum(2)
-
-
-class Columns(nn.Module):
-    """Averages over columns, as coordinate attention does."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * x.mean(2, keepdim=True)
-
-
 class Softmax(nn.Module):
     """Linear attention over all positions."""
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(2)
         return (flat @ flat.transpose(1, 2) @ flat).reshape(x.shape)
-
-
-class Wraps(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.roll(x, 1, 3)
 
 
 class Unfolds(nn.Module):
@@ -259,11 +210,12 @@ VECTORS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     ("layer", "message"),
     [
         (Windows(), "treats positions differently"),
-        (Positions(), "treats positions differently"),
-        (Columns(), "makes each position depend on the whole image"),
+        (Function(lambda x: x + torch.ones_like(x).cumsum(2)), "treats positions differently"),
+        # Averages over columns, as coordinate attention does
+        (Function(lambda x: x * x.mean(2, keepdim=True)), "makes each position depend on the whole image"),
         (Softmax(), "makes each position depend on the whole image"),
         *((Vectors(make), "gives each position a number of its own") for make in VECTORS),
-        (Wraps(), "wraps around the image"),
+        (Function(lambda x: x + torch.roll(x, 1, 3)), "wraps around the image"),
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "wraps around the image"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
@@ -302,16 +254,8 @@ def test_local_layers_and_averages_are_accepted(
 @pytest.mark.parametrize(
     ("module", "patch", "message"),
     [
-        (
-            lambda: torchvision.models.swin_t(),
-            224,
-            r"layer features.1.[01].attn \(ShiftedWindowAttention\)",
-        ),
-        (
-            lambda: torchvision.models.vit_b_32(),
-            224,
-            r"encoder_layer_0.self_attention \(MultiheadAttention\) combines",
-        ),
+        (torchvision.models.swin_t, 224, r"layer features.1.[01].attn \(ShiftedWindowAttention\)"),
+        (torchvision.models.vit_b_32, 224, r"encoder_layer_0.self_attention \(MultiheadAttention\) combines"),
         (
             lambda: timm.create_model("mixer_s32_224"),
             224,
@@ -328,16 +272,12 @@ def test_local_layers_and_averages_are_accepted(
             224,
             r"main \(LiteMLA\) makes each position depend",
         ),
-        (
-            lambda: torchvision.models.squeezenet1_1(),
-            224,
-            r"no linear layer follows layer classifier.3 \(Adaptive",
-        ),
-        (lambda: torchvision.models.alexnet(), 320, r"layer avgpool \(AdaptiveAvgPool2d\) makes a 9×9 map 6×6"),
+        (torchvision.models.squeezenet1_1, 224, r"no linear layer follows layer classifier.3 \(Adaptive"),
+        (torchvision.models.alexnet, 320, r"layer avgpool \(AdaptiveAvgPool2d\) makes a 9×9 map 6×6"),
         (lambda: timm.create_model("convmixer_768_32"), 224, "grows by 9×18 cells .* a stride that divides 64"),
-        (Net(Means(), stride=7), 28, r"layer trunk.0 \(Conv2d\) grows by 10×19 cells .* a stride that divides 64"),
-        (Net(MaxPools()), 16, "operation amax"),
-        (Net(Branches()), 16, "Net cannot be traced: tail"),
+        (Net(mean_head(), stride=7), 28, r"layer trunk.0 \(Conv2d\) grows by 10×19 cells .* a stride that divides 64"),
+        (Net(Function(lambda x: x.amax((2, 3)))), 16, "operation amax"),
+        (Net(Function(lambda x: x if x.sum() > 0 else -x)), 16, "Net cannot be traced: tail"),
         (
             Net(nn.Sequential(nn.Flatten(), nn.Linear(99, 5))),
             16,
@@ -356,6 +296,6 @@ def test_other_networks_are_refused_by_the_name_of_a_layer(
 
 
 def test_a_head_of_another_width_is_refused() -> None:
-    network = to_dense(Net(Means()), 16)
+    network = to_dense(Net(mean_head()), 16)
     with pytest.raises(DensescoreError, match="the head takes 7 features, but the network gives 4"):
         network.with_classifier(AdaptationHead(7, 3), 7, 3)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -118,7 +117,7 @@ def _depthwise(
 
 @_depthwise.register_fake
 def _(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, stride: int, padding: Sequence[int], *rest: Any
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, stride: int, padding: Sequence[int], *_: object
 ) -> torch.Tensor:
     return _empty(x, weight.shape[0], stride, padding)
 

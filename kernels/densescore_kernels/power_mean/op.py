@@ -51,7 +51,7 @@ def _power_mean(scores: torch.Tensor, offsets: torch.Tensor | None, k: float, ba
 
 
 @_power_mean.register_fake
-def _(scores: torch.Tensor, offsets: torch.Tensor | None, k: float, backend: str) -> torch.Tensor:
+def _(scores: torch.Tensor, offsets: torch.Tensor | None, *_: object) -> torch.Tensor:
     images = 1 if offsets is None else offsets.shape[0] - 1
     return scores.new_empty(images, scores.shape[1], dtype=torch_version.working_dtype(scores))
 
@@ -65,7 +65,7 @@ def _power_mean_backward(
 
 
 @_power_mean_backward.register_fake
-def _(grad: torch.Tensor, scores: torch.Tensor, offsets: torch.Tensor | None, k: float, backend: str) -> torch.Tensor:
+def _(grad: torch.Tensor, scores: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty_like(scores, memory_format=torch.contiguous_format)
 
 
