@@ -155,6 +155,9 @@ def _csv_cells(path: Path, problems: Problems) -> Iterator[tuple[str, str, list[
         if not columns["image"] or not others:
             problems.add(f"{path}:1", f"expected columns image and labels, got {delimiter.join(header)[:80]!r}")
             return
+        if {"labels", "confidences"} <= {*folded}:
+            problems.add(f"{path}:1", "a table of scores, not of labels")
+            return
         # Rows
         for fields in reader:
             where = f"{path}:{reader.line_num}"

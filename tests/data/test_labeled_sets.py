@@ -161,9 +161,16 @@ def test_a_column_per_class(tmp_path: Path) -> None:
         load_set(tmp_path, "train")
 
 
-def test_a_table_of_captions_is_no_table_of_labels(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "filename,caption\ncat/0.JPG,a cat\n",
+        'index,image,labels,confidences\n0,cat/0.JPG,"[""dog"", ""cat""]","[0.2, 0.1]"\n',  # of densescore score
+    ],
+)
+def test_captions_and_scores_are_no_labels(text: str, tmp_path: Path) -> None:
     root = folders(tmp_path, {"cat": 1, "dog": 1})
-    (root / "metadata.csv").write_text("filename,caption\ncat/0.JPG,a cat\n")
+    (root / "metadata.csv").write_text(text)
     assert load_set(root, "train").classes == ("cat", "dog")
 
 
