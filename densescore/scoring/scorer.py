@@ -168,9 +168,6 @@ class DenseScorer:
         self.network: PatchNetwork = to_channels_last(network.to(self.device, self.dtype))
         self.normalize = engine.Normalization(self.mean, self.std, self.device, self.dtype)
         self.box_layer = None if classifier.box_layer is None else classifier.box_layer.to(self.device)
-        self._box_finder = self.box_layer
-        if self.box_layer is not None and self.device.type == "mps":  # on the host, as outputs; see `_launched`
-            self._box_finder = copy.deepcopy(self.box_layer).cpu()
         checks.check_weights(self.network, self.name)
         if self.dtype != torch.float32 and self.device.type == "cpu":  # a GPU has them all
             checks.check_operations(self.network, self.name)
@@ -368,9 +365,10 @@ class DenseScorer:
         self, outputs: Tensor, pyramids: Sequence[Pyramid], context: Context, clock: Clock, **fields: Any
     ) -> Launched:
         """The scores of each image, from the outputs of all, ``[ΣM, …]``; `fields`: further ones of `DenseScores`."""
+        layer = self.box_layer
         if outputs.device.type == "mps":  # it has no float64, in which powers are summed
-            outputs = outputs.cpu()
-        logits, reduced = engine.split_outputs(outputs, self.box_layer)
+            outputs, layer = outputs.cpu(), layer and copy.deepcopy(layer).cpu()
+        logits, reduced = engine.split_outputs(outputs, layer)
         probabilities = self.probabilities(logits)  # [ΣM, C]
         sizes = [len(pyramid) for pyramid in pyramids]
         image_scores: Sequence[Tensor | None] = [None]  # computed when asked for; of several images, at once
@@ -381,7 +379,7 @@ class DenseScorer:
             DenseScores(
                 rows.clone(), self.labels, pyramid, k=self.k, model=self.name, context=context, runtime=self.runtime,
                 calibration=self.calibration if context == self.context else None,
-                object_boxes=engine.find_objects(self._box_finder, features, rows, pyramid), own_scores=scores,
+                object_boxes=engine.find_objects(layer, features, rows, pyramid), own_scores=scores,
                 **fields,
             )
             for rows, features, pyramid, scores in parts

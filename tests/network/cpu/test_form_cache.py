@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from densescore import DenseScorer
-from densescore.network.cpu import accelerate, openvino
+from densescore.network.cpu import accelerate, onednn, openvino
 from tests.conftest import Toy, need_openvino
 
 
@@ -52,7 +52,7 @@ def test_a_second_scorer_makes_and_checks_nothing(work: list[str], cat: NDArray[
 @pytest.mark.parametrize(
     ("options", "again"),
     [
-        ({"dtype": "bfloat16"}, True),
+        ({"dtype": "bfloat16"}, onednn.available(torch.bfloat16)),
         ({"stride": 16}, True),
         ({"weights": None}, True),  # random: other weights
         ({"model": Toy(), "patch_size": 20, "labels": ("a", "b", "c")}, True),  # its forward may change
