@@ -79,7 +79,7 @@ def test_a_row_per_frame_with_its_time(mixed: Path, scorer: DenseScorer, tmp_pat
     assert find_inputs([mixed]) == [str(mixed / "a.png")]  # without fps a folder gives its pictures
     assert find_inputs([mixed / "b.mp4"]) == [f"{mixed / 'b.mp4'}#t={second}" for second in range(3)]
     names = find_inputs([mixed], fps=2)
-    assert score_table(names, tmp_path / "all.parquet", scorer, Outputs(all_scores=True), part_size=3) == 2
+    failed = score_table(names, tmp_path / "all.parquet", scorer, Outputs(all_scores=True), part_size=3)
     result = rows_of(tmp_path / "all.parquet")
     assert [(Path(row["image"]).name, row["time"]) for row in result[:7]] == [
         ("a.png", None), *((f"b.mp4#t={seconds:g}", seconds) for seconds in (0, 0.5, 1, 1.5, 2, 2.5))
@@ -88,9 +88,12 @@ def test_a_row_per_frame_with_its_time(mixed: Path, scorer: DenseScorer, tmp_pat
     assert [row["time"] for row in cut] == [*(index / 2 for index in range(len(cut) - 1)), None]
     assert 3 <= len(cut) <= 6
     errors = [row["error"] for row in result if row["error"]]
-    assert len(errors) == 2
-    assert "c.mp4: is cut off" in errors[0]
-    assert "d.webm: cannot be read as a video: the file is empty" in errors[1]
+    *damaged, cut_off, empty = errors  # FFmpeg may read the frame at the cut, in part
+    assert failed == len(errors)
+    assert len(damaged) <= 1
+    assert all("c.mp4: is damaged" in error for error in damaged)
+    assert "c.mp4: is cut off" in cut_off
+    assert "d.webm: cannot be read as a video: the file is empty" in empty
     expected = scorer.score(read_image(result[4]["image"])).image_scores()
     np.testing.assert_allclose(result[4]["image_scores"], expected, rtol=1e-5)
     assert len({tuple(row["image_scores"]) for row in result[1:7]}) == 6  # frames differ
